@@ -1,0 +1,125 @@
+"""System checks (contract X2): one id per mistake, each with a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from idempotency.conf import NAMES, conf
+from idempotency.policy import (
+    BOOLEAN,
+    DURATION,
+    FUNCTION,
+    RULES,
+    Rule,
+)
+from idempotency.schedules import PURGE_TASK
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(
+        map(_is_text, value)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+COUNT = Rule(_is_count, "a whole number from 1")
+SETTINGS: dict[str, Rule] = {
+    **{name.upper(): rule for name, rule in RULES.items() if name.upper() in NAMES},
+    "ENABLED": BOOLEAN,
+    "QUERY_PARAM": Rule(_is_text, "the name of a query parameter, or None"),
+    "HEADER": Rule(_is_text, "the name of a header, or None"),
+    "FINGERPRINT": FUNCTION,
+    "WARNINGS": Rule(
+        lambda value: _are_texts(value) and {*value} <= {"body", "header"},
+        'a collection of "body" and "header"',
+    ),
+    "UNSTORED_HEADERS": Rule(_are_texts, "a collection of header names"),
+    "MAX_RESPONSE_BYTES": COUNT,
+    "DERIVATION_SECRET": Rule(_is_text, "a string that nobody can guess"),
+    "PURGE_BATCH_SIZE": COUNT,
+    "PURGE_TIME_BUDGET": DURATION,
+}
+NULLABLE = {
+    "USING",
+    "SCOPE",
+    "QUERY_PARAM",
+    "HEADER",
+    "FINGERPRINT",
+    "DERIVATION_SECRET",
+}
+
+
+@register("idempotency")
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """Report settings that are unknown, of a wrong type or without meaning."""
+    return list(_mistakes_in_settings())
+
+
+def _mistakes_in_settings() -> Iterator[CheckMessage]:
+    project: Any = getattr(settings, "IDEMPOTENCY", {})
+    if not isinstance(project, dict):
+        yield Error(
+            "The IDEMPOTENCY setting is not a dictionary.",
+            hint='Write IDEMPOTENCY = {"RETENTION": timedelta(days=30)}, for example.',
+            id="idempotency.E001",
+        )
+        return
+    for name, value in project.items():
+        if name not in NAMES:
+            close = get_close_matches(str(name), NAMES, n=1)
+            meant = f"Did you mean {close[0]}? " if close else ""
+            yield Error(
+                f"IDEMPOTENCY has an unknown key {name!r}.",
+                hint=f"{meant}The keys are {', '.join(sorted(NAMES))}.",
+                id="idempotency.E002",
+            )
+        elif not (value is None and name in NULLABLE) and not SETTINGS[name].holds(
+            value
+        ):
+            yield Error(
+                f"IDEMPOTENCY[{name!r}] can't be {value!r}.",
+                hint=f"It must be {SETTINGS[name].expected}.",
+                id="idempotency.E003",
+            )
+    if conf.QUERY_PARAM is None and conf.HEADER is None:
+        yield Error(
+            "IDEMPOTENCY turns off both QUERY_PARAM and HEADER: no request has a key.",
+            hint="Leave one of them, or write ENABLED = False.",
+            id="idempotency.E004",
+        )
+
+
+@register("idempotency")
+def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
+    """Warn where the settings schedule no purge."""
+    schedules = [
+        value
+        for name in dir(settings)
+        if name.endswith("BEAT_SCHEDULE")
+        and isinstance(value := getattr(settings, name), dict)
+    ]
+    tasks = {entry.get("task") for schedule in schedules for entry in schedule.values()}
+    if PURGE_TASK in tasks:
+        return []
+    return [
+        Warning(
+            "Nothing in the settings schedules the purge of expired records.",
+            hint=(
+                "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE. "
+                "If something else runs the purge, silence this check."
+            ),
+            id="idempotency.W001",
+        )
+    ]

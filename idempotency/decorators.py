@@ -1,0 +1,96 @@
+"""The decorators: one handler is protected, or left alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, TypeVar, overload
+
+from django.core.exceptions import ImproperlyConfigured
+from rest_framework.request import Request
+
+from idempotency.execution import execute, hooks_of
+from idempotency.policy import validate_options
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+OPTIONS_ATTRIBUTE = "idempotency_options"
+EXEMPT_ATTRIBUTE = "idempotency_exempt"
+
+
+@overload
+def idempotent(handler: Handler, /) -> Handler: ...
+@overload
+def idempotent(**options: Any) -> Callable[[Handler], Handler]: ...
+def idempotent(handler: Any = None, /, **options: Any) -> Any:
+    """Protect a function under ``@api_view``, a view's method or a ViewSet's action.
+
+    Options, each optional, nearest wins over the view's and the settings':
+
+    - ``required``: refuse requests without a key
+    - ``methods``: the HTTP methods that keys have a meaning for
+    - ``retention``: how long a record is in force, a ``timedelta``
+    - ``using``: the alias of the database with the record and the effects
+    - ``scope``: a callable (or its dotted path) from the request to whose key it is
+    - ``released_statuses``: answers that give the key back
+    - ``atomic``: True, claim, effects and response are one transaction
+    - ``on_concurrent``: ``"refuse"`` or ``"wait"`` while another request has the key
+    - ``wait_timeout``: how long to wait, a ``timedelta``
+
+    Raises ``ImproperlyConfigured`` for a wrong option and ``TypeError`` in a wrong
+    place or order.
+    """
+    if handler is not None:
+        return _protect(handler, {})
+    validate_options(options, where="@idempotent")
+    return partial(_protect, options=options)
+
+
+def _protect(handler: Any, options: dict[str, Any]) -> Any:
+    _check_place(handler, "idempotent")
+
+    @wraps(handler)
+    def protected(*args: Any, **kwargs: Any) -> Any:
+        request = next((arg for arg in args[:2] if isinstance(arg, Request)), None)
+        view = request.parser_context.get("view") if request is not None else None
+        if request is None or view is None:
+            raise ImproperlyConfigured(
+                f"@idempotent protects handlers of Django REST framework only. "
+                f"{handler.__qualname__} was called without its request: put "
+                "@api_view above @idempotent, or make it a method of an APIView."
+            )
+        inherited = hooks_of(view).get_idempotency_options()
+        run = partial(handler, *args, **kwargs)
+        return execute(view, request, run, {**inherited, **options})
+
+    setattr(protected, OPTIONS_ATTRIBUTE, options)
+    return protected
+
+
+def idempotency_exempt(handler: Handler) -> Handler:
+    """Leave one POST action of a view with the mixin unprotected."""
+    _check_place(handler, "idempotency_exempt")
+    setattr(handler, EXEMPT_ATTRIBUTE, True)
+    return handler
+
+
+def _check_place(handler: Any, decorator: str) -> None:
+    if hasattr(handler, "cls"):
+        raise TypeError(
+            f"@{decorator} must stand below @api_view. The right order is:\n\n"
+            '    @api_view(["POST"])\n'
+            f"    @{decorator}\n"
+            f"    def {handler.__name__}(request):\n"
+            "        ..."
+        )
+    if inspect.isclass(handler) or not callable(handler):
+        raise TypeError(
+            f"@{decorator} belongs above a handler, not above {handler!r}. "
+            "For a whole view there is IdempotencyMixin."
+        )
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            f"@{decorator} can't protect {handler.__qualname__}: it is a coroutine, "
+            "and Django has no transactions for those."
+        )

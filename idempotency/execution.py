@@ -1,0 +1,300 @@
+"""The decision table: what a protected request becomes (contract E, O and R)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError, connections, router, transaction
+from django.http import Http404, HttpResponseBase
+from django.utils import timezone
+from django.utils.http import http_date
+from rest_framework.exceptions import APIException
+
+from idempotency import keys, scopes
+from idempotency.claims import ClaimLost, claims_in
+from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK
+from idempotency.conf import conf
+from idempotency.context import RequestContext
+from idempotency.exceptions import (
+    IdempotencyError,
+    InProgress,
+    KeyRequired,
+    KeyReused,
+    KeyWeak,
+    OutcomeUnknown,
+    ResponseNotKept,
+    TransactionFailed,
+)
+from idempotency.finishing import Finisher
+from idempotency.fingerprints import (
+    VERSIONS,
+    Fingerprint,
+    custom_fingerprint,
+    fingerprint_in,
+)
+from idempotency.hooks import DEFAULT_HOOKS, Hooks, scope_of
+from idempotency.models import IdempotencyRecord, State, record_id
+from idempotency.policy import Options, Policy
+from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, StoredResponse
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+    from rest_framework.views import APIView
+
+logger = logging.getLogger("idempotency")
+
+Handler = Callable[[], HttpResponseBase]
+
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 0.2
+
+
+def execute(
+    view: APIView, request: Request, handler: Handler, options: Options
+) -> HttpResponseBase:
+    """Run the handler of a protected request, or answer for it.
+
+    Raises the refusals of ``idempotency.exceptions`` and whatever the handler raises.
+    """
+    outer = getattr(request._request, "idempotency", None)
+    if outer is not None and outer.executing:
+        return handler()  # E6: protected once, by the outer one
+    if conf.ENABLED:
+        policy = Policy.resolve(options)
+        if request.method not in policy.methods:
+            ignore_key(view, request)
+            return handler()
+    context = request._request.idempotency = RequestContext(executing=True)
+    try:
+        key = keys.find_key(request.META) if conf.ENABLED else None
+        if key is not None:
+            return Execution(view, request, handler, policy, key).run()
+        if conf.ENABLED and policy.required:
+            raise KeyRequired
+        return handler()
+    finally:
+        context.executing = False
+
+
+def ignore_key(view: APIView, request: Request) -> None:
+    """Let a request of another method run as always, its key warned about (K5)."""
+    context = request._request.idempotency = RequestContext()
+    in_query, in_header = keys.find_raw(request.META)
+    if in_query or in_header is not None:
+        context.warnings = (KEY_IGNORED,)
+        Finisher(view, request, hooks_of(view), context, warn_in_body=bool(in_query))
+
+
+def hooks_of(view: APIView) -> Hooks:
+    """Return the view if it has the mixin's hooks, else the defaults."""
+    return view if isinstance(view, Hooks) else DEFAULT_HOOKS
+
+
+class Execution:
+    """One keyed request."""
+
+    def __init__(
+        self,
+        view: APIView,
+        request: Request,
+        handler: Handler,
+        policy: Policy,
+        key: keys.ClientKey,
+    ) -> None:
+        self.request = request
+        self.handler = handler
+        self.policy = policy
+        self.key = request.idempotency.key = key.value
+        self.hooks = hooks_of(view)
+        self.context: RequestContext = request.idempotency
+        self.finisher = Finisher(
+            view, request, self.hooks, self.context, warn_in_body=key.in_query
+        )
+        self.alias = policy.using or router.db_for_write(IdempotencyRecord)
+        self.connection = connections[self.alias]
+        self.claims = claims_in(self.alias)
+
+    def run(self) -> HttpResponseBase:
+        """Claim the key, or answer from its record, waiting where the policy says so."""
+        try:
+            self._identify()
+            give_up_at = time.monotonic()
+            if self.policy.on_concurrent == "wait":
+                give_up_at += self.policy.wait_timeout.total_seconds()
+            pause = FIRST_PAUSE
+            while (answer := self._attempt()) is None:
+                left = give_up_at - time.monotonic()
+                if left <= 0:
+                    raise InProgress
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+        except IdempotencyError as refusal:
+            if refusal.wait is not None:
+                # DRF's exception handler says so too; a project's own may not.
+                self.finisher.headers["Retry-After"] = str(refusal.wait)
+            raise
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _identify(self) -> None:
+        """Whose key is it (S1), and for what (F1)?"""
+        if self.policy.scope is not None:
+            scope = scope_of(self.request, self.policy.scope)
+        else:
+            scope = self.hooks.get_idempotency_scope(self.request)
+        self.scope = self.context.scope = scopes.validate_scope(scope)
+        if keys.is_weak(self.key):
+            if scope == scopes.ANONYMOUS:
+                raise KeyWeak
+            self.context.warnings = (KEY_WEAK,)
+        self.record_id = self.context.record_id = record_id(scope, self.key)
+        self.fingerprint = custom_fingerprint(
+            self.hooks.get_idempotency_fingerprint(self.request)
+        )
+
+    def _attempt(self) -> HttpResponseBase | Exception | None:
+        """Return the answer, the handler's refusal, or None: in progress elsewhere."""
+        now = timezone.now()
+        seen = None
+        if self.claims.looks_up_first:
+            seen = self.claims.look_up(self.record_id)
+            if seen is not None and not seen.is_expired(now):
+                return self._answer_from(seen)
+        wanted = self._new_record(now)
+        record = None
+        outcome: HttpResponseBase | Exception | None = None
+        # ATOMIC_REQUESTS has opened the transaction: a savepoint would add nothing.
+        joins = (
+            self.connection.in_atomic_block
+            and self.connection.settings_dict["ATOMIC_REQUESTS"]
+        )
+        try:
+            with transaction.atomic(using=self.alias, savepoint=not joins):
+                record = self.claims.claim(wanted, now, seen)
+                if record is not None and record.token == wanted.token:
+                    outcome = self._run_handler(record)
+        except DatabaseError as error:
+            if record is None and self.claims.is_busy(error):
+                if joins:
+                    # That statement alone was undone: the transaction is as it was.
+                    transaction.set_rollback(False, using=self.alias)
+                return None
+            if self.claims.is_transient(error):
+                raise TransactionFailed from error
+            raise
+        if record is None:
+            return None
+        if outcome is None:
+            return self._answer_from(record)
+        if record.state == State.COMPLETED:
+            self._name_expiry(record)
+        return outcome
+
+    def _run_handler(
+        self, claimed: IdempotencyRecord
+    ) -> HttpResponseBase | Exception | None:
+        """Run the handler under its claim and decide what becomes of both (O1 to O4)."""
+        self.context.attempt = claimed.attempt
+        earlier_error = self.connection.rollback_exc
+        try:
+            response = self.finisher.finish(self.handler())
+        except (APIException, Http404, PermissionDenied) as refusal:
+            if getattr(refusal, "status_code", 0) >= 500:
+                raise
+            self._release(claimed)
+            return refusal
+        status_code = response.status_code
+        if status_code >= 500:
+            transaction.set_rollback(True, using=self.alias)
+        elif self.connection.needs_rollback:
+            # The handler wants it (E2), or caught a database error without a savepoint.
+            # Then its effects are lost, and a success would be a lie.
+            if status_code < 400 and self.connection.rollback_exc is not earlier_error:
+                logger.error(
+                    "A handler caught a database error without a savepoint: %s %s",
+                    self.request.method,
+                    self.request.path,
+                    exc_info=self.connection.rollback_exc,
+                )
+                raise TransactionFailed from self.connection.rollback_exc
+        elif status_code in self.policy.released_statuses:
+            self._release(claimed)
+        else:
+            self._complete(claimed, response)
+        return response
+
+    def _complete(self, claimed: IdempotencyRecord, response: HttpResponseBase) -> None:
+        keep = self.hooks.should_store_response(response)
+        stored = StoredResponse.from_http(response, keep=keep)
+        try:
+            self.claims.complete(claimed, stored)
+        except (ClaimLost, DatabaseError) as error:
+            raise TransactionFailed from error  # E5
+
+    def _release(self, claimed: IdempotencyRecord) -> None:
+        if self.connection.needs_rollback:
+            return  # the claim goes with everything else
+        try:
+            self.claims.release(claimed)
+        except ClaimLost as error:
+            raise TransactionFailed from error  # E5
+        except DatabaseError:
+            # The handler made a refusal of a database error: nothing can be kept.
+            transaction.set_rollback(True, using=self.alias)
+
+    def _answer_from(self, record: IdempotencyRecord) -> HttpResponseBase:
+        """Answer from a record in force: replay it, or say why not (F4, E5, R4)."""
+        self.context.attempt = record.attempt
+        if not self._asks_the_same_as(record):
+            raise KeyReused
+        stored = record.stored_response
+        if stored is None:
+            raise OutcomeUnknown
+        self.hooks.check_replay(self.request, record)
+        self._name_expiry(record)
+        if stored.body is None:
+            self.finisher.headers.update(stored.headers)
+            raise ResponseNotKept(
+                ResponseNotKept.default_detail.format(status_code=stored.status_code)
+            )
+        self.finisher.headers[REPLAYED_HEADER] = "true"
+        return self.finisher.let_pass(stored.to_http())
+
+    def _asks_the_same_as(self, record: IdempotencyRecord) -> bool:
+        mine: Fingerprint = self.fingerprint
+        if record.fingerprint_version != mine.version:
+            if record.fingerprint_version not in VERSIONS:
+                return False
+            mine = fingerprint_in(self.request, record.fingerprint_version)
+        return (record.scope, record.key, record.fingerprint) == (
+            self.scope,
+            self.key,
+            mine.digest,
+        )
+
+    def _name_expiry(self, record: IdempotencyRecord) -> None:
+        expires_at = record.expires_at.timestamp()
+        self.finisher.headers[EXPIRES_HEADER] = http_date(expires_at)
+
+    def _new_record(self, now: datetime) -> IdempotencyRecord:
+        return IdempotencyRecord(
+            id=self.record_id,
+            scope=self.scope,
+            key=self.key,
+            method=self.request.method,
+            path=self.request.path,
+            fingerprint=self.fingerprint.digest,
+            fingerprint_version=self.fingerprint.version,
+            state=State.IN_PROGRESS,
+            attempt=1,
+            token=uuid4(),
+            created_at=now,
+            expires_at=now + self.policy.retention,
+        )

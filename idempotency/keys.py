@@ -1,0 +1,96 @@
+"""The idempotency key in a request: find, validate, judge weak (contract K1 to K6)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus
+
+from idempotency.conf import conf
+from idempotency.exceptions import KeyAmbiguous, KeyInvalid
+
+MAX_LENGTH = 255
+
+VALID = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_LENGTH)
+# RFC 9651 section 3.3.3: printable ASCII; only the quote and the backslash are escaped.
+QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
+# Joined by a server that received the header more than once (RFC 9110 section 5.3).
+JOINED = re.compile(rf"{QUOTED.pattern}(?:[ \t]*,[ \t]*{QUOTED.pattern})*")
+ESCAPED = re.compile(r"\\(.)")
+
+MIN_STRONG_LENGTH = 8
+# Unix time in seconds, milliseconds, microseconds or nanoseconds.
+UNIX_TIME = re.compile(r"\d{10}|\d{13}|\d{16}|\d{19}")
+ISO_DATE_TIME = re.compile(
+    r"\d{4}-?\d\d-?\d\d[Tt]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?([Zz]|[+-]\d\d(:?\d\d)?)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """A valid key and whether the client wrote it into the query (K7)."""
+
+    value: str
+    in_query: bool
+
+
+def query_pairs(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the query's names and values in the order of the URL.
+
+    Always read as UTF-8: ``request.GET`` follows the charset of the body, so a
+    request could hide its key from the app by naming another one.
+    """
+    return parse_qsl(meta.get("QUERY_STRING", ""), keep_blank_values=True)
+
+
+def find_raw(meta: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return what the query and the header carry as keys, not validated."""
+    param = conf.QUERY_PARAM
+    in_query: list[str] = []
+    query = meta.get("QUERY_STRING")
+    if query and param and param in unquote_plus(query):
+        in_query = [value for name, value in query_pairs(meta) if name == param]
+    in_header = meta.get(conf.header_in_meta) if conf.HEADER else None
+    return in_query, in_header
+
+
+def find_key(meta: Mapping[str, Any]) -> ClientKey | None:
+    """Return the key of a request, or None if it has none.
+
+    Takes the request's ``META``.
+
+    Raises ``KeyInvalid`` (K2, K3) or ``KeyAmbiguous`` (K1).
+    """
+    in_query, in_header = find_raw(meta)
+    if not in_query and in_header is None:
+        return None
+    values = {*in_query}
+    if in_header is not None:
+        values |= _header_values(in_header)
+    if not all(map(VALID.fullmatch, values)):
+        raise KeyInvalid
+    if len(values) > 1:
+        raise KeyAmbiguous
+    return ClientKey(values.pop(), in_query=bool(in_query))
+
+
+def _header_values(raw: str) -> set[str]:
+    raw = raw.strip(" \t")
+    if raw.startswith('"'):
+        if not JOINED.fullmatch(raw):
+            raise KeyInvalid
+        return {ESCAPED.sub(r"\1", value) for value in QUOTED.findall(raw)}
+    if "," in raw:
+        raise KeyAmbiguous
+    return {raw}
+
+
+def is_weak(key: str) -> bool:
+    """Tell whether another client is likely to choose the same key (K6)."""
+    return (
+        len(key) < MIN_STRONG_LENGTH
+        or UNIX_TIME.fullmatch(key) is not None
+        or ISO_DATE_TIME.fullmatch(key) is not None
+    )

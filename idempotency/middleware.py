@@ -1,0 +1,89 @@
+"""Warn of keys that no protected handler saw (contract K5). Optional."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponseBase
+
+from idempotency import client_warnings, keys
+from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
+from idempotency.conf import conf
+from idempotency.context import RequestContext
+from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
+from idempotency.mixins import IdempotencyMixin
+
+
+class IdempotencyMiddleware:
+    """Put a warning on answers to requests whose key had no effect.
+
+    Stands anywhere in MIDDLEWARE. Adds no query.
+    """
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Add the header."""
+        response = self.get_response(request)
+        context = _unprotected_context(request)
+        if context is not None:
+            client_warnings.add_to_header(response, context.warnings)
+        return response
+
+    def process_template_response(
+        self, request: HttpRequest, response: HttpResponseBase
+    ) -> HttpResponseBase:
+        """Add the warning to the data of an answer that is about to be rendered."""
+        context = _unprotected_context(request)
+        if context is not None:
+            # For renderers with an envelope of their own.
+            request.idempotency = context  # type: ignore[attr-defined]  # by this app
+            if keys.find_raw(request.META)[0]:
+                client_warnings.add_to_body(response, context.warnings)
+        return response
+
+
+def _unprotected_context(request: HttpRequest) -> RequestContext | None:
+    """Return a context with the warning that a request earned, if any."""
+    known = getattr(request, "idempotency", None)
+    if isinstance(known, UnprotectedContext):
+        return known
+    if known is not None or not conf.ENABLED or _is_protected(request):
+        return None
+    in_query, in_header = keys.find_raw(request.META)
+    if not in_query and in_header is None:
+        return None
+    warning = KEY_UNSUPPORTED if request.method == "POST" else KEY_IGNORED
+    return UnprotectedContext(warnings=(warning,))
+
+
+class UnprotectedContext(RequestContext):
+    """The context of a request that the middleware alone has seen."""
+
+    __slots__ = ()
+
+
+def _is_protected(request: HttpRequest) -> bool:
+    """Tell whether the handler would have seen the key, had the view got that far."""
+    match = request.resolver_match
+    view_class: Any = getattr(match.func, "cls", None) if match else None
+    method = (request.method or "").lower()
+    if view_class is None:
+        return False
+    actions = getattr(match.func, "actions", None) or {}
+    handler = getattr(view_class, actions.get(method, method), None)
+    # @api_view keeps the function that it wraps in a closure.
+    wrapped = [
+        cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()
+    ]
+    candidates = [handler, *wrapped]
+    if any(hasattr(candidate, EXEMPT_ATTRIBUTE) for candidate in candidates):
+        return False
+    if any(hasattr(candidate, OPTIONS_ATTRIBUTE) for candidate in candidates):
+        return method == "post"
+    return issubclass(view_class, IdempotencyMixin) and handler is not None

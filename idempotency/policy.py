@@ -1,0 +1,136 @@
+"""How one endpoint is protected: settings < mixin attributes < decorator arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from idempotency.conf import conf
+
+Options = Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """What an option or setting must be, as a test and in words."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes))
+
+
+def _is_method(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value.isalpha()
+        and value.isupper()
+        and len(value) <= 16
+    )
+
+
+def _is_positive_duration(value: object) -> bool:
+    return isinstance(value, timedelta) and value > timedelta(0)
+
+
+BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
+DURATION = Rule(
+    _is_positive_duration, "a positive datetime.timedelta, such as timedelta(seconds=5)"
+)
+FUNCTION = Rule(
+    lambda value: callable(value) or (isinstance(value, str) and "." in value),
+    "a callable that takes the request and returns a string, or its dotted path",
+)
+
+RULES: Mapping[str, Rule] = {
+    "required": BOOLEAN,
+    "methods": Rule(
+        lambda value: (
+            _is_collection(value) and bool(value) and all(map(_is_method, value))
+        ),
+        "a collection of HTTP methods in capitals, such as ('POST',)",
+    ),
+    "retention": DURATION,
+    "using": Rule(
+        lambda value: isinstance(value, str) and value in connections.settings,
+        "an alias from the DATABASES setting",
+    ),
+    "scope": FUNCTION,
+    "released_statuses": Rule(
+        lambda value: (
+            _is_collection(value)
+            and all(_is_int(status) and 200 <= status <= 499 for status in value)
+        ),
+        "a collection of HTTP statuses from 200 to 499, such as (400, 404)",
+    ),
+    "on_concurrent": Rule(
+        lambda value: value in ("refuse", "wait"), '"refuse" or "wait"'
+    ),
+    "wait_timeout": DURATION,
+    "atomic": Rule(
+        lambda value: value is True, "True; leased mode (False) is not available yet"
+    ),
+}
+
+
+def validate_options(options: Options, *, where: str) -> None:
+    """Refuse options that are unknown, of a wrong type or without meaning.
+
+    ``where`` names the place that the error is about.
+
+    Raises ``ImproperlyConfigured``, saying what to write instead.
+    """
+    for name, value in options.items():
+        if name not in RULES:
+            raise ImproperlyConfigured(
+                f"{where}: there is no idempotency option {name!r}. "
+                f"The options are {', '.join(sorted(RULES))}."
+            )
+        if not RULES[name].holds(value):
+            raise ImproperlyConfigured(
+                f"{where}: {name} must be {RULES[name].expected}, not {value!r}."
+            )
+    if "wait_timeout" in options and options.get("on_concurrent") == "refuse":
+        raise ImproperlyConfigured(
+            f'{where}: wait_timeout means nothing with on_concurrent="refuse". '
+            'Leave one of them out, or write on_concurrent="wait".'
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The options of one endpoint, resolved for one request."""
+
+    required: bool
+    methods: Collection[str]
+    retention: timedelta
+    using: str | None
+    scope: str | Callable[..., str] | None
+    released_statuses: Collection[int]
+    on_concurrent: str
+    wait_timeout: timedelta
+
+    @classmethod
+    def resolve(cls, options: Options) -> Policy:
+        """Complete an endpoint's options, already validated, from the settings."""
+        get = options.get
+        return cls(
+            required=get("required", conf.REQUIRED),
+            methods=get("methods", conf.METHODS),
+            retention=get("retention", conf.RETENTION),
+            using=get("using", conf.USING),
+            scope=get("scope"),
+            released_statuses=get("released_statuses", conf.RELEASED_STATUSES),
+            on_concurrent=get("on_concurrent", conf.ON_CONCURRENT),
+            wait_timeout=get("wait_timeout", conf.WAIT_TIMEOUT),
+        )

@@ -1,0 +1,91 @@
+"""HttpResponse -> what is kept -> HttpResponse (contract R2 to R5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.http import HttpResponse, HttpResponseBase
+
+from idempotency.client_warnings import WARNING_HEADER
+from idempotency.conf import conf
+
+EXPIRES_HEADER = "Idempotency-Expires"
+REPLAYED_HEADER = "Idempotent-Replayed"
+
+UNSTORED_HEADERS = frozenset(
+    {
+        "set-cookie",
+        "date",
+        "server",
+        "content-length",
+        # Hop-by-hop: RFC 9110 section 7.6.1 and its predecessor RFC 2616 section 13.5.1.
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        # The app's own belong to one answer, not to the record.
+        EXPIRES_HEADER.lower(),
+        REPLAYED_HEADER.lower(),
+        WARNING_HEADER.lower(),
+    }
+)
+
+Headers = list[list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """The part of an answer that a record keeps; a tombstone where ``body`` is None.
+
+    A tombstone (R4) has the answer's status and at most its Location.
+    """
+
+    status_code: int
+    headers: Headers
+    body: bytes | None
+
+    @classmethod
+    def from_http(cls, response: HttpResponseBase, *, keep: bool) -> StoredResponse:
+        """Take what is to be kept of a rendered response.
+
+        Streaming and file responses, and those over MAX_RESPONSE_BYTES, become
+        tombstones, as everything does where ``keep`` is false (O4).
+        """
+        headers = [[name, value] for name, value in response.items()]
+        if keep and isinstance(response, HttpResponse):
+            body = bytes(response.content)
+            if len(body) <= conf.MAX_RESPONSE_BYTES:
+                return cls(
+                    status_code=response.status_code,
+                    headers=_without(_unstored(response), headers),
+                    body=body,
+                )
+        location = [pair for pair in headers if pair[0].lower() == "location"]
+        return cls(status_code=response.status_code, headers=location, body=None)
+
+    def to_http(self) -> HttpResponse:
+        """Make the answer again, byte for byte, without any renderer (R6)."""
+        response = HttpResponse(self.body or b"", status=self.status_code)
+        del response["Content-Type"]
+        for name, value in self.headers:
+            response[name] = value
+        return response
+
+
+def _unstored(response: HttpResponse) -> set[str]:
+    named = response.get("Connection", "").split(",")
+    return {
+        *UNSTORED_HEADERS,
+        *(name.strip().lower() for name in named),
+        *(name.lower() for name in conf.UNSTORED_HEADERS),
+    }
+
+
+def _without(unstored: set[str], headers: Iterable[list[str]]) -> Headers:
+    return [pair for pair in headers if pair[0].lower() not in unstored]

@@ -1,0 +1,11 @@
+"""``Authorization: Bearer <token>``."""
+
+from __future__ import annotations
+
+from rest_framework.authentication import TokenAuthentication
+
+
+class BearerAuthentication(TokenAuthentication):
+    """DRF's tokens under the usual word."""
+
+    keyword = "Bearer"

@@ -1,0 +1,103 @@
+"""Every door of the app, before handlers that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rest_framework.decorators import action, api_view
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSet
+
+from idempotency.decorators import idempotency_exempt, idempotent
+from idempotency.mixins import IdempotencyMixin
+from tests.app.models import Effect
+
+
+def create_effect(request: Request) -> Any:
+    """Act once, and answer differently each time that it runs."""
+    effect = Effect.objects.create(note=str(request.data))
+    return Response(
+        {"effect": effect.pk}, status=201, headers={"Location": f"/e/{effect.pk}"}
+    )
+
+
+class Behaviour:
+    """The handler of every door."""
+
+    handler: Callable[[Request], Any] = staticmethod(create_effect)
+
+
+def behave(request: Request) -> Any:
+    return Behaviour.handler(request)
+
+
+class MixinView(IdempotencyMixin, APIView):
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+    def get(self, request: Request) -> Any:
+        return behave(request)
+
+
+class MixinViewSet(IdempotencyMixin, ViewSet):
+    def create(self, request: Request) -> Any:
+        return behave(request)
+
+    def list(self, request: Request) -> Any:
+        return behave(request)
+
+    @action(detail=False, methods=["post"])
+    def extra(self, request: Request) -> Any:
+        return behave(request)
+
+    @idempotency_exempt
+    @action(detail=False, methods=["post"])
+    def search(self, request: Request) -> Any:
+        return behave(request)
+
+    @action(detail=False, methods=["post"])
+    @idempotent(required=True)
+    def strict(self, request: Request) -> Any:
+        return behave(request)
+
+
+@api_view(["GET", "POST"])
+@idempotent
+def function(request: Request) -> Any:
+    return behave(request)
+
+
+class MethodView(APIView):
+    @idempotent
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+    def get(self, request: Request) -> Any:
+        return behave(request)
+
+
+class ActionViewSet(ViewSet):
+    @action(detail=False, methods=["post"])
+    @idempotent
+    def act(self, request: Request) -> Any:
+        return behave(request)
+
+
+@api_view(["GET", "POST"])
+def unprotected(request: Request) -> Any:
+    return behave(request)
+
+
+@api_view(["POST"])
+@idempotent(required=True)
+def required(request: Request) -> Any:
+    return behave(request)
+
+
+@api_view(["POST"])
+@idempotent(on_concurrent="wait")
+def waiting(request: Request) -> Any:
+    return behave(request)

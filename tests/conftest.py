@@ -1,0 +1,69 @@
+"""A database with real commits, a client, and handlers that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.test.utils import setup_databases, teardown_databases
+from rest_framework.request import Request
+from rest_framework.test import APIClient
+
+from idempotency.models import IdempotencyRecord
+from tests.app.models import Effect
+from tests.app.views import Behaviour, create_effect
+
+KEY = "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_test_environment: None, django_db_blocker: Any
+) -> Iterator[None]:
+    """Make the test databases, whichever tests were chosen."""
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False)
+    yield
+    with django_db_blocker.unblock():
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture
+def database(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Give a test the database without a transaction around it, and clean up after."""
+    with django_db_blocker.unblock():
+        yield
+        for model in (Effect, IdempotencyRecord):
+            model._default_manager.all()._raw_delete("default")
+        connections.close_all()
+
+
+@pytest.fixture(params=[False, True], ids=["autocommit", "atomic_requests"])
+def atomic_requests(request: pytest.FixtureRequest, database: None) -> Iterator[bool]:
+    """Run a test without and with ATOMIC_REQUESTS."""
+    settings = connections.settings["default"]
+    before = settings["ATOMIC_REQUESTS"]
+    settings["ATOMIC_REQUESTS"] = request.param
+    yield request.param
+    settings["ATOMIC_REQUESTS"] = before
+
+
+@pytest.fixture
+def handle() -> Iterator[Callable[[Callable[[Request], Any]], None]]:
+    """Let a test say what the handler of every door does."""
+
+    def set_handler(handler: Callable[[Request], Any]) -> None:
+        Behaviour.handler = staticmethod(handler)
+
+    yield set_handler
+    Behaviour.handler = staticmethod(create_effect)
+
+
+@pytest.fixture
+def client() -> APIClient:
+    """Return a client that is Ada and sees 500 as an answer."""
+    client = APIClient(raise_request_exception=False)
+    client.credentials(HTTP_X_USER="ada")
+    return client

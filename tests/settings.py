@@ -1,0 +1,22 @@
+"""The demo project's settings, with the tests' own app, views and urls."""
+
+from testproject.settings import *  # noqa: F403
+from testproject.settings import DATABASES, INSTALLED_APPS, VAR_DIR
+
+DEBUG = False
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
+ROOT_URLCONF = "tests.urls"
+MIDDLEWARE = ["idempotency.middleware.IdempotencyMiddleware"]
+IDEMPOTENCY: dict[str, object] = {}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "tests.app.authentication.UserHeaderAuthentication"
+    ],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+# A file: threads and server processes share the test database with the tests.
+DATABASES["default"].setdefault("TEST", {})
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    DATABASES["default"]["TEST"]["NAME"] = str(VAR_DIR / "test.sqlite3")

@@ -1,0 +1,26 @@
+"""Every door at an address of its own."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import include, path
+
+from tests.app import views
+
+MIXIN_VIEW_SET = views.MixinViewSet
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("api/v2/user/", include("testproject.school.urls")),
+    path("mixin-view/", views.MixinView.as_view()),
+    path("mixin-viewset/", MIXIN_VIEW_SET.as_view({"post": "create", "get": "list"})),
+    path("mixin-viewset/extra/", MIXIN_VIEW_SET.as_view({"post": "extra"})),
+    path("mixin-viewset/search/", MIXIN_VIEW_SET.as_view({"post": "search"})),
+    path("mixin-viewset/strict/", MIXIN_VIEW_SET.as_view({"post": "strict"})),
+    path("function/", views.function),
+    path("method/", views.MethodView.as_view()),
+    path("action/", views.ActionViewSet.as_view({"post": "act"})),
+    path("unprotected/", views.unprotected),
+    path("required/", views.required),
+    path("waiting/", views.waiting),
+]
