@@ -67,3 +67,19 @@ def client() -> APIClient:
     client = APIClient(raise_request_exception=False)
     client.credentials(HTTP_X_USER="ada")
     return client
+
+
+def assert_refused(response: Any, status_code: int, code: str) -> None:
+    """Check a refusal and that it left no record of its own."""
+    assert (response.status_code, code_of(response)) == (status_code, code)
+    assert IdempotencyRecord.objects.count() == 0
+
+
+def code_of(response: Any) -> str:
+    """Return the code of the exception that DRF answered for."""
+    return str(response.data["detail"].code)
+
+
+def key(value: str = KEY) -> dict[str, str]:
+    """Return the arguments of a client's call that carry a key in the header."""
+    return {"HTTP_IDEMPOTENCY_KEY": value}

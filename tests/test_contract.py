@@ -1,0 +1,329 @@
+"""The contract over every door: which rules hold where, and that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from idempotency.context import RequestContext
+from idempotency.models import IdempotencyRecord, State
+from tests.app.models import Effect
+from tests.app.views import create_effect
+from tests.conftest import KEY, assert_refused, code_of, key
+
+pytestmark = pytest.mark.usefixtures("atomic_requests")
+
+DOORS = {
+    "mixin on APIView": "/mixin-view/",
+    "mixin on ViewSet": "/mixin-viewset/",
+    "mixin on ViewSet, extra action": "/mixin-viewset/extra/",
+    "decorated function": "/function/",
+    "decorated method": "/method/",
+    "decorated method of a mixin view": "/mixin-viewset/strict/",
+    "decorated action": "/action/",
+}
+EVERY_DOOR = [*DOORS]
+SEES_EVERY_METHOD = ["mixin on APIView", "mixin on ViewSet", "decorated function"]
+
+# Which rules hold at which door: every rule of a request's way is proved at each.
+RULES = {
+    "K4": EVERY_DOOR,
+    "K5": SEES_EVERY_METHOD,
+    "K6": EVERY_DOOR,
+    "S1": EVERY_DOOR,
+    "F4": EVERY_DOOR,
+    "E1": EVERY_DOOR,
+    "E5": EVERY_DOOR,
+    "E6": EVERY_DOOR,
+    "O1": EVERY_DOOR,
+    "O2": EVERY_DOOR,
+    "O3": EVERY_DOOR,
+    "P1": EVERY_DOOR,
+    "R3": EVERY_DOOR,
+}
+
+
+def at_doors(rule: str) -> Any:
+    """Run a test at every door where the table says that the rule holds."""
+    return pytest.mark.parametrize(
+        "door", [DOORS[name] for name in RULES[rule]], ids=RULES[rule]
+    )
+
+
+@at_doors("E1")
+def test_acts_once(client: Any, door: str) -> None:
+    """E1, R2: A retry has the first answer's bytes, status and headers; one effect."""
+    first = client.post(door, {"a": 1}, **key())
+    retry = client.post(door, {"a": 1}, **key())
+    assert (first.status_code, retry.status_code) == (201, 201)
+    assert retry.content == first.content
+    for name in ("Location", "Content-Type", "Allow", "Vary"):
+        assert retry.get(name) == first.get(name)
+    assert Effect.objects.count() == 1
+    record = IdempotencyRecord.objects.get()
+    assert (record.state, record.attempt, record.key) == (State.COMPLETED, 1, KEY)
+    assert record.completed_at is not None
+
+
+@at_doors("R3")
+def test_headers(client: Any, door: str) -> None:
+    """R3: A replay says so, and both answers say until when."""
+    first = client.post(door, {}, **key())
+    retry = client.post(door, {}, **key())
+    assert "Idempotent-Replayed" not in first
+    assert retry["Idempotent-Replayed"] == "true"
+    assert first["Idempotency-Expires"] == retry["Idempotency-Expires"]
+    assert first["Idempotency-Expires"].endswith("GMT")
+
+
+@at_doors("K4")
+def test_without_a_key(
+    client: Any, door: str, handle: Callable[..., None], atomic_requests: bool
+) -> None:
+    """K4: Without a key there is no query, no transaction and no header."""
+    if door.endswith("strict/"):
+        assert_refused(client.post(door), 400, "idempotency_key_required")
+        return
+    seen = []
+
+    def handler(request: Request) -> Response:
+        context = getattr(request, "idempotency", RequestContext())
+        seen.append((connection.in_atomic_block, context.key))
+        return Response({"a": 1}, status=201)
+
+    handle(handler)
+    with CaptureQueriesContext(connection) as queries:
+        response = client.post(door)
+    bare = client.post("/unprotected/")
+    assert len(queries) == (0 if not atomic_requests else len(queries))
+    assert not [q for q in queries if "idempotency" in q["sql"]]
+    assert seen[0] == (atomic_requests, None)
+    assert response.content == bare.content
+    assert {*response.headers} == {*bare.headers}
+
+
+@at_doors("K5")
+@pytest.mark.parametrize("bad", [KEY, "", "weak", "not a key"])
+def test_key_on_get(client: Any, door: str, bad: str) -> None:
+    """K5: On another method the key, good or bad, is ignored with a warning."""
+    response = client.get(door, {"$idempotency": bad})
+    assert response.status_code == 201
+    assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_IGNORED;")
+    assert [w["code"] for w in response.json()["$warnings"]] == [
+        "IDEMPOTENCY_KEY_IGNORED"
+    ]
+    assert IdempotencyRecord.objects.count() == 0
+    assert Effect.objects.count() == 1
+    plain = client.get(door)
+    assert "Idempotency-Warning" not in plain
+    assert "$warnings" not in plain.json()
+
+
+@at_doors("K6")
+def test_weak_key(client: Any, door: str) -> None:
+    """K6, K7: A weak key works, with a warning that the replay repeats."""
+    for _ in range(2):
+        response = client.post(f"{door}?$idempotency=weak")
+        assert response.status_code == 201
+        assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_WEAK;")
+        assert response.json()["$warnings"][0]["code"] == "IDEMPOTENCY_KEY_WEAK"
+    assert Effect.objects.count() == 1
+
+
+@at_doors("S1")
+def test_callers_do_not_share_keys(client: Any, door: str) -> None:
+    """S1: Another caller's key is simply another key."""
+    first = client.post(door, {}, **key())
+    client.credentials(HTTP_X_USER="grace")
+    other = client.post(door, {}, **key())
+    assert other.status_code == first.status_code == 201
+    assert other.content != first.content
+    assert Effect.objects.count() == 2
+
+
+@at_doors("F4")
+def test_another_payload(client: Any, door: str) -> None:
+    """F4: The same key with another payload is refused and the record stays."""
+    first = client.post(door, {"amount": 1}, **key())
+    before = IdempotencyRecord.objects.values().get()
+    other = client.post(door, {"amount": 2}, **key())
+    assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
+    assert IdempotencyRecord.objects.values().get() == before
+    assert Effect.objects.count() == 1
+    assert client.post(door, {"amount": 1}, **key()).content == first.content
+
+
+@at_doors("E5")
+def test_in_progress_and_visible(client: Any, door: str) -> None:
+    """E5: A visible record in progress without a lease is abandoned: not run again."""
+    client.post(door, {}, **key())
+    IdempotencyRecord.objects.update(state=State.IN_PROGRESS, status_code=None)
+    response = client.post(door, {}, **key())
+    assert (response.status_code, code_of(response)) == (
+        409,
+        "idempotency_outcome_unknown",
+    )
+    other = client.post(door, {"other": 1}, **key())
+    assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
+    assert Effect.objects.count() == 1
+
+
+@at_doors("E6")
+def test_nested(client: Any, door: str, handle: Callable[..., None]) -> None:
+    """E6: A protected handler that calls another protected one is protected once."""
+    from tests.app import views  # noqa: PLC0415  # its name is a fixture's elsewhere
+
+    depth = []
+
+    def handler(request: Request) -> Any:
+        depth.append(request.idempotency.key)
+        if len(depth) == 1:
+            return views.function(request._request)
+        return create_effect(request)
+
+    handle(handler)
+    first = client.post(door, {}, **key())
+    retry = client.post(door, {}, **key())
+    assert first.status_code == 201
+    assert retry.content == first.content
+    assert depth == [KEY, KEY]
+    assert Effect.objects.count() == 1
+    assert IdempotencyRecord.objects.count() == 1
+
+
+@at_doors("O1")
+@pytest.mark.parametrize("status_code", [200, 202, 204, 302, 402, 410, 418, 451])
+def test_stored(
+    client: Any, door: str, handle: Callable[..., None], status_code: int
+) -> None:
+    """O1: An answer below 500 that is not released is stored with its effects."""
+
+    def handler(request: Request) -> Response:
+        Effect.objects.create()
+        return Response({"n": Effect.objects.count()}, status=status_code)
+
+    handle(handler)
+    first = client.post(door, {}, **key())
+    retry = client.post(door, {}, **key())
+    assert first.status_code == retry.status_code == status_code
+    assert retry.content == first.content
+    assert retry["Idempotent-Replayed"] == "true"
+    assert Effect.objects.count() == 1
+
+
+@at_doors("O2")
+@pytest.mark.parametrize("status_code", [400, 401, 403, 404, 409, 422, 429])
+def test_released(
+    client: Any, door: str, handle: Callable[..., None], status_code: int
+) -> None:
+    """O2: A released status keeps the handler's writes and frees the key."""
+
+    def handler(request: Request) -> Response:
+        Effect.objects.create()
+        return Response({"n": Effect.objects.count()}, status=status_code)
+
+    handle(handler)
+    for expected in (1, 2):
+        response = client.post(door, {}, **key())
+        assert response.status_code == status_code
+        assert response.data == {"n": expected}
+        assert "Idempotency-Expires" not in response
+    assert Effect.objects.count() == 2
+    assert IdempotencyRecord.objects.count() == 0
+    handle(create_effect)
+    assert client.post(door, {"another": "payload"}, **key()).status_code == 201
+
+
+@at_doors("O2")
+def test_raised_refusal(
+    client: Any, door: str, handle: Callable[..., None], atomic_requests: bool
+) -> None:
+    """O2: A raised refusal keeps what it keeps without a key, and frees the key."""
+
+    def handler(request: Request) -> Response:
+        Effect.objects.create()
+        raise PermissionDenied
+
+    handle(handler)
+    counts = []
+    for headers in ({}, key(), key()):
+        if door.endswith("strict/") and not headers:
+            counts.append(0 if atomic_requests else 1)
+            Effect.objects.create() if counts[0] else None
+            continue
+        assert client.post(door, {}, **headers).status_code == 403
+        counts.append(Effect.objects.count())
+    assert counts == ([0, 0, 0] if atomic_requests else [1, 2, 3])
+    assert IdempotencyRecord.objects.count() == 0
+
+
+@at_doors("O3")
+@pytest.mark.parametrize("raised", [True, False])
+def test_server_error(
+    client: Any, door: str, handle: Callable[..., None], raised: bool
+) -> None:
+    """O3: An error of the server undoes everything and frees the key."""
+
+    def handler(request: Request) -> Response:
+        Effect.objects.create()
+        if raised:
+            raise RuntimeError
+        return Response(status=503)
+
+    handle(handler)
+    assert client.post(door, {}, **key()).status_code == (500 if raised else 503)
+    assert Effect.objects.count() == 0
+    assert IdempotencyRecord.objects.count() == 0
+    handle(create_effect)
+    assert client.post(door, {}, **key()).status_code == 201
+
+
+@at_doors("P1")
+def test_expired(client: Any, door: str) -> None:
+    """P1: After its retention a key is new, purged or not, with any payload."""
+    client.post(door, {"a": 1}, **key())
+    record = IdempotencyRecord.objects.get()
+    assert record.expires_at - record.created_at == timedelta(days=30)
+    age = timedelta(days=30, seconds=1)
+    IdempotencyRecord.objects.update(
+        created_at=record.created_at - age, expires_at=record.expires_at - age
+    )
+    fresh = client.post(door, {"a": 2}, **key())
+    assert fresh.status_code == 201
+    assert "Idempotent-Replayed" not in fresh
+    assert Effect.objects.count() == 2
+    renewed = IdempotencyRecord.objects.get()
+    assert renewed.token != record.token
+    assert renewed.expires_at > timezone.now() + timedelta(days=29)
+    assert renewed.body == fresh.content
+    assert client.post(door, {"a": 2}, **key()).content == fresh.content
+    assert client.post(door, {"a": 1}, **key()).status_code == 422
+
+
+@at_doors("P1")
+def test_almost_expired(client: Any, door: str) -> None:
+    """P1: Until its last moment a record is in force."""
+    first = client.post(door, {}, **key())
+    IdempotencyRecord.objects.update(expires_at=timezone.now() + timedelta(minutes=1))
+    assert client.post(door, {}, **key()).content == first.content
+
+
+@at_doors("P1")
+def test_expired_and_then_refused(
+    client: Any, door: str, handle: Callable[..., None]
+) -> None:
+    """P1, O2: A refusal on an expired key leaves nothing to replay."""
+    client.post(door, {}, **key())
+    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    handle(lambda request: Response(status=400))
+    assert client.post(door, {}, **key()).status_code == 400
+    assert IdempotencyRecord.objects.count() == 0
