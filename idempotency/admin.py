@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -12,6 +12,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.timesince import timesince
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.answers import decode
@@ -47,7 +48,7 @@ class IdempotencyRecordAdmin(RecordAdminBase):
     list_per_page = 50
     # Counting every record would read them all.
     show_full_result_count = False
-    fieldsets = (
+    fieldsets: ClassVar[Any] = (
         (None, {"fields": ("key", "scope", "state", "attempt")}),
         (_("Request"), {"fields": ("method", "path", "fingerprint")}),
         (
@@ -132,9 +133,9 @@ class IdempotencyRecordAdmin(RecordAdminBase):
         """Return the answer decoded, or its type, size and SHA-256 with a download."""
         stored = record.stored_response
         if stored is None:
-            return _("There is no answer yet.")
+            return gettext("There is no answer yet.")
         if stored.body is None:
-            return _("The answer was not kept.")
+            return gettext("The answer was not kept.")
         decoded = decode(stored)
         link = format_html(
             '<a href="{}" download>{}</a>',
@@ -157,4 +158,4 @@ class IdempotencyRecordAdmin(RecordAdminBase):
     @admin.display(description=_("body"))
     def hidden_answer(self, record: IdempotencyRecord) -> str:
         """Say why there is nothing to read."""
-        return _("You do not have the permission to read stored answers.")
+        return gettext("You do not have the permission to read stored answers.")

@@ -51,7 +51,7 @@ def read_body(request: Request, media_type: str) -> Body:
     Raises ``RawPostDataException`` where something read the body before and kept
     nothing of it.
     """
-    http_request = request._request
+    http_request: Any = request._request
     if hasattr(http_request, "_body"):
         return _from_bytes(http_request, media_type, http_request._body)
     if http_request._read_started:
@@ -79,7 +79,7 @@ def _fits_in_memory(http_request: HttpRequest) -> bool:
     try:
         length = int(http_request.META.get("CONTENT_LENGTH") or 0)
     except ValueError:
-        length = 0
+        return False  # request.body would not have it either
     return limit is None or length <= limit
 
 
@@ -108,11 +108,10 @@ def _form(data: QueryDict) -> Body:
     return Body("form", _lists(data))
 
 
-def _from_what_is_left(request: Request, media_type: str) -> Body:
+def _from_what_is_left(request: Any, media_type: str) -> Body:
     """Fingerprint a stream that was read: from what the reader made of it."""
     http_request = request._request
-    parsed: Any = request._data
-    files: Any = request._files
+    parsed, files = request._data, request._files
     if parsed is Empty and hasattr(http_request, "_post"):
         parsed, files = http_request.POST, http_request.FILES
     if isinstance(parsed, QueryDict):
@@ -149,7 +148,7 @@ def _uploads(files: Any) -> list[list[Any]]:
     return found
 
 
-def _file_lists(files: Any) -> Iterable[tuple[str, list[UploadedFile]]]:
+def _file_lists(files: Any) -> Iterable[tuple[str, list[UploadedFile[Any]]]]:
     if hasattr(files, "lists"):
         return files.lists()  # type: ignore[no-any-return]  # a MultiValueDict
     # DRF's FileUploadParser gives a plain dictionary.
@@ -205,7 +204,7 @@ def _from_multipart_stream(http_request: HttpRequest) -> Body:
 class _Spool:
     """Copies the request's stream while it is read, and puts the copy in its place."""
 
-    def __init__(self, http_request: HttpRequest) -> None:
+    def __init__(self, http_request: Any) -> None:
         self.http_request = http_request
         self.digest = hashlib.sha256()
         self.copy: IO[bytes] = SpooledTemporaryFile(  # noqa: SIM115  # closed with the request
@@ -214,7 +213,7 @@ class _Spool:
         weakref.finalize(http_request, self.copy.close)
 
     def read(self, size: int = CHUNK_SIZE) -> bytes:
-        chunk = self.http_request.read(size)
+        chunk: bytes = self.http_request.read(size)
         self.copy.write(chunk)
         self.digest.update(chunk)
         return chunk

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core import checks
+from django.core.checks import CheckMessage, Error
 
 from idempotency.conf import NAMES, conf
 from idempotency.policy import (
@@ -61,7 +62,7 @@ NULLABLE = {
 }
 
 
-@register("idempotency")
+@checks.register("idempotency")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Report settings that are unknown, of a wrong type or without meaning."""
     return list(_mistakes_in_settings())
@@ -101,7 +102,7 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
         )
 
 
-@register("idempotency")
+@checks.register("idempotency")
 def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
     """Warn where the settings schedule no purge."""
     schedules = [
@@ -114,7 +115,7 @@ def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
     if PURGE_TASK in tasks:
         return []
     return [
-        Warning(
+        checks.Warning(
             "Nothing in the settings schedules the purge of expired records.",
             hint=(
                 "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE. "

@@ -152,7 +152,7 @@ class Claims:
 
     def _values(self, record: IdempotencyRecord, fields: Any) -> list[Any]:
         get = IdempotencyRecord._meta.get_field
-        found = [get(f) if isinstance(f, str) else f for f in fields]
+        found: list[Any] = [get(f) if isinstance(f, str) else f for f in fields]
         return [
             f.get_db_prep_save(getattr(record, f.attname), self.connection)
             for f in found
@@ -262,7 +262,7 @@ class PostgreSQLClaims(Claims):
         )
 
     def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
-        return [int.from_bytes(record.pk.bytes[:8], "big", signed=True)]
+        return [int.from_bytes(record.pk.bytes[8:], "big", signed=True)]
 
     def _unless_held(self) -> str:
         return f" AND {self._lock()}"

@@ -12,8 +12,8 @@ from idempotency.client_warnings import ClientWarning
 class RequestContext:
     """What a handler can know about its own protection.
 
-    Present in every protected handler, key or not. ``attempt`` counts the
-    executions of this record, from 1. ``executing`` is true until the answer is decided.
+    Present in every protected handler, key or not. ``attempt`` counts the executions
+    of this record, from 1. ``executing`` is true until the answer is decided.
     """
 
     key: str | None = None

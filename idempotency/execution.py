@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from django.core.exceptions import PermissionDenied
@@ -31,13 +31,13 @@ from idempotency.exceptions import (
     ResponseNotKept,
     TransactionFailed,
 )
-from idempotency.finishing import Finisher
 from idempotency.fingerprints import (
     VERSIONS,
     Fingerprint,
     custom_fingerprint,
     fingerprint_in,
 )
+from idempotency.finishing import Finisher
 from idempotency.hooks import DEFAULT_HOOKS, Hooks, scope_of
 from idempotency.models import IdempotencyRecord, State, record_id
 from idempotency.policy import Options, Policy
@@ -62,7 +62,8 @@ def execute(
 
     Raises the refusals of ``idempotency.exceptions`` and whatever the handler raises.
     """
-    outer = getattr(request._request, "idempotency", None)
+    http_request: Any = request._request
+    outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return handler()  # E6: protected once, by the outer one
     if conf.ENABLED:
@@ -70,11 +71,11 @@ def execute(
         if request.method not in policy.methods:
             ignore_key(view, request)
             return handler()
-    context = request._request.idempotency = RequestContext(executing=True)
+    context = http_request.idempotency = RequestContext(executing=True)
     try:
         key = keys.find_key(request.META) if conf.ENABLED else None
         if key is not None:
-            return Execution(view, request, handler, policy, key).run()
+            return Execution(view, request, handler, policy, key, context).run()
         if conf.ENABLED and policy.required:
             raise KeyRequired
         return handler()
@@ -84,7 +85,8 @@ def execute(
 
 def ignore_key(view: APIView, request: Request) -> None:
     """Let a request of another method run as always, its key warned about (K5)."""
-    context = request._request.idempotency = RequestContext()
+    context = RequestContext()
+    request._request.idempotency = context  # type: ignore[attr-defined]  # by this app
     in_query, in_header = keys.find_raw(request.META)
     if in_query or in_header is not None:
         context.warnings = (KEY_IGNORED,)
@@ -106,22 +108,24 @@ class Execution:
         handler: Handler,
         policy: Policy,
         key: keys.ClientKey,
+        context: RequestContext,
     ) -> None:
         self.request = request
         self.handler = handler
         self.policy = policy
-        self.key = request.idempotency.key = key.value
+        self.context = context
+        self.key = context.key = key.value
         self.hooks = hooks_of(view)
-        self.context: RequestContext = request.idempotency
         self.finisher = Finisher(
             view, request, self.hooks, self.context, warn_in_body=key.in_query
         )
         self.alias = policy.using or router.db_for_write(IdempotencyRecord)
-        self.connection = connections[self.alias]
+        # The stubs do not know rollback_exc.
+        self.connection: Any = connections[self.alias]
         self.claims = claims_in(self.alias)
 
     def run(self) -> HttpResponseBase:
-        """Claim the key, or answer from its record, waiting where the policy says so."""
+        """Claim the key, or answer from its record; wait where the policy says so."""
         try:
             self._identify()
             give_up_at = time.monotonic()
@@ -144,7 +148,7 @@ class Execution:
         return answer
 
     def _identify(self) -> None:
-        """Whose key is it (S1), and for what (F1)?"""
+        """Find out whose key it is (S1), and for what (F1)."""
         if self.policy.scope is not None:
             scope = scope_of(self.request, self.policy.scope)
         else:
@@ -200,7 +204,7 @@ class Execution:
     def _run_handler(
         self, claimed: IdempotencyRecord
     ) -> HttpResponseBase | Exception | None:
-        """Run the handler under its claim and decide what becomes of both (O1 to O4)."""
+        """Run the handler under its claim; decide what becomes of both (O1 to O4)."""
         self.context.attempt = claimed.attempt
         earlier_error = self.connection.rollback_exc
         try:
@@ -260,7 +264,7 @@ class Execution:
         self.hooks.check_replay(self.request, record)
         self._name_expiry(record)
         if stored.body is None:
-            self.finisher.headers.update(stored.headers)
+            self.finisher.headers.update(dict(stored.headers))
             raise ResponseNotKept(
                 ResponseNotKept.default_detail.format(status_code=stored.status_code)
             )
@@ -288,7 +292,7 @@ class Execution:
             id=self.record_id,
             scope=self.scope,
             key=self.key,
-            method=self.request.method,
+            method=self.request.method or "",
             path=self.request.path,
             fingerprint=self.fingerprint.digest,
             fingerprint_version=self.fingerprint.version,

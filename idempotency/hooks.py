@@ -70,4 +70,7 @@ def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:
 
 
 def _function(value: Any) -> Callable[..., str] | None:
-    return import_string(value) if isinstance(value, str) else value
+    found: Callable[..., str] | None = (
+        import_string(value) if isinstance(value, str) else value
+    )
+    return found

@@ -13,7 +13,7 @@ from idempotency.exceptions import KeyAmbiguous, KeyInvalid
 
 MAX_LENGTH = 255
 
-VALID = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_LENGTH)
+VALID = re.compile(rf"[\x21-\x7e]{{1,{MAX_LENGTH}}}")
 # RFC 9651 section 3.3.3: printable ASCII; only the quote and the backslash are escaped.
 QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 # Joined by a server that received the header more than once (RFC 9110 section 5.3).

@@ -70,12 +70,12 @@ class UnprotectedContext(RequestContext):
 
 def _is_protected(request: HttpRequest) -> bool:
     """Tell whether the handler would have seen the key, had the view got that far."""
-    match = request.resolver_match
-    view_class: Any = getattr(match.func, "cls", None) if match else None
+    view: Any = request.resolver_match.func if request.resolver_match else None
+    view_class: Any = getattr(view, "cls", None)
     method = (request.method or "").lower()
     if view_class is None:
         return False
-    actions = getattr(match.func, "actions", None) or {}
+    actions = getattr(view, "actions", None) or {}
     handler = getattr(view_class, actions.get(method, method), None)
     # @api_view keeps the function that it wraps in a closure.
     wrapped = [

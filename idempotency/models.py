@@ -33,19 +33,22 @@ class UTCNow(models.Func):
 
     output_field = models.DateTimeField()
     arity = 0
+    template = "CURRENT_TIMESTAMP"
 
-    def as_sql(self, *args: Any, **kwargs: Any) -> Any:
-        return super().as_sql(*args, template="CURRENT_TIMESTAMP", **kwargs)
+    def as_postgresql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
+        """Return the statement's time: the transaction's stands still."""
+        template = "STATEMENT_TIMESTAMP()"
+        return self.as_sql(compiler, connection, template=template, **kwargs)
 
-    def as_postgresql(self, *args: Any, **kwargs: Any) -> Any:
-        return super().as_sql(*args, template="STATEMENT_TIMESTAMP()", **kwargs)
+    def as_mysql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
+        """Return the time in UTC: CURRENT_TIMESTAMP follows the session's zone."""
+        template = "UTC_TIMESTAMP(6)"
+        return self.as_sql(compiler, connection, template=template, **kwargs)
 
-    def as_mysql(self, *args: Any, **kwargs: Any) -> Any:
-        return super().as_sql(*args, template="UTC_TIMESTAMP(6)", **kwargs)
-
-    def as_sqlite(self, *args: Any, **kwargs: Any) -> Any:
+    def as_sqlite(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
+        """Return the time in Django's own form: text is what is compared."""
         template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
-        return super().as_sql(*args, template=template, **kwargs)
+        return self.as_sql(compiler, connection, template=template, **kwargs)
 
 
 class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
@@ -77,7 +80,7 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         Raises ``RuntimeError`` inside an open transaction, which would make all
         batches one, and ``ValueError`` for a batch of less than one row.
         """
-        alias = self._db or router.db_for_write(self.model)
+        alias = self._db or conf.USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
         limit = conf.PURGE_BATCH_SIZE if batch_size is None else batch_size
         if limit < 1:
             raise ValueError(f"batch_size must be at least 1, not {limit}.")
@@ -85,29 +88,36 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         doomed = self.using(alias).expired(now).without_live_lease()
         started = time.monotonic()
         deleted = batches = 0
-        found = limit
-        while found == limit:
-            if time.monotonic() - started >= budget.total_seconds() and batches:
+        more = True
+        while more:
+            if batches and time.monotonic() - started >= budget.total_seconds():
                 break
             found = doomed._delete_batch(alias, limit)
             deleted += found
             batches += 1
+            more = found == limit
         return PurgeReport(
             deleted=deleted,
             batches=batches,
             seconds=time.monotonic() - started,
-            more=found == limit,
+            more=more,
         )
 
     def _delete_batch(self, alias: str, limit: int) -> int:
-        skip_locked = connections[alias].features.has_select_for_update_skip_locked
+        connection = connections[alias]
+        features = connection.features
+        oldest = self.order_by("expires_at").values_list("pk", flat=True)
+        # Deleted by _raw_delete(): delete() loads whole rows for its signals.
         with transaction.atomic(using=alias, durable=True):
-            rows = self.select_for_update(skip_locked=skip_locked)
-            ids = list(rows.order_by("expires_at").values_list("pk", flat=True)[:limit])
-            if ids:
-                # Not delete(): listeners to its signals would load every body.
-                self.filter(pk__in=ids)._raw_delete(alias)
-        return len(ids)
+            if not features.has_select_for_update:
+                # SQLite: a transaction that reads first may find that it can't write.
+                return self.filter(pk__in=oldest[:limit])._raw_delete(alias)
+            skip_locked = features.has_select_for_update_skip_locked
+            mine = list(oldest.select_for_update(skip_locked=skip_locked)[:limit])
+            if connection.vendor == "mysql":
+                # IN may scan a small table, and a scan waits for rows that others hold.
+                return sum(self.filter(pk=pk)._raw_delete(alias) for pk in mine)
+            return self.filter(pk__in=mine)._raw_delete(alias) if mine else 0
 
 
 class State(models.TextChoices):
@@ -121,14 +131,18 @@ class State(models.TextChoices):
 def record_id(scope: str, key: str) -> UUID:
     """Return the primary key of a scope's key (K3, S1).
 
-    The first 16 bytes of SHA-256 over both, length-prefixed: uniqueness and look-up
-    are one index, and no collation can make two keys one.
+    A UUID of version 8 (RFC 9562 section 5.8) from SHA-256 over both, length-prefixed:
+    uniqueness and look-up are one index, and no collation can make two keys one.
+    Without the version's bits MariaDB takes some values for malformed.
     """
     digest = hashlib.sha256()
     for part in (scope.encode(), key.encode()):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
-    return UUID(bytes=digest.digest()[:16])
+    octets = bytearray(digest.digest()[:16])
+    octets[6] = octets[6] & 0x0F | 0x80
+    octets[8] = octets[8] & 0x3F | 0x80
+    return UUID(bytes=bytes(octets))
 
 
 class IdempotencyRecord(models.Model):

@@ -19,7 +19,7 @@ UNSTORED_HEADERS = frozenset(
         "date",
         "server",
         "content-length",
-        # Hop-by-hop: RFC 9110 section 7.6.1 and its predecessor RFC 2616 section 13.5.1.
+        # Hop-by-hop: RFC 9110 section 7.6.1, and RFC 2616 section 13.5.1 before it.
         "connection",
         "keep-alive",
         "proxy-authenticate",

@@ -47,9 +47,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Purge, and say what was done."""
-        records = IdempotencyRecord.objects.all()
-        if options["database"]:
-            records = records.using(options["database"])
+        records = IdempotencyRecord.objects.using(options["database"])
         report = records.purge(batch_size=options["batch_size"])
         self.stdout.write(
             f"Deleted {report.deleted} expired idempotency records "

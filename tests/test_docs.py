@@ -1,0 +1,501 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import ast
+import re
+import unittest
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.db import models, transaction
+from django.db.transaction import TransactionManagementError
+from django.test import TestCase
+from rest_framework.serializers import ModelSerializer
+from rest_framework.test import APIRequestFactory
+
+import idempotency.mixins
+from idempotency import checks, client_warnings, context, exceptions, hooks, policy
+from idempotency.admin import SEE_BODY
+from idempotency.conf import NAMES, Settings, conf
+from idempotency.models import IdempotencyRecord
+from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
+from idempotency.schedules import PURGE_TASK
+from tests.app.models import Effect
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+CONTRACT = (ROOT / "docs" / "contract.md").read_text()
+
+LATER = "(not in this release)"
+RULES = (
+    *("K1 K2 K3 K4 K5 K6 K7 S1 S2 F1 F2 F3 F4 F5".split()),
+    *("E1 E2 E3 E4 E5 E6 E7 E8 E9 E10 E11".split()),
+    *("O1 O2 O3 O4 O5 R1 R2 R3 R4 R5 R6".split()),
+    *("P1 P2 P3 A1 A2 A3 A4 X1 X2".split()),
+)
+
+Rows = list[dict[str, str]]
+
+
+def tables(document: str) -> Iterator[Rows]:
+    """Yield each table of a document, its rows as dictionaries of stripped cells."""
+    for block in re.findall(r"(?:^\|.*\n)+", document, re.MULTILINE):
+        lines = [
+            [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+            for line in block.replace("|\n", " |\n").splitlines()
+        ]
+        head, _rule, *rows = lines
+        yield [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def table(*head: str, document: str = README) -> Rows:
+    """Return the one table that begins with these columns."""
+    found = [rows for rows in tables(document) if tuple(rows[0])[: len(head)] == head]
+    assert len(found) == 1, f"{len(found)} tables have the columns {head}"
+    return found[0]
+
+
+def code(cell: str) -> str:
+    """Return what a cell says in code, which must be all that it says."""
+    match = re.fullmatch(r"`([^`]+)`", cell)
+    assert match is not None, f"not code: {cell}"
+    return match[1]
+
+
+def refusals() -> list[type[exceptions.IdempotencyError]]:
+    return [
+        found
+        for found in vars(exceptions).values()
+        if isinstance(found, type)
+        and issubclass(found, exceptions.IdempotencyError)
+        and found is not exceptions.IdempotencyError
+    ]
+
+
+def contract_rules() -> dict[str, bool]:
+    """Return the rules of the contract, true for those that are in this release."""
+    headings = re.findall(r"^### ([A-Z]\d+)\. (.+)$", CONTRACT, re.MULTILINE)
+    return {rule: not title.endswith(LATER) for rule, title in headings}
+
+
+RULES_IN_THIS_RELEASE = [rule for rule, built in contract_rules().items() if built]
+
+
+def docstrings_of_tests() -> Iterator[str]:
+    """Yield what tests, and the scenarios that they are made of, say of themselves."""
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield ast.get_docstring(node) or ""
+
+
+def python_blocks(document: str = README) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+
+
+def block(first_line: str) -> list[str]:
+    """Return the README's Python blocks for one file of a project."""
+    return [b for b in python_blocks() if b.startswith(f"# {first_line}")]
+
+
+class Assignment:
+    """What the README calls a model of the reader's own."""
+
+    objects = SimpleNamespace(
+        all=Effect.objects.all,
+        count=Effect.objects.count,
+        create=lambda title: SimpleNamespace(
+            pk=Effect.objects.create(note=title).pk, title=title
+        ),
+    )
+
+
+class AssignmentSerializer(ModelSerializer[Effect]):
+    """What the README calls a serializer of the reader's own."""
+
+    class Meta:
+        model = Effect
+        fields = ("id", "note")
+
+
+def run(source: str, **names: Any) -> dict[str, Any]:
+    """Run a block of the README and return what it defined."""
+    namespace = {"__name__": "readme", **names}
+    exec(compile(source, "README.md", "exec"), namespace)
+    return namespace
+
+
+def views() -> Iterator[dict[str, Any]]:
+    for source in block("views.py"):
+        yield run(
+            source, Assignment=Assignment, AssignmentSerializer=AssignmentSerializer
+        )
+
+
+def create_assignment() -> Any:
+    (view,) = [v["create_assignment"] for v in views() if "create_assignment" in v]
+    return view
+
+
+# The contract
+
+
+def test_the_contract_has_every_rule_once() -> None:
+    """Each rule has one heading, in the order of the ids."""
+    headings = re.findall(r"^### (\w+)", CONTRACT, re.MULTILINE)
+    assert headings == list(RULES)
+    assert list(contract_rules()) == list(RULES)
+
+
+def test_later_rules_are_marked_in_one_way() -> None:
+    """What is not built is said by the heading's end or the paragraph's begin."""
+    intro, _words, rules = CONTRACT.partition("## Words")
+    said = re.findall(r"^.*not in this release.*$", rules, re.MULTILINE | re.IGNORECASE)
+    for line in said:
+        heading = line.startswith("### ") and line.endswith(LATER)
+        paragraph = line.startswith("Not in this release: ")
+        glossary = line.startswith("| lease |")
+        assert heading or paragraph or glossary, line
+    assert LATER in intro
+
+
+@pytest.mark.parametrize("rule", RULES_IN_THIS_RELEASE)
+def test_every_rule_has_a_test(rule: str) -> None:
+    """A test that proves a rule of this release names its id in the docstring."""
+    named = re.compile(rf"\b{rule}\b")
+    assert any(map(named.search, docstrings_of_tests())), f"no test names {rule}"
+
+
+def test_tests_name_known_rules_only() -> None:
+    """An id in a docstring is one of the contract's."""
+    named = {
+        rule
+        for docstring in docstrings_of_tests()
+        for rule in re.findall(r"\b[KSFEORPAX]\d{1,2}\b", docstring)
+    }
+    assert named <= {*RULES}
+
+
+# The README's tables
+
+
+def test_code_table() -> None:
+    """Codes and statuses are those of the exceptions, each once (X1)."""
+    rows = [
+        (code(row["code"]), int(row["status"]))
+        for row in table("code", "status", "what to do")
+    ]
+    assert sorted(rows) == sorted((r.default_code, r.status_code) for r in refusals())
+    for name, status in rows:
+        pair = rf"\b{status}\b[^|\n]{{0,10}}`{name}`|`{name}`[ |,(]*{status}\b"
+        assert len(re.findall(pair, README)) == 1, f"{name} has its status twice"
+
+
+def test_retry_after() -> None:
+    """The code table names Retry-After where the refusal has it (X1)."""
+    rows = table("code", "status", "what to do")
+    said = {code(row["code"]) for row in rows if "`Retry-After`" in row["what to do"]}
+    assert said == {r.default_code for r in refusals() if r.wait is not None}
+
+
+def test_warning_table() -> None:
+    """Warnings are those that the app knows."""
+    known = {
+        found.code
+        for found in vars(client_warnings).values()
+        if isinstance(found, client_warnings.ClientWarning)
+    }
+    rows = table("warning", "meaning")
+    assert [code(row["warning"]) for row in rows] == sorted(known)
+    assert f"`{client_warnings.WARNINGS_MEMBER}`" in README
+
+
+def test_every_code_in_the_documents_exists() -> None:
+    """No document names a code that the app does not have (X1)."""
+    known = {r.default_code for r in refusals()}
+    for document in (README, CONTRACT):
+        named = re.findall(r"`(idempotency_\w+)`", document)
+        attributes = {f"idempotency_{name}" for name in policy.RULES}
+        functions = {"idempotency_exempt"}
+        assert {*named} <= known | attributes | functions
+
+
+def test_settings_table() -> None:
+    """Every setting is listed with its default."""
+    rows = table("key", "type", "default", "meaning")
+    assert [code(row["key"]) for row in rows] == list(NAMES)
+    from datetime import timedelta  # noqa: PLC0415  # for eval
+
+    for row in rows:
+        default = eval(code(row["default"]), {"timedelta": timedelta})
+        assert default == getattr(Settings, code(row["key"])), row["key"]
+        assert type(default) is type(getattr(Settings, code(row["key"])))
+        nullable = code(row["key"]) in checks.NULLABLE
+        assert row["type"].endswith("or None") is nullable, row["key"]
+
+
+def test_options_table() -> None:
+    """Every option is listed with its attribute and its setting."""
+    rows = table("`@idempotent(...)`", "mixin", "setting", "meaning")
+    assert [code(row["`@idempotent(...)`"]) for row in rows] == list(policy.RULES)
+    for row in rows:
+        name = code(row["`@idempotent(...)`"])
+        assert code(row["mixin"]) == f"idempotency_{name}"
+        assert hasattr(idempotency.mixins.IdempotencyMixin, f"idempotency_{name}")
+        setting = name.upper() if name.upper() in NAMES else None
+        assert row["setting"] == (f"`{setting}`" if setting else "–")
+
+
+def test_hooks_table() -> None:
+    """Every hook is listed; options are what the options table is for."""
+    rows = table("hook", "what it decides")
+    named = [code(row["hook"]).partition("(")[0] for row in rows]
+    public = [name for name in vars(hooks.Hooks) if callable(getattr(hooks.Hooks, name))]
+    known = [name for name in public if not name.startswith("_")]
+    assert named == [name for name in known if name != "get_idempotency_options"]
+    for row in rows:
+        name, _, arguments = code(row["hook"]).rstrip(")").partition("(")
+        accepted = getattr(hooks.Hooks, name).__code__.co_varnames
+        assert tuple(arguments.split(", ")) == accepted[1 : len(arguments.split(", ")) + 1]
+
+
+def test_headers_table() -> None:
+    """Every header that the app reads or writes is listed."""
+    named = {code(row["header"]) for row in table("header", "on", "meaning")}
+    assert named == {
+        conf.HEADER,
+        REPLAYED_HEADER,
+        EXPIRES_HEADER,
+        client_warnings.WARNING_HEADER,
+        "Retry-After",
+    }
+
+
+def test_checks_table() -> None:
+    """Every check's id is listed once."""
+    source = Path(checks.__file__).read_text()
+    ids = re.findall(r'id="(idempotency\.\w+)"', source)
+    rows = [code(row["id"]) for row in table("id", "what is wrong")]
+    assert rows == sorted({*ids})
+
+
+def test_permissions_table() -> None:
+    """The admin's permissions are those that the model defines."""
+    meta = IdempotencyRecord._meta
+    names = [f"{action}_{meta.model_name}" for action in meta.default_permissions]
+    names += [name for name, _title in meta.permissions]
+    rows = [code(row["permission"]) for row in table("permission", "what it allows")]
+    assert rows == [f"{meta.app_label}.{name}" for name in names]
+    assert SEE_BODY in rows
+
+
+def test_request_idempotency() -> None:
+    """The README names what a handler can read of its protection."""
+    (sentence,) = re.findall(r"`request\.idempotency`, key or not: (.*)", README)
+    named = re.findall(r"`(\w+)`", sentence)
+    fields = [f for f in context.RequestContext.__slots__ if f != "executing"]
+    assert named == fields
+
+
+@pytest.mark.parametrize("document", [README, CONTRACT], ids=["README", "contract"])
+def test_glossary(document: str) -> None:
+    """Both glossaries have the words of the vocabulary."""
+    (words,) = [rows for rows in tables(document) if "word" in rows[0]]
+    named = ", ".join(row["word"] for row in words)
+    assert {*re.split(r", | and ", named)} >= {
+        "idempotency key",
+        "scope",
+        "fingerprint",
+        "record",
+        "claim",
+        "in progress",
+        "completed",
+        "abandoned",
+        "complete",
+        "release",
+        "replay",
+        "retention",
+        "expired",
+        "purge",
+    }
+
+
+@pytest.mark.parametrize("document", [README, CONTRACT], ids=["README", "contract"])
+def test_vocabulary(document: str) -> None:
+    """Words for other things are not used for the app's own.
+
+    In code they are somebody else's: a setting, a statement, an error message.
+    """
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", document, flags=re.DOTALL)
+    prose = re.sub(r"advisory lock|row lock|deadlock", "", prose, flags=re.IGNORECASE)
+    avoided = r"\b(?:lock|cach|dedup|flush)\w*|\bttl\b|time to live"
+    assert re.findall(avoided, prose, re.IGNORECASE) == []
+
+
+def test_links() -> None:
+    """Documents link to files that exist."""
+    for document, folder in ((README, ROOT), (CONTRACT, ROOT / "docs")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document):
+            assert (folder / target).exists(), target
+
+
+def test_development_targets() -> None:
+    """The README names targets that the Makefile has."""
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
+    assert {"demo", "test", "check", "tox"} <= {*named}
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_client_posts() -> None:
+    """The sample for clients sends a POST, with a key that outlives the attempt."""
+    (sample,) = re.findall(r"```javascript\n(.*?)```", README, re.DOTALL)
+    assert "axios.post(" in sample
+    assert conf.QUERY_PARAM in sample
+    assert sample.index("randomUUID") < sample.index("axios.post(")
+
+
+# The README's Python
+
+
+@pytest.mark.parametrize("source", python_blocks())
+def test_python_compiles(source: str) -> None:
+    """Each sample says which file it is for, and compiles."""
+    assert re.match(r"# \w+\.py\b", source)
+    compile(source, "README.md", "exec")
+
+
+def test_settings_samples(settings: Any) -> None:
+    """A project that takes the README's settings passes the checks (P3, X2)."""
+    wanted: dict[str, Any] = {
+        "BASE_DIR": ROOT,
+        "INSTALLED_APPS": [],
+        "MIDDLEWARE": [],
+    }
+    for source in block("settings.py"):
+        wanted |= {k: v for k, v in run(source, **wanted).items() if k.isupper()}
+    assert wanted["INSTALLED_APPS"] == ["rest_framework", "idempotency"]
+    assert wanted["MIDDLEWARE"] == settings.MIDDLEWARE
+    assert wanted["DATABASES"]["default"]["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
+    settings.IDEMPOTENCY = wanted["IDEMPOTENCY"]
+    settings.CELERY_BEAT_SCHEDULE = wanted["CELERY_BEAT_SCHEDULE"]
+    tasks = [entry["task"] for entry in settings.CELERY_BEAT_SCHEDULE.values()]
+    assert tasks == [PURGE_TASK]
+    assert run_checks(tags=["idempotency"]) == []
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_decorator_sample() -> None:
+    """The README's function acts once and replays."""
+    view = create_assignment()
+    key = {"Idempotency-Key": "from-the-readme"}
+    answers = [
+        view(APIRequestFactory().post("/", {"title": "Essay"}, headers=key))
+        for _attempt in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].content == answers[1].content
+    assert answers[1][REPLAYED_HEADER] == "true"
+    assert not hasattr(answers[1], "data")
+    assert Effect.objects.count() == 1
+
+
+@pytest.mark.usefixtures("database")
+def test_mixin_sample() -> None:
+    """The README's view set protects creation and leaves its search alone."""
+    (view_set,) = [
+        v["AssignmentViewSet"] for v in views() if "AssignmentViewSet" in v
+    ]
+    key = {"Idempotency-Key": "from-the-readme"}
+    for action, expected in (("create", [201, 201]), ("search", [200, 200])):
+        view = view_set.as_view({"post": action})
+        answers = [
+            view(APIRequestFactory().post("/", {"note": "x"}, headers=key))
+            for _attempt in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == expected
+        assert (REPLAYED_HEADER in answers[1].headers) is (action == "create")
+    assert Effect.objects.count() == 1
+
+
+def test_exception_handler_sample(settings: Any, client: Any, database: None) -> None:
+    """The README's exception handler shows code and message (X1)."""
+    (source,) = block("exceptions.py")
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "EXCEPTION_HANDLER": run(source)["exception_handler"],
+    }
+    answer = client.post("/function/?$idempotency=", {})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "idempotency_key_invalid"
+    assert answer.json()["detail"] == exceptions.KeyInvalid.default_detail
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_sample_for_the_readers_tests() -> None:
+    """The README's test passes in a TestCase, whatever ATOMIC_REQUESTS is (E2)."""
+    (source,) = block("tests.py")
+    names = {"Assignment": Assignment, "create_assignment": create_assignment()}
+    case = run(source, **names)["CreateAssignmentTests"]
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.testsRun == 1
+    assert result.wasSuccessful(), result.errors + result.failures
+
+
+def refuse(request: Any) -> Any:
+    raise exceptions.KeyRequired
+
+
+def fail(request: Any) -> Any:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("handler", [refuse, fail])
+@pytest.mark.parametrize("has_own_transaction", [False, True])
+def test_what_the_readers_tests_need(
+    handler: Callable[[Any], Any],
+    has_own_transaction: bool,
+    atomic_requests: bool,
+    handle: Callable[[Any], None],
+) -> None:
+    """An error poisons a TestCase where a direct call joins its transaction (E2)."""
+    from tests.app.views import function  # noqa: PLC0415  # a view, not a test's name
+
+    handle(handler)
+    poisoned = []
+
+    class Case(TestCase):
+        def test(self) -> None:
+            key = {"Idempotency-Key": "from-the-readme"}
+            request = APIRequestFactory().post("/", {}, headers=key)
+            try:
+                if has_own_transaction:
+                    with transaction.atomic():
+                        function(request)
+                else:
+                    function(request)
+            except ZeroDivisionError:
+                pass
+            try:
+                Effect.objects.count()
+            except TransactionManagementError:
+                poisoned.append(True)
+
+    result = unittest.TestResult()
+    Case("test").run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert bool(poisoned) is (atomic_requests and not has_own_transaction)
+
+
+def test_outcome_unknown_sample() -> None:
+    """The README's statement that frees a key is the manager's own."""
+    assert "IdempotencyRecord.objects.filter(key=...).delete()" in README
+    assert issubclass(IdempotencyRecord, models.Model)

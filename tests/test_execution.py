@@ -1,0 +1,767 @@
+"""The decision table: what the database and the handler can do to each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, IntegrityError, OperationalError, connection
+from django.db import transaction
+from django.http import Http404
+from django.urls import path
+from rest_framework import exceptions, throttling
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.test import APIRequestFactory
+from rest_framework.views import APIView
+
+from idempotency import claims
+from idempotency.claims import claims_in
+from idempotency.decorators import idempotent
+from idempotency.fingerprints import VERSIONS
+from idempotency.mixins import IdempotencyMixin
+from idempotency.models import IdempotencyRecord, State
+from tests.app.models import Effect
+from tests.app.views import behave, create_effect
+from tests.conftest import KEY, assert_refused, code_of, key
+from tests.urls import urlpatterns as usual_urls
+
+pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
+
+Handle = Callable[[Callable[[Request], Any]], None]
+
+
+class Gate(BasePermission):
+    """A permission that a test opens and closes."""
+
+    is_open = True
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        return self.is_open
+
+
+class Budget(throttling.BaseThrottle):
+    """A throttle that a test opens and closes."""
+
+    is_open = True
+
+    def allow_request(self, request: Request, view: Any) -> bool:
+        return self.is_open
+
+
+class Guarded(IdempotencyMixin, APIView):
+    permission_classes = [Gate]
+    throttle_classes = [Budget]
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
+class Hooked(IdempotencyMixin, APIView):
+    """Every hook, in one view."""
+
+    replay_allowed = True
+    stores = True
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+    def get_idempotency_scope(self, request: Request) -> str:
+        return request.META.get("HTTP_X_TENANT", "nobody")
+
+    def get_idempotency_fingerprint(self, request: Request) -> str:
+        return str(request.data.get("order"))
+
+    def should_store_response(self, response: Any) -> bool:
+        return self.stores
+
+    def check_replay(self, request: Request, record: IdempotencyRecord) -> None:
+        if not self.replay_allowed:
+            raise exceptions.PermissionDenied(f"not {record.key}")
+
+    def add_idempotency_warnings(self, response: Any, warnings: Any) -> None:
+        response.data = {"told": [w.code for w in warnings], **response.data}
+
+
+class WithOptions(IdempotencyMixin, APIView):
+    """Options of the view, and nearer ones of a method."""
+
+    idempotency_required = True
+    idempotency_retention = timedelta(days=1)
+    idempotency_methods = ("POST", "PATCH")
+    idempotency_released_statuses = (418,)
+    idempotency_scope = "tests.test_execution.shared_scope"
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+    def patch(self, request: Request) -> Any:
+        return behave(request)
+
+    @idempotent(retention=timedelta(days=2), methods=("PUT",), scope=lambda r: "mine")
+    def put(self, request: Request) -> Any:
+        return behave(request)
+
+
+class FunctionScope(IdempotencyMixin, APIView):
+    def own_scope(request: Request) -> str:  # noqa: N805  # a function, not a method
+        return f"host:{request.get_host()}"
+
+    idempotency_scope = own_scope
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
+def shared_scope(request: Request) -> str:
+    return "shared"
+
+
+urlpatterns = [
+    *usual_urls,
+    path("guarded/", Guarded.as_view()),
+    path("hooked/", Hooked.as_view()),
+    path("with-options/", WithOptions.as_view()),
+    path("optional/", WithOptions.as_view(idempotency_required=False)),
+    path("function-scope/", FunctionScope.as_view()),
+]
+
+
+@pytest.fixture(params=["/mixin-view/", "/function/"])
+def door(request: pytest.FixtureRequest) -> str:
+    """Run a test at a mixin and at a decorator."""
+    return str(request.param)
+
+
+class TestOrder:
+    """S2: authentication, permissions, throttles, then the key."""
+
+    @pytest.mark.parametrize(
+        ("gate", "status_code"), [(Gate, 403), (Budget, 429)], ids=["gate", "budget"]
+    )
+    def test_refused_today(
+        self, client: Any, monkeypatch: Any, gate: Any, status_code: int
+    ) -> None:
+        """S2: Nothing is replayed to a caller whom the view would refuse today."""
+        assert client.post("/guarded/", {}, **key()).status_code == 201
+        monkeypatch.setattr(gate, "is_open", False)
+        refused = client.post("/guarded/", {}, **key())
+        assert refused.status_code == status_code
+        assert "Idempotent-Replayed" not in refused
+        monkeypatch.setattr(gate, "is_open", True)
+        assert "Idempotent-Replayed" in client.post("/guarded/", {}, **key())
+
+    @pytest.mark.parametrize("gate", [Gate, Budget])
+    def test_refused_first(self, client: Any, monkeypatch: Any, gate: Any) -> None:
+        """S2: A refusal before the handler leaves no record, even for a bad key."""
+        monkeypatch.setattr(gate, "is_open", False)
+        for headers in (key(), key("not a key")):
+            assert client.post("/guarded/", {}, **headers).status_code in (403, 429)
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_other_refusals(self, client: Any, door: str) -> None:
+        """S2: 405, 406 and 415 leave no record either."""
+        assert client.delete(door, {}, **key()).status_code == 405
+        answer = client.post(door, {}, HTTP_ACCEPT="image/png", **key())
+        assert answer.status_code == 406
+        answer = client.generic("POST", door, b"<a/>", "application/xml", **key())
+        assert answer.status_code == 415
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_check_replay(self, client: Any, monkeypatch: Any) -> None:
+        """S2: check_replay refuses a replay, and the record stays."""
+        client.post("/hooked/", {}, **key())
+        monkeypatch.setattr(Hooked, "replay_allowed", False)
+        refused = client.post("/hooked/", {}, **key())
+        assert refused.status_code == 403
+        assert KEY in refused.data["detail"]
+        assert "Idempotency-Expires" not in refused
+        assert IdempotencyRecord.objects.count() == 1
+
+
+class TestScope:
+    """S1: whose key it is."""
+
+    def test_anonymous(self, client: Any, door: str) -> None:
+        """S1, K6: Strangers share a scope, where weak keys are refused."""
+        client.credentials()
+        assert_refused(client.post(door, {}, **key("weak")), 400, "idempotency_key_weak")
+        assert client.post(door, {}, **key()).status_code == 201
+        assert IdempotencyRecord.objects.get().scope == "anonymous"
+
+    def test_authorization(self, client: Any, door: str, settings: Any) -> None:
+        """S1: A caller known by a credential alone is named by its keyed digest."""
+        scopes = set()
+        for token, secret in (("a", None), ("b", None), ("a", "other")):
+            settings.IDEMPOTENCY = {"DERIVATION_SECRET": secret}
+            client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}\udcff")
+            assert client.post(door, {}, **key()).status_code == 201
+            scopes = {*IdempotencyRecord.objects.values_list("scope", flat=True)}
+        assert len(scopes) == 3
+        assert Effect.objects.count() == 3
+
+    def test_users(self, client: Any, django_user_model: Any) -> None:
+        """S1: A user of a model is named by its label and primary key, not a token."""
+        user = django_user_model(pk=7, username="ada")
+        client.force_authenticate(user)
+        first = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 1", **key())
+        retry = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 2", **key())
+        assert retry.content == first.content
+        assert IdempotencyRecord.objects.get().scope == "user:auth.user:7"
+
+    def test_a_projects_own(self, client: Any, settings: Any) -> None:
+        """S1: The nearest scope wins: decorator, hook, attribute, settings."""
+        settings.IDEMPOTENCY = {"SCOPE": "tests.test_execution.shared_scope"}
+        client.put("/with-options/", {}, **key())
+        client.post("/with-options/", {}, **key())
+        client.post("/hooked/", {}, HTTP_X_TENANT="Müller", **key())
+        client.post("/function/", {}, **key("another-key"))
+        client.post("/function-scope/", {}, **key())
+        found = {*IdempotencyRecord.objects.values_list("scope", flat=True)}
+        assert found == {"mine", "shared", "Müller", "host:testserver"}
+
+    @pytest.mark.parametrize("scope", ["", "x" * 513, "a\0b"])
+    def test_that_can_not_be_stored(self, scope: str) -> None:
+        """S1: A scope that the column can't hold is an error of the project."""
+        view = Hooked.as_view()
+        request = APIRequestFactory().post("/", {}, HTTP_X_TENANT=scope, **key())
+        with pytest.raises(ImproperlyConfigured, match="scope must be"):
+            view(request)
+        assert Effect.objects.count() == 0
+
+
+class TestOptions:
+    """Options: the nearest wins."""
+
+    def test_of_the_view_and_the_method(self, client: Any, handle: Handle) -> None:
+        """A decorator's options win over the view's, and those over the settings."""
+        refused = client.post("/with-options/", {})
+        assert_refused(refused, 400, "idempotency_key_required")
+        assert client.patch("/with-options/", {}).status_code == 400
+        assert client.put("/with-options/", {}).status_code == 400
+        client.put("/with-options/", {}, **key())
+        record = IdempotencyRecord.objects.get()
+        assert record.expires_at - record.created_at == timedelta(days=2)
+        client.patch("/with-options/", {}, **key("by-patch"))
+        record = IdempotencyRecord.objects.get(method="PATCH")
+        assert record.expires_at - record.created_at == timedelta(days=1)
+        handle(lambda request: Response(status=418))
+        client.post("/with-options/", {}, **key("teapot-key"))
+        assert not IdempotencyRecord.objects.filter(key="teapot-key").exists()
+        handle(lambda request: Response(status=400))
+        client.post("/with-options/", {}, **key("stored-key"))
+        assert IdempotencyRecord.objects.filter(key="stored-key").exists()
+
+    def test_of_as_view(self, client: Any) -> None:
+        """An option of as_view() wins over the class."""
+        assert client.post("/optional/", {}).status_code == 201
+
+    def test_of_the_settings(self, client: Any, settings: Any, door: str) -> None:
+        """Settings are read live."""
+        settings.IDEMPOTENCY = {"REQUIRED": True, "RETENTION": timedelta(hours=1)}
+        assert client.post(door, {}).status_code == 400
+        client.post(door, {}, **key())
+        record = IdempotencyRecord.objects.get()
+        assert record.expires_at - record.created_at == timedelta(hours=1)
+
+    def test_disabled(self, client: Any, settings: Any, handle: Handle, door: str) -> None:
+        """ENABLED = False makes the app step aside, and handlers still work."""
+        settings.IDEMPOTENCY = {"ENABLED": False, "REQUIRED": True}
+        seen = []
+
+        def handler(request: Request) -> Any:
+            seen.append(request.idempotency.key)
+            return create_effect(request)
+
+        handle(handler)
+        for _ in range(2):
+            answer = client.post(door, {}, **key())
+            assert answer.status_code == 201
+            assert "Idempotency-Expires" not in answer
+        assert client.get("/mixin-view/", **key()).status_code == 500
+        assert seen == [None, None]
+        assert Effect.objects.count() == 2
+        assert IdempotencyRecord.objects.count() == 0
+
+
+class TestContext:
+    """request.idempotency, in every protected handler."""
+
+    def test_in_the_handler(self, client: Any, handle: Handle, door: str) -> None:
+        """A handler sees its key, scope, record and attempt."""
+        seen: list[Any] = []
+
+        def handler(request: Request) -> Any:
+            context = request.idempotency
+            seen.append(
+                (context.key, context.scope, context.record_id, context.attempt)
+            )
+            return create_effect(request)
+
+        handle(handler)
+        client.post(door, {}, **key())
+        client.post(door, {})
+        record = IdempotencyRecord.objects.get()
+        scope = "user:tests.app.authentication.NamedUser:ada"
+        assert seen == [(KEY, scope, record.pk, 1), (None, None, None, None)]
+        assert record.scope == scope
+
+    def test_a_request_that_is_used_twice(self) -> None:
+        """E6: A test that sends one request object twice is protected twice."""
+        from tests.app.views import MixinView, function  # noqa: PLC0415  # views
+
+        for at, view in {"/a/": function, "/b/": MixinView.as_view()}.items():
+            request = APIRequestFactory().post(at, {}, HTTP_X_USER=at, **key())
+            first, retry = view(request), view(request)
+            assert retry.content == first.content
+        assert Effect.objects.count() == 2
+
+
+class TestHooks:
+    """The hooks of the mixin."""
+
+    def test_fingerprint(self, client: Any) -> None:
+        """F1: A project's own fingerprint decides what is the same request."""
+        first = client.post("/hooked/", {"order": 1, "noise": 1}, **key())
+        retry = client.post("/hooked/", {"order": 1, "noise": 2}, **key())
+        assert retry.content == first.content
+        assert client.post("/hooked/", {"order": 2}, **key()).status_code == 422
+        assert IdempotencyRecord.objects.get().fingerprint_version == 0
+
+    def test_fingerprint_setting(self, client: Any, settings: Any) -> None:
+        """F1: So does the one that the settings name."""
+        settings.IDEMPOTENCY = {"FINGERPRINT": "tests.test_execution.shared_scope"}
+        first = client.post("/function/", {"a": 1}, **key())
+        assert client.post("/function/", {"a": 2}, **key()).content == first.content
+
+    def test_storing(self, client: Any, monkeypatch: Any) -> None:
+        """O4, R4: An answer that is not to be stored leaves a tombstone."""
+        monkeypatch.setattr(Hooked, "stores", False)
+        first = client.post("/hooked/", {}, **key())
+        retry = client.post("/hooked/", {}, **key())
+        assert first.status_code == 201
+        assert code_of(retry) == "idempotency_response_not_kept"
+        assert retry["Location"] == first["Location"]
+        assert Effect.objects.count() == 1
+
+    def test_warnings(self, client: Any) -> None:
+        """K7: A project with another body overrides where the warnings go."""
+        answer = client.post("/hooked/?$idempotency=weak", {})
+        assert answer.json()["told"] == ["IDEMPOTENCY_KEY_WEAK"]
+
+
+class TestVersions:
+    """F4: a record is compared in its own fingerprint version."""
+
+    def test_an_older_version(self, client: Any, monkeypatch: Any) -> None:
+        """F4: After an upgrade, older records are compared in their version."""
+        first = client.post("/function/", {"a": 1}, **key())
+        monkeypatch.setitem(VERSIONS, 2, lambda request: "2" * 64)
+        assert client.post("/function/", {"a": 1}, **key()).content == first.content
+        assert client.post("/function/", {"a": 2}, **key()).status_code == 422
+        client.post("/function/", {"a": 1}, **key("a-new-record"))
+        newer = IdempotencyRecord.objects.get(key="a-new-record")
+        assert (newer.fingerprint_version, newer.fingerprint) == (2, "2" * 64)
+
+    def test_an_unknown_version(self, client: Any) -> None:
+        """F4: After a downgrade, newer records can't be compared: nothing runs."""
+        client.post("/function/", {"a": 1}, **key())
+        IdempotencyRecord.objects.update(fingerprint_version=99)
+        assert client.post("/function/", {"a": 1}, **key()).status_code == 422
+        assert Effect.objects.count() == 1
+
+    @pytest.mark.parametrize("field", ["scope", "key"])
+    def test_a_collision_of_ids(self, client: Any, field: str) -> None:
+        """F4, S1: Scope and key of a hit are compared as they are."""
+        client.post("/function/", {}, **key())
+        IdempotencyRecord.objects.update(**{field: "another"})
+        assert client.post("/function/", {}, **key()).status_code == 422
+
+
+class TestRollback:
+    """E2: a keyed handler behaves as the same handler under ATOMIC_REQUESTS."""
+
+    def test_set_rollback(self, client: Any, handle: Handle, door: str) -> None:
+        """E2: A handler that marks the transaction gets its answer through."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            transaction.set_rollback(True)
+            return Response({"dry": "run"}, status=200)
+
+        handle(handler)
+        for _ in range(2):
+            answer = client.post(door, {}, **key())
+            assert (answer.status_code, answer.data) == (200, {"dry": "run"})
+            assert "Idempotency-Expires" not in answer
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_set_rollback_and_raise(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """E2, O2: So does one that raises its refusal."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            transaction.set_rollback(True)
+            raise Http404
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 404
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_savepoint(self, client: Any, handle: Handle, door: str) -> None:
+        """E2: A database error in a savepoint of the handler's is its own affair."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            try:
+                with transaction.atomic():
+                    Effect.objects.create(name="taken")
+            except IntegrityError:
+                return create_effect(request)
+            raise AssertionError
+
+        handle(handler)
+        first = client.post(door, {}, **key())
+        assert first.status_code == 201
+        assert client.post(door, {}, **key()).content == first.content
+        assert Effect.objects.count() == 2
+
+    def test_durable(self, client: Any, handle: Handle, door: str) -> None:
+        """E2: atomic(durable=True) inside a keyed handler is refused."""
+
+        def handler(request: Request) -> Any:
+            with transaction.atomic(durable=True):
+                return create_effect(request)
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 500
+        assert Effect.objects.count() == 0
+
+    @pytest.mark.parametrize("raw", [False, True], ids=["orm", "cursor"])
+    @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
+    def test_error_made_a_refusal(
+        self, client: Any, handle: Handle, door: str, raw: bool, raised: bool
+    ) -> None:
+        """O2: A database error that the handler makes a refusal of frees the key."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            try:
+                collide(raw)
+            except IntegrityError:
+                if raised:
+                    raise exceptions.ValidationError("taken") from None
+                return Response({"why": "taken"}, status=409)
+
+        handle(handler)
+        for _ in range(2):
+            answer = client.post(door, {}, **key())
+            assert answer.status_code == (400 if raised else 409)
+        assert Effect.objects.count() == 1
+        assert IdempotencyRecord.objects.count() == 0
+
+    @pytest.mark.parametrize("raw", [False, True], ids=["orm", "cursor"])
+    def test_error_swallowed(
+        self, client: Any, handle: Handle, door: str, raw: bool, caplog: Any
+    ) -> None:
+        """E5: A success whose effects are lost is answered 503, never stored."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create(name="lost")
+            try:
+                collide(raw)
+            except IntegrityError:
+                pass
+            return Response(status=201)
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        survives = raw and connection.vendor != "postgresql"
+        if survives:  # the statement alone failed, and nothing was lost
+            assert answer.status_code == 201
+            assert Effect.objects.filter(name="lost").exists()
+            return
+        assert (answer.status_code, code_of(answer)) == (
+            503,
+            "idempotency_transaction_failed",
+        )
+        assert answer["Retry-After"] == "1"
+        assert [*Effect.objects.values_list("name", flat=True)] == ["taken"]
+        assert IdempotencyRecord.objects.count() == 0
+        if not raw:
+            assert "without a savepoint" in caplog.text
+        handle(create_effect)
+        assert client.post(door, {}, **key()).status_code == 201
+
+
+def collide(raw: bool) -> None:
+    """Violate a unique constraint, through the ORM or beside it."""
+    if not raw:
+        Effect.objects.create(name="taken")
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO app_effect (name, note) VALUES ('taken', '')")
+
+
+class TestFailedTransactions:
+    """E4, E5: what the database undoes."""
+
+    @pytest.fixture
+    def transient(self, monkeypatch: Any) -> DatabaseError:
+        """Return an error that this database's claims know as transient."""
+        for vendor in (
+            claims.PostgreSQLClaims,
+            claims.MariaDBClaims,
+            claims.SQLiteClaims,
+        ):
+            monkeypatch.setattr(
+                vendor, "is_transient", lambda self, error: "deadlock" in str(error)
+            )
+        return OperationalError("deadlock detected")
+
+    def test_at_a_statement(
+        self, client: Any, handle: Handle, door: str, transient: DatabaseError
+    ) -> None:
+        """E4: A deadlock in the handler is 503 with Retry-After, and nothing stays."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            raise transient
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert (answer.status_code, code_of(answer)) == (
+            503,
+            "idempotency_transaction_failed",
+        )
+        assert answer["Retry-After"] == "1"
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_at_the_commit(
+        self,
+        client: Any,
+        door: str,
+        transient: DatabaseError,
+        monkeypatch: Any,
+        atomic_requests: bool,
+    ) -> None:
+        """E4: A COMMIT that fails is 503, or the project's 500 under ATOMIC_REQUESTS."""
+
+        def commit() -> None:
+            raise transient
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_commit", commit)
+            answer = client.post(door, {}, **key())
+        assert answer.status_code == (500 if atomic_requests else 503)
+        assert "Idempotency-Expires" not in answer
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+        assert client.post(door, {}, **key()).status_code == 201
+
+    def test_other_database_errors(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """O3: Other database errors are the project's own 500."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            raise OperationalError("disk full")
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 500
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+    @pytest.mark.parametrize("status_code", [201, 400])
+    @pytest.mark.parametrize("loss", ["token", "row"])
+    def test_claim_that_vanished(
+        self, client: Any, handle: Handle, door: str, status_code: int, loss: str
+    ) -> None:
+        """E5: A later write that does not hit its row rolls everything back: 503."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            record = IdempotencyRecord.objects.filter(pk=request.idempotency.record_id)
+            if loss == "row":
+                record._raw_delete("default")
+            else:
+                record.update(token="00000000-0000-0000-0000-000000000000")
+            return Response(status=status_code)
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert (answer.status_code, code_of(answer)) == (
+            503,
+            "idempotency_transaction_failed",
+        )
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+
+class TestOutcomes:
+    """O2 to O5, beside what the contract suite shows at every door."""
+
+    @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
+    def test_failure_counter(
+        self, client: Any, handle: Handle, raised: bool, door: str
+    ) -> None:
+        """O2: Failed attempts are counted the same with and without a key."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create(note="failed attempt")
+            if raised:
+                raise exceptions.ValidationError({"pin": ["wrong"]})
+            return Response({"pin": ["wrong"]}, status=400)
+
+        handle(handler)
+        counts = {}
+        for name, headers in (("without", {}), ("with", key())):
+            Effect.objects.all().delete()
+            for _ in range(3):
+                assert client.post(door, {}, **headers).status_code == 400
+            counts[name] = Effect.objects.count()
+        assert counts["with"] == counts["without"]
+        assert counts["with"] == 3 or (raised and connection_is_atomic())
+
+    @pytest.mark.parametrize(
+        ("error", "status_code"),
+        [
+            (exceptions.APIException("own"), 500),
+            (exceptions.ParseError(), 400),
+            (exceptions.NotAuthenticated(), 403),
+            (exceptions.Throttled(wait=7), 429),
+            (Http404(), 404),
+        ],
+    )
+    def test_raised(
+        self,
+        client: Any,
+        handle: Handle,
+        door: str,
+        error: Exception,
+        status_code: int,
+    ) -> None:
+        """O2, O3, O4: Raised exceptions get the answers that they get without a key."""
+
+        def handler(request: Request) -> Any:
+            raise error
+
+        handle(handler)
+        bare = client.post(door, {})
+        keyed = client.post(door, {}, **key())
+        assert keyed.status_code == bare.status_code == status_code
+        assert keyed.content == bare.content
+        assert keyed.headers == bare.headers
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_exception_handler(
+        self, client: Any, handle: Handle, settings: Any, monkeypatch: Any
+    ) -> None:
+        """O4: Refusals are answered by the project's EXCEPTION_HANDLER."""
+        monkeypatch.setattr(
+            APIView, "get_exception_handler", lambda self: own_exception_handler
+        )
+        client.post("/function/", {"a": 1}, **key())
+        answer = client.post("/function/", {"a": 2}, **key())
+        assert answer.data == {"code": "idempotency_key_reused"}
+
+    def test_retry_after_of_any_exception_handler(
+        self, client: Any, handle: Handle, monkeypatch: Any
+    ) -> None:
+        """E4, X1: Retry-After does not depend on the project's EXCEPTION_HANDLER."""
+        monkeypatch.setattr(
+            APIView, "get_exception_handler", lambda self: own_exception_handler
+        )
+
+        def handler(request: Request) -> Any:
+            IdempotencyRecord.objects.all()._raw_delete("default")
+            return Response()
+
+        handle(handler)
+        answer = client.post("/function/", {}, **key())
+        assert (answer.status_code, answer["Retry-After"]) == (503, "1")
+
+    def test_rendering_fails(self, client: Any, handle: Handle, door: str) -> None:
+        """E1, O3: An answer that can't be rendered undoes its effects."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            return Response({"a": object()})
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 500
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_on_commit(self, client: Any, handle: Handle, door: str) -> None:
+        """O5: on_commit hooks run once, for the run that committed."""
+        ran: list[str] = []
+
+        def handler(request: Request) -> Any:
+            transaction.on_commit(lambda: ran.append(request.data["run"]))
+            if request.data["run"] == "lost":
+                raise RuntimeError
+            return create_effect(request)
+
+        handle(handler)
+        assert client.post(door, {"run": "lost"}, **key()).status_code == 500
+        for _ in range(2):
+            assert client.post(door, {"run": "kept"}, **key()).status_code == 201
+        assert ran == ["kept"]
+
+    def test_on_commit_that_fails(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """O5: A hook that fails after the commit undoes nothing: the retry replays."""
+
+        def fail() -> None:
+            raise RuntimeError
+
+        def handler(request: Request) -> Any:
+            transaction.on_commit(fail)
+            return create_effect(request)
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(door, {}, **key())["Idempotent-Replayed"] == "true"
+        assert Effect.objects.count() == 1
+
+
+def own_exception_handler(exc: Any, context: Any) -> Response:
+    """Answer with nothing but the code."""
+    return Response({"code": exc.get_codes()}, status=exc.status_code)
+
+
+def connection_is_atomic() -> bool:
+    """Tell whether this run has ATOMIC_REQUESTS."""
+    return bool(connection.settings_dict["ATOMIC_REQUESTS"])
+
+
+def test_states_are_what_they_say(client: Any) -> None:
+    """E5: What a record is, the record says, not today's options of the endpoint."""
+    client.post("/function/", {}, **key())
+    IdempotencyRecord.objects.update(state=State.ABANDONED, status_code=None)
+    answer = client.post("/function/", {}, **key())
+    assert code_of(answer) == "idempotency_outcome_unknown"
+    assert Effect.objects.count() == 1
+
+
+def test_claims_know_their_database() -> None:
+    """E3: Each database has the claims that it is best at."""
+    names = {
+        "postgresql": "PostgreSQLClaims",
+        "sqlite": "SQLiteClaims",
+        "mysql": "MariaDBClaims",
+    }
+    assert type(claims_in("default")).__name__ == names[connection.vendor]

@@ -1,0 +1,447 @@
+"""What was asked, as a digest, and the body as if nobody had read it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.http import HttpRequest
+from django.http.request import RawPostDataException
+from django.test import RequestFactory
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from rest_framework import parsers
+from rest_framework.exceptions import ParseError, UnsupportedMediaType
+from rest_framework.request import Request
+
+from idempotency.fingerprints import (
+    Fingerprint,
+    custom_fingerprint,
+    default_fingerprint,
+)
+
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+PARSERS = [
+    parsers.JSONParser(),
+    parsers.FormParser(),
+    parsers.MultiPartParser(),
+]
+
+
+def make_request(
+    body: bytes = b"",
+    content_type: str = JSON,
+    *,
+    path: str = "/pay/",
+    method: str = "POST",
+    parser_list: list[Any] = PARSERS,
+    **extra: Any,
+) -> Request:
+    """Return a request as a view gets it, its body still on the wire."""
+    http_request: HttpRequest = RequestFactory().generic(
+        method, path, body, content_type=content_type, **extra
+    )
+    return Request(http_request, parsers=parser_list)
+
+
+def digest(*args: Any, **kwargs: Any) -> str:
+    """Return the digest of such a request."""
+    return default_fingerprint(make_request(*args, **kwargs)).digest
+
+
+def multipart(
+    data: dict[str, Any], boundary: str = BOUNDARY
+) -> tuple[bytes, str]:
+    """Return a multipart body and its content type."""
+    body = encode_multipart(boundary, data)
+    return body, MULTIPART_CONTENT.replace(BOUNDARY, boundary)
+
+
+def upload(content: bytes = b"%PDF", name: str = "a.pdf", kind: str = "x/pdf") -> Any:
+    """Return a file of a form."""
+    return SimpleUploadedFile(name, content, content_type=kind)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def shuffled(value: Any, randomness: random.Random) -> Any:
+    """Return an equal value whose members stand in another order."""
+    if isinstance(value, dict):
+        names = [*value]
+        randomness.shuffle(names)
+        return {name: shuffled(value[name], randomness) for name in names}
+    if isinstance(value, list):
+        return [shuffled(member, randomness) for member in value]
+    return value
+
+
+class TestRequestLine:
+    """F1: method, path, query."""
+
+    def test_golden(self) -> None:
+        """F1, F4: Version 1 stays what it is: records of 30 days depend on it."""
+        request = make_request(b'{"b": 1, "a": [1.0, "x"]}', path="/pay/?x=1&y=2")
+        assert default_fingerprint(request) == Fingerprint(1, GOLDEN)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"path": "/refund/"},
+            {"path": "/pay/?x=1"},
+            {"method": "PATCH"},
+            {"body": b"{}"},
+            {"content_type": "application/vnd.api+json"},
+        ],
+    )
+    def test_differences(self, other: dict[str, Any]) -> None:
+        """F1: Method, path, query, media type and content all count."""
+        request: dict[str, Any] = {"body": b'{"a": 1}'}
+        assert digest(**request) != digest(**{**request, **other})
+
+    def test_query(self) -> None:
+        """F1: Names come in any order, values of one name do not, the key is left out."""
+        here = digest(path="/pay/?b=1&a=2&$idempotency=abc&a=3")
+        assert here == digest(path="/pay/?a=2&%24idempotency=def&b=1&a=3")
+        assert here != digest(path="/pay/?a=3&a=2&b=1")
+        assert here != digest(path="/pay/?a=2&b=1")
+
+    def test_negotiation_stays_outside(self) -> None:
+        """F1: Accept and Accept-Language do not count."""
+        french = {"HTTP_ACCEPT": "text/csv", "HTTP_ACCEPT_LANGUAGE": "fr"}
+        assert digest(b"{}") == digest(b"{}", **french)
+
+
+class TestJSON:
+    """F2: JSON by its meaning."""
+
+    @given(VALUES, st.randoms(use_true_random=False))
+    def test_order_and_space(self, value: Any, randomness: random.Random) -> None:
+        """F2: Member order, white space and escapes do not matter."""
+        compact = json.dumps(value).encode()
+        other = json.dumps(
+            shuffled(value, randomness), indent=3, ensure_ascii=False
+        ).encode(errors="replace")
+        assume(json.loads(other) == json.loads(compact))
+        assert digest(compact) == digest(other, "Application/JSON; charset=utf-8")
+
+    @given(VALUES, VALUES)
+    def test_meaning(self, one: Any, other: Any) -> None:
+        """F2: Values that differ, also by type alone, are different requests."""
+        texts = [json.dumps(value, sort_keys=True) for value in (one, other)]
+        assume(texts[0] != texts[1])
+        assert digest(texts[0].encode()) != digest(texts[1].encode())
+
+    @pytest.mark.parametrize(
+        "others", [(b"1", b'"1"', b"1.0", b"true"), (b"null", b"0", b'""', b"[]", b"")]
+    )
+    def test_types(self, others: tuple[bytes, ...]) -> None:
+        """F2: 1 is not "1", nor 1.0, nor true."""
+        assert len({digest(other) for other in others}) == len(others)
+
+    @given(st.binary(min_size=1, max_size=40), st.data())
+    def test_one_bit(self, body: bytes, data: Any) -> None:
+        """F2: One bit of a body of bytes makes another request."""
+        bit = data.draw(st.integers(0, len(body) * 8 - 1))
+        flipped = bytearray(body)
+        flipped[bit // 8] ^= 1 << bit % 8
+        kind = "application/octet-stream"
+        assert digest(body, kind) != digest(bytes(flipped), kind)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"{",
+            b"\xff",
+            b'{"a": 1}}',
+            b"[" * 100_000,
+            b"9" * 5000,
+            b"\xef\xbb\xbf{}",
+        ],
+    )
+    def test_unparsable(self, body: bytes) -> None:
+        """F2: What can't be parsed counts by its bytes."""
+        assert digest(body) == digest(body)
+        assert digest(body) != digest(body + b" ")
+
+    @pytest.mark.parametrize("charset", ["utf-16", "latin-1", "hex", "idna", "no-such"])
+    def test_charsets(self, charset: str) -> None:
+        """F2, F3: Any charset that a client names gives a fingerprint."""
+        kind = f"application/json; charset={charset}"
+        assert digest(b'{"a":"\xe9"}', kind) != digest(b'{"a":"\xe8"}', kind)
+
+
+class TestForms:
+    """F2: forms by their fields."""
+
+    def test_url_encoded(self) -> None:
+        """F2: A form counts by its fields, not by its spelling."""
+        assert digest(b"a=1&b=%C3%A9", FORM) == digest(b"b=\xc3\xa9&a=1", FORM)
+        assert digest(b"a=1&a=2", FORM) != digest(b"a=2&a=1", FORM)
+        assert digest(b"a=1", FORM) != digest(b"a=1&b=", FORM)
+
+    def test_too_many_fields(self) -> None:
+        """F2, F3: A form that Django refuses to parse counts by its bytes."""
+        body = b"&".join(b"a%d=1" % n for n in range(2000))
+        assert digest(body, FORM) != digest(body + b"&b=1", FORM)
+
+    def test_boundary(self) -> None:
+        """F2: A new boundary is the same request."""
+        data = {"title": "Essay", "file": upload()}
+        first = multipart(data)
+        data["file"].seek(0)
+        second = multipart(data, "another-boundary")
+        assert first[0] != second[0]
+        assert digest(*first) == digest(*second)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"title": "Essay", "file": upload(b"%PDG")},
+            {"title": "Essay", "file": upload(name="b.pdf")},
+            {"title": "Essay", "file": upload(kind="x/other")},
+            {"title": "Essay", "other": upload()},
+            {"title": "essay", "file": upload()},
+            {"title": "Essay", "file": upload(b"")},
+            {"title": "Essay"},
+        ],
+    )
+    def test_files(self, other: dict[str, Any]) -> None:
+        """F2: Another file, by content, name, type or field, is another request."""
+        this = digest(*multipart({"title": "Essay", "file": upload()}))
+        assert this != digest(*multipart(other))
+
+    def test_two_files(self) -> None:
+        """F2: Each file of a form counts, and an empty one is not its predecessor."""
+        bodies = [
+            multipart({"a": upload(b"1"), "b": upload(b"2")}),
+            multipart({"a": upload(b"1"), "b": upload(b"")}),
+            multipart({"a": upload(b"1"), "b": upload(b"1")}),
+        ]
+        assert len({digest(*body) for body in bodies}) == 3
+
+    def test_broken_multipart(self) -> None:
+        """F2, F3: A multipart body without parts or boundary counts by its bytes."""
+        for kind in (MULTIPART_CONTENT, "multipart/form-data"):
+            assert digest(b"nonsense", kind) != digest(b"nonsensf", kind)
+
+
+@pytest.fixture
+def small_uploads(settings: Any) -> Iterator[None]:
+    """Let a few bytes be too many for memory."""
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
+    settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 100
+    return iter(())
+
+
+class TestTheHandlerFindsItAll:
+    """F3: the answer is what it would be without a key."""
+
+    def test_json(self) -> None:
+        """F3: The handler reads its data, its body, or both."""
+        request = make_request(b'{"a": 1}')
+        default_fingerprint(request)
+        assert request.data == {"a": 1}
+        assert request.body == b'{"a": 1}'
+
+    def test_multipart(self) -> None:
+        """F3: The handler gets fields and whole files."""
+        request = make_request(*multipart({"t": "é", "f": upload(b"x" * 300_000)}))
+        default_fingerprint(request)
+        assert request.data["t"] == "é"
+        assert request.FILES["f"].read() == b"x" * 300_000
+
+    def test_broken_bodies_still_fail(self) -> None:
+        """F3: The handler meets the very error that it meets without a key."""
+        for body, kind in ((b"{", JSON), (b"x", "multipart/form-data")):
+            request = make_request(body, kind)
+            default_fingerprint(request)
+            with pytest.raises(ParseError):
+                _ = request.data
+
+    def test_types_that_no_parser_knows(self) -> None:
+        """F3: A body of an unknown type is refused only if the handler reads it."""
+        request = make_request(b"<a/>", "application/xml")
+        default_fingerprint(request)
+        with pytest.raises(UnsupportedMediaType):
+            _ = request.data
+
+    def test_raw_stream(self) -> None:
+        """F3: A handler that reads the stream itself finds it at its beginning."""
+        request = make_request(*multipart({"a": "1"}))
+        default_fingerprint(request)
+        assert request.stream.read(2) == b"--"
+
+    @pytest.mark.usefixtures("small_uploads")
+    def test_beyond_memory(self) -> None:
+        """F3: Uploads beyond DATA_UPLOAD_MAX_MEMORY_SIZE work as without a key."""
+        body = b"y" * 200_000
+        kind = "application/octet-stream"
+        name = {"HTTP_CONTENT_DISPOSITION": 'attachment; filename="a"'}
+        request = make_request(
+            body, kind, parser_list=[parsers.FileUploadParser()], **name
+        )
+        here = default_fingerprint(request)
+        assert request._request._stream is not None
+        assert not hasattr(request._request, "_body")
+        assert request.data["file"].read() == body
+        assert here.digest != digest(body + b"y", kind)
+
+    @pytest.mark.usefixtures("small_uploads")
+    def test_multipart_beyond_memory(self) -> None:
+        """F3: A large multipart upload is fingerprinted in chunks, by its meaning."""
+        content = b"z" * 500_000
+        data = {"file": upload(content)}
+        body = multipart(data)
+        request = make_request(*body)
+        here = default_fingerprint(request).digest
+        assert request.FILES["file"].read() == content
+        data["file"].seek(0)
+        assert here == digest(*multipart(data, "another-boundary"))
+
+    def test_without_a_limit(self, settings: Any) -> None:
+        """F3: A project without a limit has JSON of any size by its meaning."""
+        settings.DATA_UPLOAD_MAX_MEMORY_SIZE = None
+        padding = b'"' + b"x" * 3_000_000 + b'"'
+        assert digest(b"[%s,1]" % padding) == digest(b"[%s, 1]" % padding)
+
+    def test_nonsense_content_length(self) -> None:
+        """F3: A Content-Length that is no number is treated as Django treats it."""
+        request = make_request()
+        request._request.META["CONTENT_LENGTH"] = "many"
+        assert default_fingerprint(request).digest
+        assert request.data == {}
+
+
+class TestReadBefore:
+    """F3: a body that was read before is still fingerprinted, or it is an error."""
+
+    def test_request_body(self) -> None:
+        """F3: Reading request.body first changes nothing."""
+        for body in ((b'{"a": 1}', JSON), multipart({"a": "1", "f": upload()})):
+            request = make_request(*body)
+            _ = request._request.body
+            assert default_fingerprint(request).digest == digest(*body)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            (b'{"a": [1.0, "x"]}', JSON),
+            (b'["\\ud800"]', JSON),
+            (b"null", JSON),
+            (b"a=1&b=2", FORM),
+            multipart({"a": "1", "f": upload()}),
+        ],
+    )
+    def test_request_data(self, body: tuple[bytes, str]) -> None:
+        """F3: A permission that reads request.data first changes nothing."""
+        request = make_request(*body)
+        data = request.data
+        assert default_fingerprint(request).digest == digest(*body)
+        assert request.data is data
+        for file in request.FILES.values():
+            assert file.read() == b"%PDF"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            (b'{"a": [1.0, "x"]}', JSON),
+            (b"a=1&b=2", FORM),
+        ],
+    )
+    def test_parser_on_the_wire(self, body: tuple[bytes, str]) -> None:
+        """F3: Nor does one whose parser read the stream and kept no bytes."""
+        request = make_request(*body)
+        _ = request.data
+        request._request._read_started = True
+        vars(request._request).pop("_body", None)
+        assert default_fingerprint(request).digest == digest(*body)
+
+    def test_request_post(self) -> None:
+        """F3: A middleware that reads request.POST first changes nothing."""
+        body = multipart({"a": "1", "f": upload()})
+        request = make_request(*body)
+        assert request._request.POST["a"] == "1"
+        assert default_fingerprint(request).digest == digest(*body)
+        assert request.FILES["f"].read() == b"%PDF"
+
+    def test_file_upload_parser(self) -> None:
+        """F3: A raw upload that was parsed before counts by its file."""
+
+        def parsed(content: bytes) -> str:
+            request = make_request(
+                content,
+                "x/pdf",
+                parser_list=[parsers.FileUploadParser()],
+                HTTP_CONTENT_DISPOSITION='attachment; filename="a"',
+            )
+            assert request.data["file"].size == len(content)
+            return default_fingerprint(request).digest
+
+        assert parsed(b"%PDF") == parsed(b"%PDF")
+        assert parsed(b"%PDF") != parsed(b"%PDG")
+
+    def test_gone(self) -> None:
+        """F3: A body that can't be read any more is an error, not an empty body."""
+        request = make_request(b'{"a": 1}')
+        request._request.read(3)
+        with pytest.raises(RawPostDataException, match="idempotency key"):
+            default_fingerprint(request)
+
+    def test_gone_after_a_failed_parse(self) -> None:
+        """F3: What a failed parse leaves is not taken for the body."""
+        request = make_request(*multipart({"a": "1"})[:1], "multipart/form-data")
+        with pytest.raises(ParseError):
+            _ = request.data
+        request._request._read_started = True
+        with pytest.raises(RawPostDataException):
+            default_fingerprint(request)
+
+    def test_parsed_to_something_else(self) -> None:
+        """F3: A parser's own objects can't stand for the body."""
+
+        class SetParser(parsers.BaseParser):
+            media_type = "x/set"
+
+            def parse(self, stream: Any, *args: Any, **kwargs: Any) -> set[bytes]:
+                return {stream.read()}
+
+        request = make_request(b"abc", "x/set", parser_list=[SetParser()])
+        assert request.data == {b"abc"}
+        with pytest.raises(RawPostDataException):
+            default_fingerprint(request)
+
+
+def test_client_that_leaves() -> None:
+    """F3: A connection that breaks while the body is read is no fingerprint."""
+
+    class Broken(BytesIO):
+        def read(self, *args: Any) -> bytes:
+            raise OSError("connection reset")
+
+    for kind in (MULTIPART_CONTENT, "application/octet-stream", JSON):
+        request = make_request(b"x" * 10, kind)
+        request._request._stream = Broken()
+        with pytest.raises(OSError, match="connection reset"):
+            default_fingerprint(request)
+
+
+def test_custom_fingerprints() -> None:
+    """F1: A project's own fingerprint may have any length and alphabet."""
+    long = custom_fingerprint("é\ud800" * 1000)
+    assert (long.version, len(long.digest)) == (0, 64)
+    assert custom_fingerprint(long) is long
+
+
+GOLDEN = "f9501e859f5f1c5892ddedfdcab6e0b79b9e3957c879b5c6d08a916d2d774d75"
