@@ -33,6 +33,8 @@ class Claims:
 
     # Whether a look-up before the transaction spares replays the INSERT.
     looks_up_first = True
+    # What keeps a statement from waiting for another transaction.
+    AT_ONCE = ""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
@@ -83,7 +85,7 @@ class Claims:
         columns = ", ".join(f"{self._name(f)} = %s" for f in FIELDS)
         return (
             self._execute(
-                f"UPDATE {self.table} SET {columns} "
+                f"{self.AT_ONCE}UPDATE {self.table} SET {columns} "
                 f"WHERE {self._name('id')} = %s AND {self._name('token')} = %s"
                 f"{self._unless_held()}",
                 [

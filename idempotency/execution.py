@@ -190,7 +190,7 @@ class Execution:
                     # That statement alone was undone: the transaction is as it was.
                     transaction.set_rollback(False, using=self.alias)
                 return None
-            if self.claims.is_transient(error):
+            if self.claims.is_transient(error) and not self._is_committed(wanted):
                 raise TransactionFailed from error
             raise
         if record is None:
@@ -200,6 +200,13 @@ class Execution:
         if record.state == State.COMPLETED:
             self._name_expiry(record)
         return outcome
+
+    def _is_committed(self, wanted: IdempotencyRecord) -> bool:
+        """Tell whether an error came from an on_commit hook, after the COMMIT (O5)."""
+        if self.connection.in_atomic_block:
+            return False
+        found = self.claims.look_up(wanted.pk)
+        return found is not None and found.token == wanted.token
 
     def _run_handler(
         self, claimed: IdempotencyRecord
@@ -221,13 +228,7 @@ class Execution:
             # The handler wants it (E2), or caught a database error without a savepoint.
             # Then its effects are lost, and a success would be a lie.
             if status_code < 400 and self.connection.rollback_exc is not earlier_error:
-                logger.error(
-                    "A handler caught a database error without a savepoint: %s %s",
-                    self.request.method,
-                    self.request.path,
-                    exc_info=self.connection.rollback_exc,
-                )
-                raise TransactionFailed from self.connection.rollback_exc
+                self._undo_because_of(self.connection.rollback_exc)
         elif status_code in self.policy.released_statuses:
             self._release(claimed)
         else:
@@ -240,7 +241,18 @@ class Execution:
         try:
             self.claims.complete(claimed, stored)
         except (ClaimLost, DatabaseError) as error:
-            raise TransactionFailed from error  # E5
+            self._undo_because_of(error)
+
+    def _undo_because_of(self, error: Exception | None) -> NoReturn:
+        logger.error(
+            "An answer could not be stored with its effects, and all was undone. "
+            "Handlers that catch database errors need a savepoint. Record %s, %s %s",
+            self.record_id,
+            self.request.method,
+            self.request.path,
+            exc_info=error,
+        )
+        raise TransactionFailed from error  # E5
 
     def _release(self, claimed: IdempotencyRecord) -> None:
         if self.connection.needs_rollback:
@@ -293,7 +305,8 @@ class Execution:
             scope=self.scope,
             key=self.key,
             method=self.request.method or "",
-            path=self.request.path,
+            # PostgreSQL has no NUL in text.
+            path=self.request.path.replace("\0", "%00"),
             fingerprint=self.fingerprint.digest,
             fingerprint_version=self.fingerprint.version,
             state=State.IN_PROGRESS,

@@ -131,16 +131,17 @@ class State(models.TextChoices):
 def record_id(scope: str, key: str) -> UUID:
     """Return the primary key of a scope's key (K3, S1).
 
-    A UUID of version 8 (RFC 9562 section 5.8) from SHA-256 over both, length-prefixed:
-    uniqueness and look-up are one index, and no collation can make two keys one.
-    Without the version's bits MariaDB takes some values for malformed.
+    SHA-256 over both, length-prefixed, in the layout of a name-based UUID (RFC 9562
+    section 5.5): uniqueness and look-up are one index, and no collation can make two
+    keys one. The layout matters: MariaDB 10.11 takes one in 70 values of version 8,
+    and more of no version, for malformed, and its INSERT IGNORE stores another value.
     """
     digest = hashlib.sha256()
     for part in (scope.encode(), key.encode()):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     octets = bytearray(digest.digest()[:16])
-    octets[6] = octets[6] & 0x0F | 0x80
+    octets[6] = octets[6] & 0x0F | 0x50
     octets[8] = octets[8] & 0x3F | 0x80
     return UUID(bytes=bytes(octets))
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,6 +18,8 @@ from rest_framework.test import APIClient
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.app.views import Behaviour, create_effect
+from tests.meetings import Meeting
+from tests.servers import Server, serving
 
 KEY = "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"
 
@@ -48,6 +54,35 @@ def atomic_requests(request: pytest.FixtureRequest, database: None) -> Iterator[
     settings["ATOMIC_REQUESTS"] = request.param
     yield request.param
     settings["ATOMIC_REQUESTS"] = before
+
+
+@pytest.fixture(scope="session")
+def servers(
+    django_db_setup: None, django_db_blocker: Any
+) -> Iterator[Callable[[bool], Server]]:
+    """Start a server for each kind of project that asks, once."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(atomic_requests: bool) -> Server:
+            directory = stack.enter_context(TemporaryDirectory(prefix="idem"))
+            return stack.enter_context(serving(Path(directory)))
+
+        yield start
+
+
+@pytest.fixture
+def server(servers: Callable[[bool], Server], atomic_requests: bool) -> Server:
+    """Return two server processes with eight threads each."""
+    return servers(atomic_requests)
+
+
+@pytest.fixture
+def meeting() -> Iterator[Meeting]:
+    """Return a place to hold a handler at, its path short enough for a socket."""
+    with TemporaryDirectory(prefix="idem") as directory:
+        with Meeting(Path(directory)) as meeting:
+            yield meeting
 
 
 @pytest.fixture

@@ -56,9 +56,7 @@ def digest(*args: Any, **kwargs: Any) -> str:
     return default_fingerprint(make_request(*args, **kwargs)).digest
 
 
-def multipart(
-    data: dict[str, Any], boundary: str = BOUNDARY
-) -> tuple[bytes, str]:
+def multipart(data: dict[str, Any], boundary: str = BOUNDARY) -> tuple[bytes, str]:
     """Return a multipart body and its content type."""
     body = encode_multipart(boundary, data)
     return body, MULTIPART_CONTENT.replace(BOUNDARY, boundary)

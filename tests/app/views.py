@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+from django.db import transaction
 from rest_framework.decorators import action, api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -14,6 +16,7 @@ from rest_framework.viewsets import ViewSet
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.app.models import Effect
+from tests.meetings import meet
 
 
 def create_effect(request: Request) -> Any:
@@ -101,3 +104,28 @@ def required(request: Request) -> Any:
 @idempotent(on_concurrent="wait")
 def waiting(request: Request) -> Any:
     return behave(request)
+
+
+@api_view(["POST"])
+@idempotent
+def meeting(request: Request) -> Any:
+    """Act, and meet the test where it wants to be met."""
+    return act_and_meet(request)
+
+
+@api_view(["POST"])
+@idempotent(on_concurrent="wait", wait_timeout=timedelta(seconds=60))
+def patient_meeting(request: Request) -> Any:
+    """The same, with duplicates that wait."""
+    return act_and_meet(request)
+
+
+def act_and_meet(request: Request) -> Any:
+    """Meet the test before COMMIT and, where it says so, after it."""
+    response = create_effect(request)
+    place = request.META.get("HTTP_X_MEET")
+    if place and request.META.get("HTTP_X_WHEN") == "after":
+        transaction.on_commit(lambda: meet(place))
+    elif place:
+        meet(place)
+    return response

@@ -1,0 +1,123 @@
+"""A real server on the tests' database, clients, and meetings with its handlers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+from tests.processes import PATIENCE, running, wait_until
+
+
+SERVER_KEY = "7f0c1f8e-2f2c-4c0e-9f60-5f8f3d1f9b11"
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP to a socket in the file system: no port to collide on."""
+
+    def __init__(self, address: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self.address = address
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(str(self.address))
+        except OSError:
+            self.close()
+            raise
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, in bytes."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """The detail of a refusal, cut to the words that tell which it is."""
+        return str(json.loads(self.body).get("detail", ""))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A gunicorn of several worker processes, each with several threads."""
+
+    address: Path
+
+    def send(
+        self, path: str, data: Any, key: str | None = SERVER_KEY, **headers: str
+    ) -> Answer:
+        """POST, and read the answer."""
+        return read(self.start(path, data, key, **headers))
+
+    def start(
+        self, path: str, data: Any, key: str | None = SERVER_KEY, **headers: str
+    ) -> UnixConnection:
+        """POST, and leave the answer on the wire."""
+        connection = UnixConnection(self.address)
+        own = {"Content-Type": "application/json", "X-User": "ada", **headers}
+        if key is not None:
+            own["Idempotency-Key"] = key
+        connection.request("POST", path, json.dumps(data), own)
+        return connection
+
+    def send_at_once(
+        self, count: int, path: str, payloads: Sequence[Any]
+    ) -> list[Answer]:
+        """POST from many threads that start together, the payloads by turns."""
+        barrier = Barrier(count)
+
+        def send(number: int) -> Answer:
+            barrier.wait(PATIENCE)
+            return self.send(path, payloads[number % len(payloads)])
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(send, range(count)))
+
+
+def is_replayed(answer: Answer) -> bool:
+    """Tell whether an answer came from the record."""
+    return answer.headers.get("Idempotent-Replayed") == "true"
+
+
+def read(connection: UnixConnection) -> Answer:
+    """Read the answer to a request that was started."""
+    with closing(connection):
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read())
+
+
+@contextmanager
+def serving(directory: Path, *, workers: int = 2, threads: int = 8) -> Iterator[Server]:
+    """Serve the tests' views from processes of their own."""
+    address, log = directory / "server.sock", directory / "server.log"
+    command = [
+        *(sys.executable, "-m", "gunicorn", "tests.wsgi", "--bind", f"unix:{address}"),
+        *("--workers", str(workers), "--threads", str(threads)),
+        *("--graceful-timeout", "1", "--no-control-socket"),
+    ]
+    with running(command, log):
+        server = Server(address)
+        wait_until(lambda: is_up(server), "the server", {"server": log})
+        yield server
+
+
+def is_up(server: Server) -> bool:
+    """Tell whether a server answers."""
+    try:
+        return server.send("/nowhere/", {}, None).status == 404
+    except OSError:
+        return False

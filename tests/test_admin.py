@@ -1,0 +1,462 @@
+"""The admin: everything to read for those who may, and nothing to change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import timedelta
+from html.parser import HTMLParser
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.admin import AdminSite
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import path
+from django.utils import timezone, translation
+from django.utils.connection import ConnectionDoesNotExist
+
+from idempotency.admin import IdempotencyRecordAdmin
+from idempotency.answers import SHOWN_CHARACTERS
+from idempotency.models import IdempotencyRecord, State
+from testproject import settings as demo
+from tests.records import ANSWERS, MARKUP, make_answer, make_record, make_records
+from tests.urls import urlpatterns as usual_urls
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
+
+ops = AdminSite("ops")
+ops.register(IdempotencyRecord, IdempotencyRecordAdmin)
+urlpatterns = [*usual_urls, path("ops/", ops.urls)]
+
+LIST = "/admin/idempotency/idempotencyrecord/"
+VIEW = "view_idempotencyrecord"
+SEE_BODY = "view_response_body"
+NO_PERMISSION = "You do not have the permission to read stored answers."
+
+Enter = Callable[..., Client]
+
+
+class Page(HTMLParser):
+    """A page as a browser understands it."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__()
+        assert response.status_code == 200
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts = ""
+        self.text = ""
+        self.cells: list[str] = []
+        self.is_in_list = False
+        self.feed(response.content.decode())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if dict(attrs).get("id") == "result_list":
+            self.is_in_list = True
+        elif self.is_in_list and tag in ("th", "td"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self.is_in_list = False
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem:
+            self.scripts += data
+            return
+        self.text += data
+        if self.is_in_list and self.cells:
+            self.cells[-1] += data.strip()
+
+    def links(self, word: str) -> list[str]:
+        """Return the addresses of links that contain a word."""
+        found = [str(attrs.get("href")) for tag, attrs in self.elements if tag == "a"]
+        return [address for address in found if word in address]
+
+    def is_harmless(self) -> bool:
+        """Tell that nothing that a record says has become markup."""
+        attributes = [pair for _tag, attrs in self.elements for pair in attrs.items()]
+        return "window.ran" not in self.scripts and not any(
+            name.startswith("on") or value == "x" for name, value in attributes
+        )
+
+
+@pytest.fixture
+def enter(settings: Any) -> Enter:
+    """Return a way in for a member of staff with the permissions that are named."""
+    settings.MIDDLEWARE = demo.MIDDLEWARE
+
+    def log_in(*permissions: str, **fields: Any) -> Client:
+        user = User.objects.create(username=str(uuid4()), is_staff=True, **fields)
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        client = Client()
+        client.force_login(user)
+        return client
+
+    return log_in
+
+
+@pytest.fixture
+def staff(enter: Enter) -> Client:
+    """Return a client that may see everything."""
+    return enter(VIEW, SEE_BODY)
+
+
+def address(record: IdempotencyRecord, page: str = "change") -> str:
+    return f"{LIST}{record.pk}/{page}/"
+
+
+def listed(client: Client, query: str = "", **data: Any) -> list[str]:
+    """Return the keys on the list's page, in its order."""
+    response = client.get(LIST + query, data)
+    assert response.status_code == 200
+    return [record.key for record in response.context["cl"].result_list]
+
+
+# Browsable, never addable or editable.
+
+
+@pytest.mark.parametrize("fields", [{}, {"is_superuser": True}])
+def test_read_only(enter: Enter, fields: dict[str, Any]) -> None:
+    """A1: Nobody adds, changes or deletes a record, superusers included."""
+    client = enter(VIEW, SEE_BODY, **fields)
+    record = make_answer("json")
+    before = IdempotencyRecord.objects.values().get()
+    for refused in (
+        client.get(f"{LIST}add/"),
+        client.post(f"{LIST}add/", {"key": "mine"}),
+        client.post(address(record), {"key": "changed", "state": "abandoned"}),
+        client.get(address(record, "delete")),
+        client.post(address(record, "delete"), {"post": "yes"}),
+    ):
+        assert refused.status_code == 403
+    chosen = {"action": "delete_selected", "_selected_action": [record.pk]}
+    client.post(LIST, {**chosen, "post": "yes"})
+    assert IdempotencyRecord.objects.values().get() == before
+    for shown in (client.get(LIST), client.get(address(record))):
+        page = Page(shown)
+        assert not page.links(f"{LIST}add/")
+        assert not page.links("/delete/")
+        names = {
+            attrs.get("name")
+            for tag, attrs in page.elements
+            if tag in ("input", "select", "textarea")
+        }
+        # The navigation's own filter has no name.
+        assert names <= {None, "csrfmiddlewaretoken", "q"}
+
+
+@pytest.mark.parametrize("permissions", [(), (SEE_BODY,)])
+def test_without_view_permission(enter: Enter, permissions: tuple[str, ...]) -> None:
+    """A1: Who may not view records gets none of the pages."""
+    client = enter(*permissions)
+    record = make_answer("json")
+    for page in (LIST, address(record), address(record, "body")):
+        assert client.get(page).status_code == 403
+
+
+def test_strangers(settings: Any) -> None:
+    """A1: Who is no staff has to log in first."""
+    settings.MIDDLEWARE = demo.MIDDLEWARE
+    record = make_answer("json")
+    for page in (LIST, address(record), address(record, "body")):
+        response = Client().get(page)
+        assert response.status_code == 302
+        assert response["Location"].startswith("/admin/login/")
+
+
+def test_unknown_record(staff: Client) -> None:
+    """A1: The pages around a record work, and a record that is gone is no error."""
+    assert Page(staff.get(address(make_answer("json"), "history")))
+    for unknown in (str(uuid4()), "nonsense"):
+        assert staff.get(f"{LIST}{unknown}/change/").status_code == 302
+        assert staff.get(f"{LIST}{unknown}/body/").status_code == 404
+
+
+# The list.
+
+
+def test_columns(staff: Client) -> None:
+    """A1: The list says whose key it is, what was asked, and what became of it."""
+    make_record(timedelta(days=3, hours=5), key="k-1", scope="s-1", path="/p-1")
+    page = Page(staff.get(LIST))
+    assert [name.lower() for name in page.cells[:7]] == [
+        "idempotency key",
+        "scope",
+        "state",
+        "method",
+        "path",
+        "http status",
+        "age",
+    ]
+    age = "3\xa0days, 5\xa0hours"
+    row = ["k-1", "s-1", "completed", "POST", "/p-1", "201", age]
+    assert page.cells[7:] == row
+
+
+def test_order(staff: Client) -> None:
+    """A2: The latest come first, whatever order the address asks for."""
+    for days in (2, 1, 3):
+        make_record(timedelta(days=days), key=f"k-{days}", scope=f"s-{4 - days}")
+    for query in ("", "?o=1", "?o=-2.1", "?o=7", "?o=99"):
+        assert listed(staff, query) == ["k-1", "k-2", "k-3"]
+    assert not Page(staff.get(LIST)).links("o=")
+
+
+@pytest.mark.parametrize(
+    "term", ["Key-1", "  Key-1 ", '"Key-1"', "'it\"s'", '"', "a b", "Key-1\x00", ""]
+)
+def test_search(staff: Client, term: str) -> None:
+    """A1, K2: A key is found by the whole of it, bare or quoted, in every scope."""
+    for scope in ("user:1", "user:2"):
+        make_record(key="Key-1", scope=scope)
+    make_record(key="Key-10")
+    make_record(key="'it\"s'")
+    found = {"Key-1": ["Key-1"] * 2, "'it\"s'": ["'it\"s'"]}
+    expected = found.get(term.strip(' "')) or found.get(term, [])
+    if term in ("", "Key-1\x00"):
+        # A form that is not valid searches for nothing; the page says why.
+        assert len(listed(staff, q=term)) == 4
+    else:
+        assert listed(staff, q=term) == expected
+
+
+def test_state(staff: Client) -> None:
+    """A1, E5: The state is a word, and says what the record is and not what it was."""
+    now = timezone.now()
+    own = {"body": None, "status_code": None, "headers": None}
+    for key, state, lease in (
+        ("done", State.COMPLETED, None),
+        ("given up", State.ABANDONED, None),
+        ("left behind", State.IN_PROGRESS, None),
+        ("run out", State.IN_PROGRESS, now - timedelta(hours=1)),
+        ("at work", State.IN_PROGRESS, now + timedelta(hours=1)),
+    ):
+        now -= timedelta(minutes=1)
+        record = make_record(
+            created_at=now, key=key, state=state, lease_expires_at=lease, **own
+        )
+        is_abandoned = key in ("given up", "left behind", "run out")
+        expected = "abandoned" if is_abandoned else str(state.label)
+        assert expected in Page(staff.get(address(record))).text
+        assert expected in Page(staff.get(LIST, {"q": key})).cells
+    abandoned = ["given up", "left behind", "run out"]
+    assert listed(staff, state="abandoned") == abandoned
+    assert listed(staff, state="in_progress") == ["at work"]
+    assert listed(staff, state="completed") == ["done"]
+    assert listed(staff, state="nonsense") == []
+    assert listed(staff, state="abandoned", q="run out") == ["run out"]
+    assert len(listed(staff)) == 5
+
+
+def test_pages(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2: The list ends at the latest records, and older ones are found by key."""
+    monkeypatch.setattr("idempotency.admin.LISTED", 70)
+    for age in range(80):
+        make_record(timedelta(minutes=age), key=f"k-{age}")
+    assert listed(staff) == [f"k-{age}" for age in range(50)]
+    second = listed(staff, p=2)
+    assert second == [f"k-{age}" for age in range(50, 70)]
+    assert staff.get(LIST, {"p": 3}).status_code == 302
+    assert listed(staff, q="k-79") == ["k-79"]
+
+
+def test_statements(staff: Client) -> None:
+    """A2: The list counts no further than it goes, and loads no bodies."""
+    make_answer("json")
+    counted = []
+    for query in ("", "?state=completed", "?q=json", "?_facets=True", "?all="):
+        with CaptureQueriesContext(connection) as queries:
+            listed(staff, query)
+        said = [
+            q["sql"] for q in queries if "idempotency_idempotencyrecord" in q["sql"]
+        ]
+        counts = [sql for sql in said if "COUNT(" in sql]
+        assert all("LIMIT 1000" in sql for sql in counts)
+        for column in ("body", "headers"):
+            assert not any(connection.ops.quote_name(column) in sql for sql in said)
+        counted.append(len(queries))
+    make_records(60)
+    with CaptureQueriesContext(connection) as queries:
+        listed(staff)
+    assert {*counted, len(queries)} == {counted[0]}
+
+
+def test_search_uses_the_index(staff: Client) -> None:
+    """A2: A key is compared as it is, which the index on it can answer."""
+    with CaptureQueriesContext(connection) as queries:
+        listed(staff, q="json")
+    said = " ".join(q["sql"] for q in queries if "idempotencyrecord" in q["sql"])
+    assert f"{connection.ops.quote_name('key')} IN (" in said
+    for slow in ("UPPER(", "LIKE", "lower("):
+        assert slow not in said
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["body__startswith=x", "headers__icontains=x", "scope=x", "state__startswith=x"],
+)
+def test_no_other_look_ups(enter: Enter, query: str) -> None:
+    """A1, A2: Addresses made by hand neither probe bodies nor search unindexed."""
+    client = enter(VIEW)
+    make_answer("json")
+    assert client.get(f"{LIST}?{query}").status_code == 400
+
+
+def test_database(staff: Client, settings: Any) -> None:
+    """A1: Records are looked for where the settings say that they are."""
+    settings.IDEMPOTENCY = {"USING": "elsewhere"}
+    with pytest.raises(ConnectionDoesNotExist, match="elsewhere"):
+        staff.get(LIST)
+
+
+# One record.
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answer(staff: Client, name: str) -> None:
+    """A1: An answer is decoded; what is no text is described; the whole can be had."""
+    _headers, body, shown = ANSWERS[name]
+    record = make_answer(name)
+    page = Page(staff.get(address(record)))
+    assert page.is_harmless()
+    assert shown in page.text
+    downloads = page.links("/body/")
+    if not body:
+        assert not downloads
+        return
+    assert hashlib.sha256(body).hexdigest() in page.text
+    sizes = {0: "0 bytes", 1: "1 byte ", 8: "8 bytes"}
+    assert sizes.get(len(body), f"{len(body)} bytes") in page.text
+    (download,) = downloads
+    response = staff.get(download)
+    assert response.content == body
+
+
+@pytest.mark.parametrize("name", ["big text", "big json", "deep json"])
+def test_big_answer(staff: Client, name: str) -> None:
+    """A1: What is too much for a page is cut, and the page says so."""
+    page = Page(staff.get(address(make_answer(name))))
+    assert len(page.text) < SHOWN_CHARACTERS + 20_000
+    assert f"The first {SHOWN_CHARACTERS} characters are shown." in page.text
+    page = Page(staff.get(address(make_answer("json"))))
+    assert "characters are shown" not in page.text
+
+
+def test_no_answer_yet(staff: Client) -> None:
+    """A1: A record without an answer says so, and has nothing to download."""
+    record = make_record(
+        state=State.IN_PROGRESS, status_code=None, headers=None, body=None
+    )
+    page = Page(staff.get(address(record)))
+    assert "There is no answer yet." in page.text
+    assert not page.links("/body/")
+    assert staff.get(address(record, "body")).status_code == 404
+
+
+@pytest.mark.parametrize("fields", [{}, {"is_superuser": True}])
+def test_everything_of_a_record(enter: Enter, fields: dict[str, Any]) -> None:
+    """A1: A record's page shows what was asked, when, and what was answered."""
+    own = {"scope": "user:7", "path": "/a/b", "fingerprint": "ab" * 32, "attempt": 3}
+    client = enter(*([] if fields else [VIEW, SEE_BODY]), **fields)
+    page = Page(client.get(address(make_answer("json", **own))))
+    for said in ("json", "user:7", "/a/b", "ab" * 32, "3", "201", "completed"):
+        assert said in page.text
+    assert "Content-Type: application/json\nLocation: /assignments/1" in page.text
+
+
+def test_without_permission_for_answers(enter: Enter) -> None:
+    """A1: Without its permission an answer is neither shown nor loaded nor sent."""
+    client = enter(VIEW)
+    record = make_answer("json")
+    with CaptureQueriesContext(connection) as queries:
+        page = Page(client.get(address(record)))
+    assert NO_PERMISSION in page.text
+    assert "201" in page.text
+    for hidden in ("$request", "/assignments/1", "SHA-256"):
+        assert hidden not in page.text
+    said = " ".join(q["sql"] for q in queries)
+    for column in ("body", "headers"):
+        assert f".{connection.ops.quote_name(column)}" not in said
+    assert not page.links("/body/")
+    assert client.get(address(record, "body")).status_code == 403
+
+
+def test_markup(staff: Client) -> None:
+    """A1: What a client chose, and what a view said, stays text on every page."""
+    own = {"key": MARKUP, "scope": MARKUP, "path": MARKUP, "method": "<b>"}
+    record = make_answer("html", **own)
+    for response in (
+        staff.get(LIST),
+        staff.get(LIST, {"q": MARKUP}),
+        staff.get(address(record)),
+        staff.get(address(record, "history")),
+    ):
+        page = Page(response)
+        assert page.is_harmless()
+        assert MARKUP in page.text
+
+
+@pytest.mark.parametrize("name", ["html", "svg", "json", "binary"])
+def test_download(staff: Client, name: str) -> None:
+    """A1: A body is sent as a file of no type, which no browser renders."""
+    record = make_answer(name)
+    response = staff.get(address(record, "body"))
+    assert response.content == ANSWERS[name][1]
+    assert response["Content-Type"] == "application/octet-stream"
+    assert response["Content-Disposition"] == f'attachment; filename="{record.pk}.bin"'
+    assert response["X-Content-Type-Options"] == "nosniff"
+    assert response["Content-Security-Policy"] == "sandbox"
+    assert "no-store" in response["Cache-Control"]
+
+
+# Where else an admin may be.
+
+
+def test_other_admin_site(staff: Client) -> None:
+    """A1: An admin site under another name links to itself."""
+    record = make_answer("json")
+    page = Page(staff.get(f"/ops/idempotency/idempotencyrecord/{record.pk}/change/"))
+    (download,) = page.links("/body/")
+    assert download == f"/ops/idempotency/idempotencyrecord/{record.pk}/body/"
+    assert staff.get(download).status_code == 200
+
+
+def test_translation(
+    enter: Enter, staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A1: Every sentence of the app's own can be had in another language."""
+    one_by_one = {
+        name: address(make_answer(name))
+        for name in ("not kept", "empty", "no type", "big text")
+    }
+    open_record = make_record(
+        state=State.IN_PROGRESS, status_code=None, headers=None, body=None
+    )
+
+    def translate(message: str) -> str:
+        return f"«{message}»"
+
+    def translate_number(one: str, many: str, number: int) -> str:
+        return f"«{many}»"
+
+    monkeypatch.setattr(translation._trans, "gettext", translate)
+    monkeypatch.setattr(translation._trans, "ngettext", translate_number)
+    said = {name: Page(staff.get(page)).text for name, page in one_by_one.items()}
+    assert "«The answer was not kept" in said["not kept"]
+    assert "«The answer has no body.»" in said["empty"]
+    assert "«no content type» · «1 bytes» · «Download»" in said["no type"]
+    assert "«The text goes on." in said["big text"]
+    assert "«There is no answer yet.»" in Page(staff.get(address(open_record))).text
+    hidden = Page(enter(VIEW).get(address(open_record))).text
+    assert f"«{NO_PERMISSION}»" in hidden
+    texts = [*said.values(), Page(staff.get(LIST)).text]
+    for word in ("state", "age", "headers", "body", "Request", "Times", "Answer"):
+        assert any(f"«{word}»".lower() in text.lower() for text in texts)
+    assert "«abandoned»" in texts[-1]
+    assert "«An idempotency key, whole." in texts[-1]

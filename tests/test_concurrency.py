@@ -1,0 +1,272 @@
+"""Duplicates at once, in real processes and threads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import OperationalError, connection, connections, transaction
+from django.utils import timezone
+
+from idempotency.claims import claims_in
+from idempotency.models import IdempotencyRecord
+from tests.app.models import Effect
+from tests.conftest import code_of, key
+from tests.meetings import PATIENCE, Meeting
+from tests.servers import Answer, Server, is_replayed, read
+
+HAS_ONE_WRITER = "sqlite"
+
+
+def statuses(answers: list[Answer]) -> Counter[int]:
+    """Return how often each status came."""
+    return Counter(answer.status for answer in answers)
+
+
+def test_twenty_duplicates(server: Server) -> None:
+    """E1, E3: Of 20 requests at once one acts; the others replay or get the 409."""
+    answers = server.send_at_once(20, "/function/", [{"a": 1}])
+    assert {*statuses(answers)} <= {201, 409}
+    assert statuses(answers)[201] >= 1
+    assert sum(not is_replayed(a) for a in answers if a.status == 201) == 1
+    for refused in (a for a in answers if a.status == 409):
+        assert refused.headers["Retry-After"] == "1"
+        assert "in progress" in refused.code
+    retry = server.send("/function/", {"a": 1})
+    assert is_replayed(retry)
+    assert {a.body for a in answers if a.status == 201} == {retry.body}
+    assert Effect.objects.count() == IdempotencyRecord.objects.count() == 1
+
+
+def test_two_payloads(server: Server) -> None:
+    """F4: Two payloads under one key: one acts, the other never does."""
+    answers = server.send_at_once(20, "/function/", [{"a": 1}, {"a": 2}])
+    assert {*statuses(answers)} <= {201, 409, 422}
+    last = [server.send("/function/", {"a": n}).status for n in (1, 2)]
+    assert sorted(last) == [201, 422]
+    assert Effect.objects.count() == 1
+
+
+def test_many_replays(server: Server) -> None:
+    """R6: Any number of callers replay at once."""
+    first = server.send("/function/", {"a": 1})
+    answers = server.send_at_once(20, "/function/", [{"a": 1}])
+    assert statuses(answers) == {201: 20}
+    assert all(map(is_replayed, answers))
+    assert {a.body for a in answers} == {first.body}
+    assert Effect.objects.count() == 1
+
+
+def test_expired_by_many(server: Server) -> None:
+    """P1: Many try an expired key at once: one wins."""
+    first = server.send("/function/", {"a": 1})
+    IdempotencyRecord.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    connections.close_all()
+    answers = server.send_at_once(20, "/function/", [{"a": 1}])
+    assert {*statuses(answers)} <= {201, 409}
+    assert sum(not is_replayed(a) for a in answers if a.status == 201) == 1
+    retry = server.send("/function/", {"a": 1})
+    assert is_replayed(retry)
+    assert retry.body != first.body
+    assert Effect.objects.count() == 2
+
+
+def test_refused_at_once(server: Server, meeting: Meeting) -> None:
+    """E3: While a request runs, its duplicates are refused and others are served."""
+    slow = server.start("/meeting/", {}, **meeting.header)
+    guest = meeting.wait()
+    if connection.vendor == HAS_ONE_WRITER:
+        with ThreadPoolExecutor() as pool:
+            duplicate = pool.submit(server.send, "/meeting/", {})
+            guest.let_go()
+            answers = [duplicate.result()]
+        assert statuses(answers) == {201: 1}
+    else:
+        answers = server.send_at_once(32, "/meeting/", [{}])
+        assert statuses(answers) == {409: 32}
+        assert {a.headers["Retry-After"] for a in answers} == {"1"}
+        other = server.send("/meeting/", {"another": "payload"})
+        assert other.status == 409  # the record is not visible yet
+        assert server.send("/function/", {}, "another-key").status == 201
+        assert server.send("/function/", {}, None).status == 201
+        guest.let_go()
+    first = read(slow)
+    assert first.status == 201
+    retry = server.send("/meeting/", {})
+    assert is_replayed(retry)
+    assert retry.body == first.body
+    assert Effect.objects.filter(note="{}").count() == (
+        1 if connection.vendor == HAS_ONE_WRITER else 3
+    )
+
+
+def test_waiting(server: Server, meeting: Meeting) -> None:
+    """E3: With on_concurrent="wait" a duplicate gets the answer when there is one."""
+    slow = server.start("/patient-meeting/", {}, **meeting.header)
+    guest = meeting.wait()
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(server.send, "/patient-meeting/", {}) for _ in range(4)]
+        guest.let_go()
+        answers = [duplicate.result() for duplicate in waiting]
+    first = read(slow)
+    assert statuses(answers) == {201: 4}
+    assert all(map(is_replayed, answers))
+    assert {a.body for a in answers} == {first.body}
+    assert Effect.objects.count() == 1
+
+
+class Holder:
+    """Another connection, in another thread, that executes a key."""
+
+    def __init__(self) -> None:
+        self.holds, self.may_end = Event(), Event()
+        self.pool = ThreadPoolExecutor(1)
+
+    def hold(self, client: Any, path: str, *, expired: bool = False) -> None:
+        """Claim the key of a request, new or expired, in an open transaction."""
+        client.post(path, {}, **key())
+        record = IdempotencyRecord.objects.get()
+        records = IdempotencyRecord.objects.filter(pk=record.pk)
+        if expired:
+            records.update(expires_at=timezone.now())
+        else:
+            records.delete()
+        self.work = self.pool.submit(self._hold, record)
+        while not self.holds.wait(0.1):
+            assert not self.work.done(), self.work.result()
+
+    def _hold(self, record: IdempotencyRecord) -> None:
+        record.token = uuid4()
+        with closing(connection), transaction.atomic():
+            here = claims_in("default")
+            claimed = here.claim(record, timezone.now(), here.look_up(record.pk))
+            assert claimed is not None
+            assert claimed.token == record.token
+            self.holds.set()
+            assert self.may_end.wait(PATIENCE)
+            transaction.set_rollback(True)
+
+    def end(self) -> None:
+        """Roll back, which gives the key back."""
+        self.may_end.set()
+        self.work.result(PATIENCE)
+
+
+@pytest.fixture
+def holder() -> Iterator[Holder]:
+    """Return a holder, which ends with the test."""
+    holder = Holder()
+    yield holder
+    holder.may_end.set()
+    holder.pool.shutdown()
+
+
+def set_patience() -> None:
+    """Let SQLite give up at once, and MariaDB only after the holder has."""
+    statement = {
+        "sqlite": "PRAGMA busy_timeout = 0",
+        "mysql": f"SET SESSION innodb_lock_wait_timeout = {10 * PATIENCE}",
+    }.get(connection.vendor)
+    if statement:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["new", "expired"])
+def test_held_elsewhere(
+    client: Any, holder: Holder, atomic_requests: bool, expired: bool
+) -> None:
+    """E3, P1: A key that another transaction executes is 409 at once, never 500."""
+    holder.hold(client, "/function/", expired=expired)
+    set_patience()
+    answer = client.post("/function/", {}, **key())
+    if connection.vendor == HAS_ONE_WRITER and atomic_requests:
+        # The project's own BEGIN IMMEDIATE failed, before any view was called.
+        assert answer.status_code == 500
+    else:
+        assert answer.status_code == 409
+        assert code_of(answer) == "idempotency_in_progress"
+        assert answer["Retry-After"] == "1"
+    holder.end()
+    assert client.post("/function/", {}, **key()).status_code == 201
+    assert Effect.objects.count() == 2
+
+
+def test_waiting_for_a_key_that_is_given_back(
+    client: Any, holder: Holder, atomic_requests: bool, monkeypatch: Any
+) -> None:
+    """E3: Whoever waits takes over what a rollback gives back."""
+    if connection.vendor == HAS_ONE_WRITER and atomic_requests:
+        return  # there the project's own BEGIN waits
+    holder.hold(client, "/waiting/")
+    set_patience()
+    monkeypatch.setattr(
+        "idempotency.execution.time",
+        SimpleNamespace(monotonic=time.monotonic, sleep=lambda _pause: holder.end()),
+    )
+    answer = client.post("/waiting/", {}, **key())
+    assert answer.status_code == 201
+    assert "Idempotent-Replayed" not in answer
+    assert Effect.objects.count() == 2
+
+
+@pytest.mark.usefixtures("atomic_requests")
+class TestWaitingInOneProcess:
+    """E3: the waiting itself, step by step."""
+
+    @pytest.fixture(autouse=True)
+    def _busy_then_free(self, monkeypatch: Any) -> None:
+        self.pauses: list[float] = []
+        monkeypatch.setattr("idempotency.execution.time", self)
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def test_until_it_is_over(self, client: Any, monkeypatch: Any) -> None:
+        """E3: Who waited wait_timeout in vain gets the 409."""
+        module = sys.modules["idempotency.claims"]
+        for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
+            monkeypatch.setattr(
+                getattr(module, name), "claim", lambda *args, **kwargs: None
+            )
+        answer = client.post("/waiting/", {}, HTTP_IDEMPOTENCY_KEY="a-key-of-mine")
+        assert answer.status_code == 409
+        assert answer["Retry-After"] == "1"
+        assert sum(self.pauses) == pytest.approx(5)
+        assert self.pauses[:3] == [0.01, 0.02, 0.04]
+        assert max(self.pauses) == 0.2
+
+    def test_busy_and_then_free(self, client: Any, monkeypatch: Any) -> None:
+        """E3: Who waits takes over a key that is given back."""
+        module = sys.modules["idempotency.claims"]
+        for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
+            vendor = getattr(module, name)
+            monkeypatch.setattr(vendor, "claim", self.busy_twice(vendor.claim))
+            monkeypatch.setattr(vendor, "is_busy", lambda self, error: True)
+        answer = client.post("/waiting/", {}, HTTP_IDEMPOTENCY_KEY="a-key-of-mine")
+        assert answer.status_code == 201
+        assert self.pauses == [0.01, 0.02]
+        assert Effect.objects.count() == 1
+
+    def busy_twice(self, claim: Any) -> Any:
+        def busy_claim(claims: Any, *args: Any) -> Any:
+            if len(self.pauses) < 2:
+                raise OperationalError(1205, "Lock wait timeout exceeded")
+            return claim(claims, *args)
+
+        return busy_claim

@@ -1,0 +1,478 @@
+"""The demo shows what it says, and leaves nothing; its API is fit to be copied."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.cookiejar import CookieJar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode, urljoin
+from urllib.request import HTTPCookieProcessor, build_opener, urlopen
+from uuid import UUID, uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from rest_framework.authtoken.models import Token
+from rest_framework.exceptions import ValidationError
+from rest_framework.settings import api_settings
+from rest_framework.test import APIClient
+from rest_framework.views import APIView
+
+from testproject import settings as demo_settings
+from testproject.school.exceptions import exception_handler
+from testproject.school.models import Assignment, SchoolClass
+from tests.conftest import KEY, key
+from tests.processes import PATIENCE, ROOT
+
+UNKNOWN = "7e54203d-d4d9-4eb5-8b05-60fd4539100d"
+
+# The demo, in processes of its own.
+
+once = pytest.mark.skipif(
+    connection.vendor != "sqlite",
+    reason="The demo brings its own database: the tests on SQLite run it.",
+)
+
+# What a shell may have set for other work must not reach the demo.
+ELSEWHERE = {
+    "ATOMIC_REQUESTS": "1",
+    "CELERY_BROKER_URL": "amqp://127.0.0.1:1//",
+    "DATABASE_URL": "postgres://nobody@127.0.0.1:1/nothing",
+    "DEMO_VAR_DIR": "/nonexistent",
+    "DJANGO_ALLOWED_HOSTS": "example.com",
+    "DJANGO_DEBUG": "0",
+    "DJANGO_SETTINGS_MODULE": "tests.settings",
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return where the demo makes its directory: short, since sockets are in it."""
+    with TemporaryDirectory(prefix="demo-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def running_demo(
+    folder: Path, stdio: int = subprocess.PIPE, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the demo during a block, and check that it leaves neither file nor process.
+
+    ``stdio`` is a terminal, or else the demo's output comes through pipes.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "testproject.demo"],
+        cwd=ROOT,
+        env={**os.environ, **ELSEWHERE, "TMPDIR": str(folder), **variables},
+        stdin=subprocess.DEVNULL if stdio == subprocess.PIPE else stdio,
+        stdout=stdio,
+        stderr=stdio,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+            process.wait(PATIENCE)
+        finally:
+            process.terminate()
+    assert list(folder.iterdir()) == []
+    assert processes_of(folder) == []
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the processes whose files are in a folder, where /proc tells."""
+    mark = f"DEMO_VAR_DIR={folder}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in environ.read_bytes():
+                found.append(environ.parent.name)
+        except OSError:
+            continue  # gone, or somebody else's
+    return found
+
+
+@once
+def test_demo_shows_every_promise(folder: Path) -> None:
+    with running_demo(folder) as process:
+        transcript, errors = process.communicate(timeout=2 * PATIENCE)
+    assert (process.returncode, errors) == (0, ""), transcript
+    assert "\033" not in transcript
+    _, *steps = re.split(r"\n\d\. ", transcript)
+    create, hang_up, duplicate, reuse, get, kill, purge = steps
+    assert "< 201 Created" in create
+    assert "Idempotency-Expires: " in create
+    assert "Idempotent-Replayed" not in create
+    assert "the client hangs up" in hang_up
+    assert hang_up.count("< Idempotent-Replayed: true") == 2
+    bodies = re.findall(r'< (\{"\$request".*)', hang_up)
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1]
+    assert "20 times" in duplicate
+    assert "< 1 times 201\n" in duplicate
+    assert "< 422 " in reuse
+    assert '"$errors":[{"code":"IDEMPOTENCY_KEY_REUSED",' in reuse
+    assert "> GET " in get
+    assert '"$warnings":[{"code":"IDEMPOTENCY_KEY_IGNORED",' in get
+    assert "gets a SIGKILL" in kill
+    assert kill.count("< 201 Created") == 1
+    assert "Idempotent-Replayed" not in kill
+    assert "idempotency.tasks.purge_expired_records" in purge
+    assert "the worker deletes the expired record" in purge
+    for chapter, step in enumerate([create, hang_up, duplicate], start=1):
+        assert f'the API lists one assignment "Read chapter {chapter}"' in step
+    assert 'the API lists no assignment "Read chapter 4"' in reuse
+    assert 'the API lists one assignment "Read chapter 5"' in kill
+    assert transcript.endswith("\nAll of it held.\n")
+
+
+@once
+def test_demo_fails_where_something_does_not_hold(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from idempotency import conf\nconf.Settings.ENABLED = False\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    with running_demo(folder, PYTHONPATH=path) as process:
+        transcript, errors = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 1
+    assert "  NO  its answer is kept" in transcript
+    assert "All of it held" not in transcript
+    assert "end of server.log" in errors
+    assert errors.endswith("\nThis did not hold: its answer is kept\n")
+
+
+@once
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_demo_can_be_stopped_in_the_middle(
+    folder: Path, number: signal.Signals, status: int
+) -> None:
+    with running_demo(folder) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("2."):
+                break
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (status, "")
+
+
+class Screen:
+    """What a process wrote to a terminal."""
+
+    def __init__(self, terminal: int) -> None:
+        self.terminal = terminal
+        self.text = ""
+
+    def wait_for(self, pattern: str) -> str:
+        """Return the first group of a pattern, as soon as it is there."""
+        give_up_at = time.monotonic() + 2 * PATIENCE
+        while not (found := re.search(pattern, self.text)):
+            assert time.monotonic() < give_up_at, self.text
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                self.text += os.read(self.terminal, 65536).decode()
+        return found[1]
+
+
+@once
+def test_demo_keeps_serving_on_a_terminal(folder: Path) -> None:
+    terminal, end = pty.openpty()
+    try:
+        with running_demo(folder, end) as process:
+            screen = Screen(terminal)
+            records = screen.wait_for(r"The records: (\S+)\s")
+            password = screen.wait_for(r"password (\S+)\s")
+            screen.wait_for(r'(-d \'{"title": "Read chapter 6"}\')')
+            page = log_in(records, "demo", password)
+            assert "3 idempotency records" in page
+            # Ctrl-C there goes to everybody in the foreground: here, to the demo.
+            process.send_signal(signal.SIGINT)
+        assert process.returncode == 0
+        assert "\033[32m  ok  " in screen.text
+        with pytest.raises(URLError):
+            urlopen(records, timeout=PATIENCE)
+    finally:
+        os.close(terminal)
+        os.close(end)
+
+
+def log_in(address: str, username: str, password: str) -> str:
+    """Return a page of the admin, having fetched its style sheets."""
+    browser = build_opener(HTTPCookieProcessor(CookieJar()))
+    with browser.open(address, timeout=PATIENCE) as response:
+        form, form_address = response.read().decode(), response.url
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', form)
+    assert token is not None
+    filled = {
+        "csrfmiddlewaretoken": token[1],
+        "username": username,
+        "password": password,
+    }
+    with browser.open(form_address, urlencode(filled).encode()) as response:
+        assert response.url == address
+        page: str = response.read().decode()
+    sheets = re.findall(r'<link rel="stylesheet" href="([^"]+)"', page)
+    assert sheets
+    for sheet in sheets:
+        with browser.open(urljoin(address, sheet)) as response:
+            assert response.headers["Content-Type"].startswith("text/css")
+    return page
+
+
+def test_demo_project_has_no_secret_key_without_debug() -> None:
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "testproject.settings"}
+    env.pop("DJANGO_SECRET_KEY", None)
+    check = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env={**env, "DJANGO_DEBUG": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert check.returncode != 0
+    assert "DJANGO_SECRET_KEY" in check.stderr
+
+
+# Its API, under its own settings on the tests' database.
+
+
+@pytest.fixture
+def ada(
+    atomic_requests: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[APIClient]:
+    """Return the client of a teacher."""
+    for name in ("REST_FRAMEWORK", "IDEMPOTENCY", "MIDDLEWARE", "ROOT_URLCONF"):
+        setattr(settings, name, getattr(demo_settings, name))
+    # Views have read these settings when they were imported.
+    for name in ("authentication", "permission", "parser", "renderer"):
+        default = getattr(api_settings, f"DEFAULT_{name.upper()}_CLASSES")
+        monkeypatch.setattr(APIView, f"{name}_classes", default)
+    yield client_of("ada")
+    User.objects.all().delete()
+
+
+def client_of(name: str) -> APIClient:
+    client = APIClient(raise_request_exception=False)
+    token = Token.objects.create(user=User.objects.create_user(name))
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {token.key}")
+    return client
+
+
+@pytest.fixture
+def algebra(ada: APIClient) -> str:
+    """Return the address of the teacher's class."""
+    teacher = User.objects.get(username="ada")
+    school_class = SchoolClass.objects.create(name="Algebra", teacher=teacher)
+    return f"/api/v2/user/classes/{school_class.pk}"
+
+
+def data_of(response: Any, status: int = 200) -> Any:
+    """Check the envelope of a success and return what is in it."""
+    body = response.json()
+    assert response.status_code == status, body
+    assert response["Content-Type"] == "application/json"
+    assert UUID(body["$request"])
+    assert body.keys() - {"$warnings"} == {"$request", "$data"}
+    return body["$data"]
+
+
+def errors_of(response: Any) -> list[str]:
+    """Check the envelope of an error and return its codes."""
+    body = response.json()
+    assert response["Content-Type"] == "application/json"
+    assert UUID(body["$request"])
+    assert body.keys() - {"$warnings"} == {"$request", "$errors"}
+    for error in body["$errors"]:
+        assert error.keys() == {"code", "message"}
+        assert re.fullmatch(r"[A-Z][A-Z0-9_]*", error["code"])
+        assert error["message"]
+    return [error["code"] for error in body["$errors"]]
+
+
+def test_api_from_create_to_delete(ada: APIClient, algebra: str) -> None:
+    created = ada.post(f"{algebra}/assignments", {"title": "Read"})
+    assignment = data_of(created, 201)
+    address = created["Location"]
+    assert address == f"{algebra}/assignments/{assignment['id']}"
+    assert data_of(ada.get(address)) == assignment
+    changed = data_of(ada.patch(address, {"due_date": "2030-01-31"}))
+    assert changed == {**assignment, "due_date": "2030-01-31"}
+    assert data_of(ada.get(f"{algebra}/assignments")) == [changed]
+    deleted = ada.delete(address)
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert "Content-Type" not in deleted
+    assert errors_of(ada.get(address)) == ["NOT_FOUND"]
+    assert data_of(ada.get(f"{algebra}/assignments")) == []
+
+
+def test_api_lists_own_classes_only(ada: APIClient, algebra: str) -> None:
+    bob = client_of("bob")
+    assert data_of(bob.get("/api/v2/user/classes")) == []
+    (own,) = data_of(ada.get("/api/v2/user/classes"))
+    assert data_of(ada.get(algebra)) == own == {**own, "name": "Algebra"}
+    for response in (
+        bob.get(algebra),
+        bob.get(f"{algebra}/assignments"),
+        bob.post(f"{algebra}/assignments", {"title": "Read"}),
+    ):
+        assert response.status_code == 404
+        assert errors_of(response) == ["NOT_FOUND"]
+    assert not Assignment.objects.exists()
+
+
+@pytest.mark.parametrize("where", ["query", "header"])
+def test_api_replays_a_retry(ada: APIClient, algebra: str, where: str) -> None:
+    """R2: The client gets the answer that it should have had, $request included."""
+    in_query = where == "query"
+    address = f"{algebra}/assignments" + (f"?$idempotency={KEY}" if in_query else "")
+    headers = {} if in_query else key()
+    first = ada.post(address, {"title": "Read"}, **headers)
+    again = ada.post(address, {"title": "Read"}, **headers)
+    assert data_of(first, 201) == data_of(again, 201)
+    assert again.content == first.content
+    assert again["Location"] == first["Location"]
+    assert "Idempotent-Replayed" not in first
+    assert again["Idempotent-Replayed"] == "true"
+    assert Assignment.objects.count() == 1
+    other = ada.post(address, {"title": "Write"}, **headers)
+    assert other.status_code == 422
+    assert errors_of(other) == ["IDEMPOTENCY_KEY_REUSED"]
+    assert Assignment.objects.count() == 1
+
+
+def test_api_warns_in_the_envelope(ada: APIClient, algebra: str) -> None:
+    """K5, K6, K7: Warnings stand beside the data, and beside errors."""
+    assignments = f"{algebra}/assignments"
+    address = data_of(ada.post(assignments, {"title": "Read"}), 201)["id"]
+    cases = [
+        (ada.get(f"{assignments}?$idempotency={KEY}"), "KEY_IGNORED"),
+        (
+            ada.patch(f"{assignments}/{address}?$idempotency={KEY}", {"title": "Go"}),
+            "KEY_IGNORED",
+        ),
+        (ada.get(f"{algebra}?$idempotency={KEY}"), "KEY_IGNORED"),
+        (ada.get(f"{assignments}/{UNKNOWN}?$idempotency={KEY}"), "KEY_IGNORED"),
+        (ada.post(f"{assignments}?$idempotency=abc", {"title": "Go"}), "KEY_WEAK"),
+        (ada.post(f"{assignments}?$idempotency=def", {}), "KEY_WEAK"),
+        (ada.post(f"{algebra}?$idempotency={KEY}", {}), "KEY_UNSUPPORTED"),
+    ]
+    for response, expected in cases:
+        (warning,) = response.json()["$warnings"]
+        assert warning.keys() == {"code", "message"}
+        assert warning["code"] == f"IDEMPOTENCY_{expected}"
+        assert warning["code"] in response["Idempotency-Warning"]
+    assert "$warnings" not in ada.get(assignments).json()
+
+
+Send = Callable[[APIClient, str], Any]
+ERRORS: dict[str, tuple[Send, int, list[str]]] = {
+    "several fields": (
+        lambda ada, url: ada.post(url, {"title": "", "due_date": "soon"}),
+        400,
+        ["BLANK", "INVALID"],
+    ),
+    "no JSON": (
+        lambda ada, url: ada.post(url, "{", content_type="application/json"),
+        400,
+        ["PARSE_ERROR"],
+    ),
+    "no object": (lambda ada, url: ada.post(url, []), 400, ["INVALID"]),
+    "two keys": (
+        lambda ada, url: ada.post(f"{url}?$idempotency={KEY}", {}, **key("other-key")),
+        400,
+        ["IDEMPOTENCY_KEY_AMBIGUOUS"],
+    ),
+    "bad key": (
+        lambda ada, url: ada.post(f"{url}?$idempotency=", {}),
+        400,
+        ["IDEMPOTENCY_KEY_INVALID"],
+    ),
+    "no token": (
+        lambda ada, url: APIClient().get(url),
+        401,
+        ["NOT_AUTHENTICATED"],
+    ),
+    "unknown token": (
+        lambda ada, url: APIClient().get(url, HTTP_AUTHORIZATION="Bearer 123"),
+        401,
+        ["AUTHENTICATION_FAILED"],
+    ),
+    "unknown assignment": (
+        lambda ada, url: ada.get(f"{url}/{UNKNOWN}"),
+        404,
+        ["NOT_FOUND"],
+    ),
+    "unknown class": (
+        lambda ada, url: ada.post(
+            f"/api/v2/user/classes/{UNKNOWN}/assignments", {"title": "Read"}
+        ),
+        404,
+        ["NOT_FOUND"],
+    ),
+    "no id": (lambda ada, url: ada.get(f"{url}/first"), 404, ["NOT_FOUND"]),
+    "nothing there": (
+        lambda ada, url: ada.delete("/api/v2/user/schools"),
+        404,
+        ["NOT_FOUND"],
+    ),
+    "other method": (lambda ada, url: ada.put(url, {}), 405, ["METHOD_NOT_ALLOWED"]),
+    "other format": (
+        lambda ada, url: ada.get(url, HTTP_ACCEPT="text/csv"),
+        406,
+        ["NOT_ACCEPTABLE"],
+    ),
+    "other media type": (
+        lambda ada, url: ada.post(url, "a=1", content_type="text/plain"),
+        415,
+        ["UNSUPPORTED_MEDIA_TYPE"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_api_answers_errors_in_the_envelope(
+    ada: APIClient, algebra: str, case: str
+) -> None:
+    """X1: Every refusal has its stable code, in this project's own error format."""
+    send, status, codes = ERRORS[case]
+    response = send(ada, f"{algebra}/assignments")
+    assert (response.status_code, errors_of(response)) == (status, codes)
+    assert ("WWW-Authenticate" in response) == (status == 401)
+    assert not Assignment.objects.exists()
+
+
+def test_api_names_the_field_of_an_error() -> None:
+    error = ValidationError(
+        {
+            "title": ["Too long.", "Too dull."],
+            "questions": [{"text": ["Missing."]}, {}],
+            "non_field_errors": ["Unfair."],
+        },
+        code="bad",
+    )
+    response = exception_handler(error, {})
+    assert response is not None
+    assert response.data == [
+        {"code": "BAD", "message": "title: Too long."},
+        {"code": "BAD", "message": "title: Too dull."},
+        {"code": "BAD", "message": "questions.text: Missing."},
+        {"code": "BAD", "message": "Unfair."},
+    ]
+
+
+def test_api_leaves_other_exceptions_alone() -> None:
+    assert exception_handler(ValueError(uuid4()), {}) is None

@@ -1,0 +1,116 @@
+"""The purge on a schedule: Beat, a broker and a worker, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from celery import current_app
+from django.apps import apps
+from kombu import Connection
+
+from idempotency.models import State
+from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from tests.processes import running, wait_until
+from tests.records import RETENTION, left, make_record
+
+# The embedded broker needs no server, so it is always there.
+BROKERS = {
+    "embedded": "filesystem://",
+    "rabbitmq": os.environ.get("TEST_RABBITMQ_URL", ""),
+    "redis": os.environ.get("TEST_REDIS_URL", ""),
+}
+FOUND = {name: url for name, url in BROKERS.items() if url}
+FROM_SETTINGS = "celery.beat:PersistentScheduler"
+FROM_DATABASE = "django_celery_beat.schedulers:DatabaseScheduler"
+RUNS = [(name, FROM_SETTINGS) for name in FOUND]
+if find_spec("django_celery_beat"):
+    RUNS.append(("embedded", FROM_DATABASE))
+
+
+@pytest.fixture
+def queue(broker: str) -> Iterator[str]:
+    """Return the name of a queue that is gone after the test."""
+    name = f"idempotency-test-{uuid4()}"
+    yield name
+    if broker != "embedded":
+        with Connection(FOUND[broker]) as connection:
+            channel = connection.default_channel
+            channel.queue_delete(name)
+            channel.exchange_delete(name)
+            if broker == "redis":
+                for key in channel.client.keys(f"*{name}*"):
+                    channel.client.delete(key)
+
+
+@pytest.fixture
+def schedule_tables(database: None) -> Iterator[None]:
+    """Leave nothing of a schedule in the database."""
+    yield
+    if apps.is_installed("django_celery_beat"):
+        for name in ("PeriodicTask", "PeriodicTasks", "IntervalSchedule"):
+            apps.get_model("django_celery_beat", name).objects.all().delete()
+
+
+@pytest.mark.parametrize(("broker", "scheduler"), RUNS)
+@pytest.mark.usefixtures("schedule_tables")
+def test_beat_purges(broker: str, scheduler: str, queue: str, tmp_path: Path) -> None:
+    """P3: The entry that the app ships makes Beat send the task that purges."""
+    make_record(RETENTION + timedelta(seconds=1), key="expired")
+    make_record(timedelta(days=400), key="abandoned", state=State.IN_PROGRESS)
+    make_record(timedelta(days=29), key="29 days")
+    make_record(key="new")
+    logs = {name: tmp_path / f"{name}.log" for name in ("worker", "beat")}
+    celery = [sys.executable, "-m", "celery", "-A", "tests.celery_app"]
+    worker = [
+        *celery,
+        "worker",
+        "--loglevel=INFO",
+        "--concurrency=1",
+        f"--hostname={queue}@localhost",
+        "--without-gossip",
+        "--without-mingle",
+    ]
+    beat = [
+        *celery,
+        "beat",
+        "--loglevel=INFO",
+        "--pidfile=",
+        f"--schedule={tmp_path / 'schedule'}",
+        f"--scheduler={scheduler}",
+    ]
+    variables = {
+        "CELERY_BROKER_URL": FOUND[broker],
+        "DEMO_VAR_DIR": str(tmp_path),
+        "TEST_QUEUE": queue,
+    }
+    with (
+        running(worker, logs["worker"], **variables),
+        running(beat, logs["beat"], **variables),
+    ):
+        wait_until(lambda: left() == {"29 days", "new"}, "the purge", logs)
+        # Once is what a start may do; a schedule comes back.
+        make_record(RETENTION + timedelta(seconds=1), key="expired later")
+        wait_until(lambda: left() == {"29 days", "new"}, "the next purge", logs)
+    told = logs["worker"].read_text()
+    assert "Purged 2 expired records in 1 batches and " in told
+    (entry,) = BEAT_SCHEDULE
+    assert f"Sending due task {entry} ({PURGE_TASK})" in logs["beat"].read_text()
+
+
+# Celery has Django check itself first, and some checks ask the database.
+@pytest.mark.usefixtures("database")
+def test_shipped_entry() -> None:
+    """P3: One entry, every hour, for a task that Celery finds by itself."""
+    (entry,) = BEAT_SCHEDULE.values()
+    assert entry["task"] == PURGE_TASK
+    assert entry["schedule"] == timedelta(hours=1)
+    current_app.loader.import_default_modules()
+    assert PURGE_TASK in current_app.tasks
+    assert current_app.conf.beat_schedule == BEAT_SCHEDULE

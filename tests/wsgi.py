@@ -1,0 +1,7 @@
+"""``gunicorn tests.wsgi`` serves the tests' views."""
+
+from __future__ import annotations
+
+from django.core.wsgi import get_wsgi_application
+
+application = get_wsgi_application()
