@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from celery import current_app
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
+from django.utils.module_loading import import_string
 
-from idempotency.conf import NAMES, conf
+from idempotency.conf import NAMES, get_settings
 from idempotency.policy import (
     BOOLEAN,
     DURATION,
-    FUNCTION,
     RULES,
     Rule,
 )
@@ -35,12 +37,34 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_header_name(value: object) -> bool:
+    # WSGI can't tell an underscore from a hyphen, so servers drop such headers.
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9-]+", value) is not None
+
+
+def _is_function(value: object) -> bool:
+    if not isinstance(value, str):
+        return callable(value)
+    try:
+        return callable(import_string(value))
+    except ImportError:
+        return False
+
+
 COUNT = Rule(_is_count, "a whole number from 1")
+FUNCTION = Rule(
+    _is_function,
+    "a callable that takes the request and returns a string, "
+    "or a dotted path that leads to one",
+)
 SETTINGS: dict[str, Rule] = {
     **{name.upper(): rule for name, rule in RULES.items() if name.upper() in NAMES},
     "ENABLED": BOOLEAN,
     "QUERY_PARAM": Rule(_is_text, "the name of a query parameter, or None"),
-    "HEADER": Rule(_is_text, "the name of a header, or None"),
+    "HEADER": Rule(
+        _is_header_name, "a header's name, of letters, digits and hyphens, or None"
+    ),
+    "SCOPE": FUNCTION,
     "FINGERPRINT": FUNCTION,
     "WARNINGS": Rule(
         lambda value: _are_texts(value) and {*value} <= {"body", "header"},
@@ -89,30 +113,26 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
         elif not (value is None and name in NULLABLE) and not SETTINGS[name].holds(
             value
         ):
+            # What the checks say ends up in logs.
+            shown = "what it is" if name == "DERIVATION_SECRET" else repr(value)
             yield Error(
-                f"IDEMPOTENCY[{name!r}] can't be {value!r}.",
+                f"IDEMPOTENCY[{name!r}] can't be {shown}.",
                 hint=f"It must be {SETTINGS[name].expected}.",
                 id="idempotency.E003",
             )
-    if conf.QUERY_PARAM is None and conf.HEADER is None:
+    now = get_settings()
+    if now.ENABLED and now.QUERY_PARAM is None and now.HEADER is None:
         yield Error(
             "IDEMPOTENCY turns off both QUERY_PARAM and HEADER: no request has a key.",
-            hint="Leave one of them, or write ENABLED = False.",
+            hint='Leave one of them, or turn off the app with "ENABLED": False.',
             id="idempotency.E004",
         )
 
 
 @checks.register("idempotency")
 def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
-    """Warn where the settings schedule no purge."""
-    schedules = [
-        value
-        for name in dir(settings)
-        if name.endswith("BEAT_SCHEDULE")
-        and isinstance(value := getattr(settings, name), dict)
-    ]
-    tasks = {entry.get("task") for schedule in schedules for entry in schedule.values()}
-    if PURGE_TASK in tasks:
+    """Warn where neither the settings nor the Celery app schedule the purge."""
+    if PURGE_TASK in _scheduled_tasks():
         return []
     return [
         checks.Warning(
@@ -124,3 +144,17 @@ def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
             id="idempotency.W001",
         )
     ]
+
+
+def _scheduled_tasks() -> set[Any]:
+    # Whatever namespace an app reads the settings with. Not BEAT_SCHEDULE alone: that
+    # is what settings that import the entry have in any case.
+    names = [name for name in dir(settings) if name.endswith("_BEAT_SCHEDULE")]
+    schedules = [getattr(settings, name) for name in names]
+    return {
+        entry.get("task")
+        for schedule in [*schedules, current_app.conf.beat_schedule]
+        if isinstance(schedule, Mapping)
+        for entry in schedule.values()
+        if isinstance(entry, Mapping)
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpResponseBase
 
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 
 WARNING_HEADER = "Idempotency-Warning"
 WARNINGS_MEMBER = "$warnings"
@@ -48,7 +48,7 @@ def add_to_header(
     response: HttpResponseBase, warnings: Iterable[ClientWarning]
 ) -> None:
     """Name the warnings in ``Idempotency-Warning``, an RFC 9651 list."""
-    if "header" in conf.WARNINGS:
+    if "header" in get_settings().WARNINGS:
         response[WARNING_HEADER] = ", ".join(w.as_header() for w in warnings)
 
 
@@ -59,7 +59,7 @@ def add_to_body(response: HttpResponseBase, warnings: Iterable[ClientWarning]) -
     handler's own under the same name come first and stay.
     """
     data: Any = getattr(response, "data", None)
-    if "body" not in conf.WARNINGS or not isinstance(data, dict):
+    if "body" not in get_settings().WARNINGS or not isinstance(data, dict):
         return
     own = data.get(WARNINGS_MEMBER, [])
     if isinstance(own, list):

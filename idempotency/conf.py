@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings as django_settings
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Each attribute is the default of the key of the same name.
-
-    Looked up in ``settings.IDEMPOTENCY`` at every access, so ``override_settings``
-    works and no copy can go stale.
-    """
+    """Each field is the default of the key of the same name."""
 
     # How endpoints are protected unless their own options say otherwise.
     REQUIRED: bool = False
@@ -38,28 +36,27 @@ class Settings:
     PURGE_BATCH_SIZE: int = 1000
     PURGE_TIME_BUDGET: timedelta = timedelta(minutes=5)
 
-    def __getattribute__(self, name: str) -> Any:
-        if name.isupper():
-            project = getattr(django_settings, "IDEMPOTENCY", None)
-            if project and name in project:
-                return project[name]
-        return super().__getattribute__(name)
 
-    @property
-    def project(self) -> Mapping[str, Any]:
-        """What the project wrote, with nothing added."""
-        return getattr(django_settings, "IDEMPOTENCY", None) or {}
+NAMES = tuple(field.name for field in fields(Settings))
 
-    @property
-    def secret(self) -> str:
-        """The secret of keyed digests: DERIVATION_SECRET, or else SECRET_KEY."""
-        return self.DERIVATION_SECRET or django_settings.SECRET_KEY
-
-    @property
-    def header_in_meta(self) -> str:
-        """The name under which ``request.META`` carries the header."""
-        return "HTTP_" + (self.HEADER or "").upper().replace("-", "_")
+_project: Mapping[str, Any] = {}
+_settings = Settings()
 
 
-conf = Settings()
-NAMES = tuple(Settings.__annotations__)
+def get_settings() -> Settings:
+    """Return the settings as they are now, so ``override_settings`` works.
+
+    Unknown keys are for the system checks to report.
+    """
+    global _project, _settings  # noqa: PLW0603  # made again only when they change
+    project = getattr(django_settings, "IDEMPOTENCY", None) or {}
+    if project != _project:
+        known = {name: value for name, value in project.items() if name in NAMES}
+        _settings = Settings(**known)
+        _project = dict(project)
+    return _settings
+
+
+def get_secret() -> str:
+    """Return the secret of keyed digests: DERIVATION_SECRET, or else SECRET_KEY."""
+    return get_settings().DERIVATION_SECRET or django_settings.SECRET_KEY

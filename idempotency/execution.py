@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from django.core.exceptions import PermissionDenied
@@ -19,7 +19,7 @@ from rest_framework.exceptions import APIException
 from idempotency import keys, scopes
 from idempotency.claims import ClaimLost, claims_in
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.context import RequestContext
 from idempotency.exceptions import (
     IdempotencyError,
@@ -66,17 +66,18 @@ def execute(
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return handler()  # E6: protected once, by the outer one
-    if conf.ENABLED:
+    enabled = get_settings().ENABLED
+    if enabled:
         policy = Policy.resolve(options)
         if request.method not in policy.methods:
             ignore_key(view, request)
             return handler()
     context = http_request.idempotency = RequestContext(executing=True)
     try:
-        key = keys.find_key(request.META) if conf.ENABLED else None
+        key = keys.find_key(request.META) if enabled else None
         if key is not None:
             return Execution(view, request, handler, policy, key, context).run()
-        if conf.ENABLED and policy.required:
+        if enabled and policy.required:
             raise KeyRequired
         return handler()
     finally:

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from idempotency.bodies import Body, read_body
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.keys import query_pairs
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:
 
 
 def _version_1(request: Request) -> str:
-    pairs = [pair for pair in query_pairs(request.META) if pair[0] != conf.QUERY_PARAM]
+    pairs = [
+        pair
+        for pair in query_pairs(request.META)
+        if pair[0] != get_settings().QUERY_PARAM
+    ]
     content_type = request.content_type or ""
     media_type = content_type.partition(";")[0].strip().lower()
     body = read_body(request, media_type)

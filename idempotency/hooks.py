@@ -10,7 +10,7 @@ from django.utils.module_loading import import_string
 
 from idempotency import client_warnings
 from idempotency.client_warnings import ClientWarning
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.fingerprints import Fingerprint, default_fingerprint
 from idempotency.scopes import default_scope
 
@@ -29,7 +29,7 @@ class Hooks:
         """Return whose key it is: at most 512 characters (S1)."""
         # From the class: a function would come from the instance as a method.
         own = vars(self).get("idempotency_scope", type(self).idempotency_scope)
-        return scope_of(request, own or conf.SCOPE)
+        return scope_of(request, own or get_settings().SCOPE)
 
     def get_idempotency_options(self) -> dict[str, Any]:
         """Return the options that the view itself has an opinion on."""
@@ -37,7 +37,7 @@ class Hooks:
 
     def get_idempotency_fingerprint(self, request: Request) -> Fingerprint | str:
         """Return what was asked: equal for equal requests, of any length (F1)."""
-        custom = _function(conf.FINGERPRINT)
+        custom = _function(get_settings().FINGERPRINT)
         return custom(request) if custom else default_fingerprint(request)
 
     def should_store_response(self, response: HttpResponseBase) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
 
 MAX_LENGTH = 255
@@ -47,12 +47,15 @@ def query_pairs(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def find_raw(meta: Mapping[str, Any]) -> tuple[list[str], str | None]:
     """Return what the query and the header carry as keys, not validated."""
-    param = conf.QUERY_PARAM
+    settings = get_settings()
+    param, header = settings.QUERY_PARAM, settings.HEADER
     in_query: list[str] = []
     query = meta.get("QUERY_STRING")
     if query and param and param in unquote_plus(query):
         in_query = [value for name, value in query_pairs(meta) if name == param]
-    in_header = meta.get(conf.header_in_meta) if conf.HEADER else None
+    in_header = None
+    if header:
+        in_header = meta.get("HTTP_" + header.upper().replace("-", "_"))
     return in_query, in_header
 
 

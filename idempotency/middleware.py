@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponseBase
 
 from idempotency import client_warnings, keys
 from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.context import RequestContext
 from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
 from idempotency.mixins import IdempotencyMixin
@@ -53,7 +53,7 @@ def _unprotected_context(request: HttpRequest) -> RequestContext | None:
     known = getattr(request, "idempotency", None)
     if isinstance(known, UnprotectedContext):
         return known
-    if known is not None or not conf.ENABLED or _is_protected(request):
+    if known is not None or not get_settings().ENABLED or _is_protected(request):
         return None
     in_query, in_header = keys.find_raw(request.META)
     if not in_query and in_header is None:

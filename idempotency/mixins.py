@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.utils.decorators import classonlymethod
 from rest_framework.views import APIView
 
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
 from idempotency.execution import execute, ignore_key
 from idempotency.hooks import Hooks
@@ -69,8 +69,9 @@ class IdempotencyMixin(Hooks):
         if hasattr(handler, OPTIONS_ATTRIBUTE) or hasattr(handler, EXEMPT_ATTRIBUTE):
             return drf_request
         options = self.get_idempotency_options()
-        if request.method not in options.get("methods", conf.METHODS):
-            if conf.ENABLED:
+        settings = get_settings()
+        if request.method not in options.get("methods", settings.METHODS):
+            if settings.ENABLED:
                 ignore_key(self, drf_request)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
             setattr(self, name, partial(self._execute, handler, options))

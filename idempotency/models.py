@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, scopes
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 from idempotency.responses import StoredResponse
 
 
@@ -80,11 +80,13 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         Raises ``RuntimeError`` inside an open transaction, which would make all
         batches one, and ``ValueError`` for a batch of less than one row.
         """
-        alias = self._db or conf.USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
-        limit = conf.PURGE_BATCH_SIZE if batch_size is None else batch_size
+        alias = self._db or get_settings().USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
+        limit = get_settings().PURGE_BATCH_SIZE if batch_size is None else batch_size
         if limit < 1:
             raise ValueError(f"batch_size must be at least 1, not {limit}.")
-        budget = conf.PURGE_TIME_BUDGET if time_budget is None else time_budget
+        budget = (
+            get_settings().PURGE_TIME_BUDGET if time_budget is None else time_budget
+        )
         doomed = self.using(alias).expired(now).without_live_lease()
         started = time.monotonic()
         deleted = batches = 0

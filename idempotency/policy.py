@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 
 Options = Mapping[str, Any]
 
@@ -123,14 +123,14 @@ class Policy:
     @classmethod
     def resolve(cls, options: Options) -> Policy:
         """Complete an endpoint's options, already validated, from the settings."""
-        get = options.get
+        get, settings = options.get, get_settings()
         return cls(
-            required=get("required", conf.REQUIRED),
-            methods=get("methods", conf.METHODS),
-            retention=get("retention", conf.RETENTION),
-            using=get("using", conf.USING),
+            required=get("required", settings.REQUIRED),
+            methods=get("methods", settings.METHODS),
+            retention=get("retention", settings.RETENTION),
+            using=get("using", settings.USING),
             scope=get("scope"),
-            released_statuses=get("released_statuses", conf.RELEASED_STATUSES),
-            on_concurrent=get("on_concurrent", conf.ON_CONCURRENT),
-            wait_timeout=get("wait_timeout", conf.WAIT_TIMEOUT),
+            released_statuses=get("released_statuses", settings.RELEASED_STATUSES),
+            on_concurrent=get("on_concurrent", settings.ON_CONCURRENT),
+            wait_timeout=get("wait_timeout", settings.WAIT_TIMEOUT),
         )

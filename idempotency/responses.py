@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from django.http import HttpResponse, HttpResponseBase
 
 from idempotency.client_warnings import WARNING_HEADER
-from idempotency.conf import conf
+from idempotency.conf import get_settings
 
 EXPIRES_HEADER = "Idempotency-Expires"
 REPLAYED_HEADER = "Idempotent-Replayed"
@@ -60,7 +60,7 @@ class StoredResponse:
         headers = [[name, value] for name, value in response.items()]
         if keep and isinstance(response, HttpResponse):
             body = bytes(response.content)
-            if len(body) <= conf.MAX_RESPONSE_BYTES:
+            if len(body) <= get_settings().MAX_RESPONSE_BYTES:
                 return cls(
                     status_code=response.status_code,
                     headers=_without(_unstored(response), headers),
@@ -83,7 +83,7 @@ def _unstored(response: HttpResponse) -> set[str]:
     return {
         *UNSTORED_HEADERS,
         *(name.strip().lower() for name in named),
-        *(name.lower() for name in conf.UNSTORED_HEADERS),
+        *(name.lower() for name in get_settings().UNSTORED_HEADERS),
     }
 
 

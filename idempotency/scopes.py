@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 
-from idempotency.conf import conf
+from idempotency.conf import get_secret
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -32,7 +32,7 @@ def default_scope(request: Request) -> str:
     authorization = request.META.get("HTTP_AUTHORIZATION")
     if authorization:
         digest = hmac.digest(
-            conf.secret.encode(),
+            get_secret().encode(),
             b"idempotency.scope.v1\0" + authorization.encode(errors="backslashreplace"),
             hashlib.sha256,
         )

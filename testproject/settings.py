@@ -2,10 +2,12 @@
 
 Everything that differs from machine to machine comes from the environment:
 
-- DATABASE_URL: SQLite beside this file by default
+- DATABASE_URL: SQLite in DEMO_VAR_DIR by default
 - ATOMIC_REQUESTS: 1 opens a transaction around every request
 - CELERY_BROKER_URL: a broker that needs no server by default
-- DJANGO_DEBUG, DJANGO_SECRET_KEY, DJANGO_ALLOWED_HOSTS
+- DJANGO_DEBUG: 0 where others can reach it, with a DJANGO_SECRET_KEY of your own
+- DJANGO_ALLOWED_HOSTS: names, separated by commas
+- DEMO_VAR_DIR: where SQLite and the broker keep their files, var/ by default
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ VAR_DIR = Path(os.environ.get("DEMO_VAR_DIR", BASE_DIR / "var"))
 VAR_DIR.mkdir(parents=True, exist_ok=True)
 
 DEBUG = os.environ.get("DJANGO_DEBUG", "1") == "1"
-SECRET_KEY = os.environ.get(
-    "DJANGO_SECRET_KEY", "for-the-demo-on-this-machine-alone" * 2
-)
+if DEBUG:
+    SECRET_KEY = "for-the-demo-on-this-machine-alone" * 2
+else:
+    SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
 ALLOWED_HOSTS = os.environ.get("DJANGO_ALLOWED_HOSTS", "localhost,127.0.0.1").split(",")
 
 INSTALLED_APPS = [
@@ -81,6 +84,7 @@ DATABASE: dict[str, Any] = dict(
     dj_database_url.parse(
         os.environ.get("DATABASE_URL", f"sqlite:///{VAR_DIR / 'db.sqlite3'}"),
         conn_max_age=60,
+        conn_health_checks=True,
     )
 )
 DATABASE["ATOMIC_REQUESTS"] = os.environ.get("ATOMIC_REQUESTS") == "1"

@@ -65,8 +65,19 @@ ANSWERS: dict[str, tuple[list[list[str]], bytes | None, str]] = {
     "json": (
         [["Content-Type", "application/json"], ["Location", "/assignments/1"]],
         b'{"$request":"5a","$data":{"price":1.10,"tags":[],"list":[1,2]},"a":1,"a":2}',
-        '{\n  "$request": "5a",\n  "$data": {\n    "price": 1.10,\n    "tags": [],\n'
-        '    "list": [\n      1,\n      2\n    ]\n  },\n  "a": 1,\n  "a": 2\n}',
+        """{
+  "$request": "5a",
+  "$data": {
+    "price": 1.10,
+    "tags": [],
+    "list": [
+      1,
+      2
+    ]
+  },
+  "a": 1,
+  "a": 2
+}""",
     ),
     "problem json, escaped": (
         [["Content-Type", "application/problem+json; charset=utf-8"]],

@@ -185,18 +185,24 @@ def test_columns(staff: Client) -> None:
     """A1: The list says whose key it is, what was asked, and what became of it."""
     make_record(timedelta(days=3, hours=5), key="k-1", scope="s-1", path="/p-1")
     page = Page(staff.get(LIST))
-    assert [name.lower() for name in page.cells[:7]] == [
-        "idempotency key",
-        "scope",
-        "state",
-        "method",
-        "path",
-        "http status",
-        "age",
-    ]
-    age = "3\xa0days, 5\xa0hours"
-    row = ["k-1", "s-1", "completed", "POST", "/p-1", "201", age]
+    heads = ["Key", "Scope", "State", "Method", "Path", "Status", "Age"]
+    assert page.cells[:7] == heads
+    row = ["k-1", "s-1", "completed", "POST", "/p-1", "201", "3\xa0days"]
     assert page.cells[7:] == row
+
+
+def test_long_values(staff: Client) -> None:
+    """A1: Long values are cut in the list, and whole on the record's page."""
+    key, scope, path = "k" * 255, "s" * 512, "/path" * 500
+    record = make_record(key=key, scope=scope, path=path)
+    cells = Page(staff.get(LIST)).cells
+    assert [cells[7], cells[8], cells[11]] == [
+        "k" * 99 + "…",
+        "s" * 99 + "…",
+        "/path" * 19 + "/pat…",
+    ]
+    page = Page(staff.get(address(record)))
+    assert all(whole in page.text for whole in (key, scope, path))
 
 
 def test_order(staff: Client) -> None:
@@ -245,13 +251,6 @@ def test_state(staff: Client) -> None:
         expected = "abandoned" if is_abandoned else str(state.label)
         assert expected in Page(staff.get(address(record))).text
         assert expected in Page(staff.get(LIST, {"q": key})).cells
-    abandoned = ["given up", "left behind", "run out"]
-    assert listed(staff, state="abandoned") == abandoned
-    assert listed(staff, state="in_progress") == ["at work"]
-    assert listed(staff, state="completed") == ["done"]
-    assert listed(staff, state="nonsense") == []
-    assert listed(staff, state="abandoned", q="run out") == ["run out"]
-    assert len(listed(staff)) == 5
 
 
 def test_pages(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +269,7 @@ def test_statements(staff: Client) -> None:
     """A2: The list counts no further than it goes, and loads no bodies."""
     make_answer("json")
     counted = []
-    for query in ("", "?state=completed", "?q=json", "?_facets=True", "?all="):
+    for query in ("", "?q=json", "?_facets=True", "?all="):
         with CaptureQueriesContext(connection) as queries:
             listed(staff, query)
         said = [
@@ -299,7 +298,7 @@ def test_search_uses_the_index(staff: Client) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["body__startswith=x", "headers__icontains=x", "scope=x", "state__startswith=x"],
+    ["body__startswith=x", "headers__icontains=x", "scope=x", "state=abandoned"],
 )
 def test_no_other_look_ups(enter: Enter, query: str) -> None:
     """A1, A2: Addresses made by hand neither probe bodies nor search unindexed."""

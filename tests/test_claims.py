@@ -9,7 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.request import Request
@@ -133,9 +139,9 @@ class TestStatements:
 def kind(request: pytest.FixtureRequest, monkeypatch: Any, database: None) -> str:
     """Run a test with the vendor's claims and with those of any database."""
     if request.param != "vendor":
-        monkeypatch.setattr(claims, "PostgreSQLClaims", Claims)
-        monkeypatch.setattr(claims, "MariaDBClaims", Claims)
-        monkeypatch.setattr(claims, "SQLiteClaims", Claims)
+        monkeypatch.setattr(
+            connections["default"], claims.CACHE, Claims(connection), raising=False
+        )
     return str(request.param)
 
 
@@ -291,16 +297,16 @@ class TestErrors:
     def test_postgresql(self, sqlstate: str, attribute: str) -> None:
         """E4: Serialization failures and deadlocks are told by SQLSTATE."""
         error = caused(driver_error(**{attribute: sqlstate}))
-        assert PostgreSQLClaims("default").is_transient(error)
-        assert PostgreSQLClaims("default").is_transient(caused(error))
-        assert not PostgreSQLClaims("default").is_busy(error)
+        assert PostgreSQLClaims(connection).is_transient(error)
+        assert PostgreSQLClaims(connection).is_transient(caused(error))
+        assert not PostgreSQLClaims(connection).is_busy(error)
         other = caused(driver_error(**{attribute: "23505"}))
-        assert not PostgreSQLClaims("default").is_transient(other)
+        assert not PostgreSQLClaims(connection).is_transient(other)
 
     @pytest.mark.parametrize("number", [1213, 1020])
     def test_mariadb(self, number: int) -> None:
         """E3, E4: Deadlocks, certification failures and lock waits by number."""
-        here = MariaDBClaims("default")
+        here = MariaDBClaims(connection)
         assert here.is_transient(OperationalError(number, "again"))
         assert here.is_busy(OperationalError(1205, "Lock wait timeout exceeded"))
         assert not here.is_transient(OperationalError(1205, ""))
@@ -309,15 +315,15 @@ class TestErrors:
 
     def test_sqlite(self) -> None:
         """E3, E4: A locked database is busy before the claim, transient after it."""
-        here = SQLiteClaims("default")
+        here = SQLiteClaims(connection)
         assert here.is_busy(OperationalError("database is locked"))
         assert here.is_transient(OperationalError("database table is locked"))
         assert not here.is_busy(OperationalError("disk I/O error"))
 
     def test_any_database(self) -> None:
         """E4: Of a database that is not known, no error is taken for another."""
-        assert not Claims("default").is_busy(OperationalError("locked"))
-        assert not Claims("default").is_transient(OperationalError(1213))
+        assert not Claims(connection).is_busy(OperationalError("locked"))
+        assert not Claims(connection).is_transient(OperationalError(1213))
 
 
 @pytest.mark.parametrize(
@@ -330,17 +336,10 @@ class TestErrors:
         ("oracle", False, Claims),
     ],
 )
-def test_vendors(
-    monkeypatch: Any, vendor: str, is_mariadb: bool, expected: type[Claims]
-) -> None:
+def test_vendors(vendor: str, is_mariadb: bool, expected: type[Claims]) -> None:
     """E3: MySQL has no SET STATEMENT: it gets the claims of any database."""
-    fake = SimpleNamespace(
-        vendor=vendor,
-        mysql_is_mariadb=is_mariadb,
-        ops=SimpleNamespace(quote_name=str),
-    )
-    monkeypatch.setattr(claims, "connections", {"default": fake})
-    assert type(claims_in("default")) is expected
+    fake = SimpleNamespace(vendor=vendor, mysql_is_mariadb=is_mariadb)
+    assert claims._kind_for(fake) is expected
 
 
 @pytest.mark.usefixtures("atomic_requests")

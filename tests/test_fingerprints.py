@@ -48,7 +48,24 @@ def make_request(
     http_request: HttpRequest = RequestFactory().generic(
         method, path, body, content_type=content_type, **extra
     )
-    return Request(http_request, parsers=parser_list)
+    request = Request(http_request, parsers=parser_list)
+    MADE.append(request)
+    return request
+
+
+MADE: list[Request] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close the uploads of every request, as the handler of a server does."""
+    yield
+    for request in MADE:
+        request._request.close()
+        if isinstance(request._files, dict):  # of a parser that is not for forms
+            for upload in request._files.values():
+                upload.close()
+    MADE.clear()
 
 
 def digest(*args: Any, **kwargs: Any) -> str:

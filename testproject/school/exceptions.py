@@ -29,6 +29,6 @@ def _errors(detail: Any, field: str = "") -> Iterator[dict[str, str]]:
         for value in detail:
             yield from _errors(value, field)
     else:
-        code = detail.code if isinstance(detail, ErrorDetail) else "error"
+        code = detail.code if isinstance(detail, ErrorDetail) else None
         message = f"{field}: {detail}" if field else str(detail)
-        yield {"code": code.upper(), "message": message}
+        yield {"code": (code or "error").upper(), "message": message}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from django.urls import path
 
-from testproject.school.views import AssignmentViewSet, SchoolClassViewSet
+from testproject.school.views import (
+    AssignmentViewSet,
+    SchoolClassViewSet,
+    UnknownAddressView,
+)
 
 urlpatterns = [
     path("classes", SchoolClassViewSet.as_view({"get": "list"})),
@@ -21,4 +25,5 @@ urlpatterns = [
         ),
         name="assignment",
     ),
+    path("<path:unknown>", UnknownAddressView.as_view()),
 ]

@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
                 ('school_class', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='assignments', to='school.schoolclass')),
             ],
             options={
-                'ordering': ['created_at', 'id'],
+                'ordering': ('created_at', 'id'),
             },
         ),
     ]

@@ -1,0 +1,62 @@
+# `make` says what there is to do. Needs Python 3.10 or newer and a package index;
+# `make PYTHON=python3.12 test` chooses another Python. ARGS go to what is run.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv
+BIN := $(VENV)/bin
+# Which extra of setup.cfg the environment was made for, and by which Python.
+DEV := $(VENV)/.dev-$(VERSION)
+# Whoever has the tools has all that the demo needs.
+DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check style types imports migrations format tox clean
+
+help: ## say what there is to do
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(DEMO) ## a real server on SQLite, real requests, each promise shown
+	$(BIN)/python -m testproject.demo $(ARGS)
+
+test: $(DEV) ## the tests on SQLite, and on PostgreSQL and MariaDB where they answer
+	$(BIN)/python -m tests.run_suites $(ARGS)
+
+check: style types imports migrations ## everything that can be said without running it
+
+style: $(DEV) ## ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(DEV) ## mypy
+	$(BIN)/mypy
+
+imports: $(DEV) ## imports run downward only
+	$(BIN)/lint-imports --config setup.cfg --no-logo
+
+migrations: $(DEV) ## Django's own checks, and no migration is missing
+	$(BIN)/python manage.py check --fail-level WARNING
+	$(BIN)/python manage.py makemigrations --check --dry-run idempotency school
+
+format: $(DEV) ## let ruff mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tox: $(DEV) ## the tests on SQLite, on every supported Python, Django and DRF
+	$(BIN)/tox run $(ARGS)
+
+clean: ## remove everything that the other targets made
+	rm -rf $(VENV) .tox build dist htmlcov var *.egg-info .coverage .coverage.*
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.%-$(VERSION): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV) what setup.cfg names under '$*'"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@# mysqlclient has to be compiled: only where MariaDB's headers are.
+	@if [ $* = dev ] && pkg-config --exists libmariadb 2>/dev/null; then \
+		$(BIN)/python -m pip install --quiet --editable '.[mariadb]' || true; fi
+	@touch $@

@@ -1,0 +1,40 @@
+"""Claim, complete, release: the one package with SQL of its own, by database vendor.
+
+Every write carries the claim's token and must hit exactly one row (contract E5), so
+whoever lost a claim writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections
+
+from idempotency.claims.base import ClaimLost, Claims
+from idempotency.claims.mariadb import MariaDBClaims
+from idempotency.claims.postgresql import PostgreSQLClaims
+from idempotency.claims.sqlite import SQLiteClaims
+
+__all__ = ["ClaimLost", "Claims", "claims_in"]
+
+CACHE = "_idempotency_claims"
+
+
+def claims_in(alias: str) -> Claims:
+    """Return the claims of a database, in the statements that it is best at."""
+    connection = connections[alias]
+    found: Claims | None = getattr(connection, CACHE, None)
+    if found is None:
+        found = _kind_for(connection)(connection)
+        setattr(connection, CACHE, found)
+    return found
+
+
+def _kind_for(connection: Any) -> type[Claims]:
+    if connection.vendor == "postgresql":
+        return PostgreSQLClaims
+    if connection.vendor == "sqlite":
+        return SQLiteClaims
+    if connection.vendor == "mysql" and connection.mysql_is_mariadb:
+        return MariaDBClaims
+    return Claims

@@ -1,0 +1,63 @@
+"""Claims in PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from idempotency.claims.base import INSERTED, Claims, causes
+from idempotency.models import IdempotencyRecord
+
+
+class PostgreSQLClaims(Claims):
+    """PostgreSQL: a transaction-level advisory lock tells who executes the key.
+
+    It lasts as long as the transaction and no longer, and asking for it never waits.
+    Its number is made from the table's own oid and 64 bits of the record's id, so that
+    equal keys in two schemas are two.
+    """
+
+    looks_up_first = False
+    LOCK = (
+        "pg_try_advisory_xact_lock("
+        "hashint8extended(%s, '{table}'::regclass::oid::bigint))"
+    )
+    UNLESS_HELD = f" AND {LOCK}"
+
+    # serialization_failure, deadlock_detected
+    TRANSIENT = ("40001", "40P01")
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        super().__init__(connection)
+        # The second SELECT finds the record that was there before, lock or no lock:
+        # replays do not get in each other's way.
+        self.insert_sql = (
+            f"WITH claim AS (INSERT INTO {self.table} ({self.inserted}) "
+            f"SELECT {self.marks} WHERE {self.LOCK.format(table=self.table)} "
+            f"ON CONFLICT DO NOTHING RETURNING {self.columns}) "
+            f"SELECT {self.columns} FROM claim UNION ALL {self.select_sql} LIMIT 1"
+        )
+
+    def insert(self, wanted: IdempotencyRecord) -> IdempotencyRecord | None:
+        values = [*self._values(wanted, INSERTED), *self._lock_key(wanted), wanted.pk]
+        # No row: held by another transaction, or committed after the snapshot.
+        return self._fetch(self.insert_sql, values) or self.look_up(wanted.pk)
+
+    def is_transient(self, error: DatabaseError) -> bool:
+        return any(
+            getattr(cause, "sqlstate", getattr(cause, "pgcode", None)) in self.TRANSIENT
+            for cause in causes(error)
+        )
+
+    def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
+        return [int.from_bytes(record.pk.bytes[8:], "big", signed=True)]
+
+    def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
+        # The driver adapts everything but JSON by itself.
+        values = [getattr(record, name) for name in names]
+        if "headers" in names:
+            index = names.index("headers")
+            values[index : index + 1] = super()._values(record, ["headers"])
+        return values

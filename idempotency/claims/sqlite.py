@@ -1,0 +1,18 @@
+"""Claims in SQLite."""
+
+from __future__ import annotations
+
+from django.db import DatabaseError, OperationalError
+
+from idempotency.claims.base import RowCountClaims
+
+
+class SQLiteClaims(RowCountClaims):
+    """SQLite: one writer at a time, so whoever waited finds the winner's record."""
+
+    INSERT = "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING"
+
+    def is_busy(self, error: DatabaseError) -> bool:
+        return isinstance(error, OperationalError) and "locked" in str(error)
+
+    is_transient = is_busy

@@ -1,0 +1,161 @@
+"""Show what the app promises, on a real server: ``python -m testproject.demo``.
+
+Starts gunicorn and a Celery worker on SQLite, goes through ``testproject.demo_steps``,
+and on a terminal keeps serving. Whatever is written goes to a temporary directory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import django
+from django.core.management import call_command
+
+from testproject.demo_client import DemoFailed
+
+ROOT = Path(__file__).resolve().parent.parent
+# As many requests at once as the demo sends.
+WORKERS, THREADS = 4, 5
+SECONDS_TO_STOP = 2.0
+
+
+def main() -> int:
+    """Run the demo and return its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory(prefix="idempotency-demo-") as name:
+            var_dir = Path(name)
+            prepare(var_dir)
+            with Children(var_dir) as children:
+                show(children)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except DemoFailed as failure:
+        sys.exit(f"\nThis did not hold: {failure}")
+    return 0
+
+
+def prepare(var_dir: Path) -> None:
+    """Set up the project with everything that it writes in one directory."""
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="testproject.settings",
+        DJANGO_DEBUG="1",
+        DJANGO_ALLOWED_HOSTS="127.0.0.1",
+        DEMO_VAR_DIR=str(var_dir),
+        DATABASE_URL=f"sqlite:///{var_dir / 'db.sqlite3'}",
+        ATOMIC_REQUESTS="0",
+        CELERY_BROKER_URL="filesystem://",
+        # Else gunicorn's control socket goes into the home directory, and a process
+        # that is killed leaves its temporary files.
+        XDG_RUNTIME_DIR=str(var_dir),
+        TMPDIR=str(var_dir),
+    )
+    django.setup()
+    call_command("migrate", verbosity=0)
+
+
+class Children:
+    """The processes that the demo starts, and stops whatever happens."""
+
+    def __init__(self, var_dir: Path) -> None:
+        self.var_dir = var_dir
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *arguments: str, **options: Any) -> None:
+        """Start a Python module that logs into a file of this name."""
+        with (self.var_dir / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(  # noqa: S603  # nothing from outside
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for the demo alone, which then stops them in order.
+                start_new_session=True,
+                **options,
+            )
+
+    def show_logs(self) -> None:
+        """Print how each log ends."""
+        for name in self.processes:
+            log = (self.var_dir / f"{name}.log").read_text(errors="replace")
+            tail = log.splitlines()[-30:]
+            sys.stderr.write("\n".join([f"\n--- end of {name}.log", *tail, ""]))
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for process in self.processes.values():
+            process.terminate()
+        give_up_at = time.monotonic() + SECONDS_TO_STOP
+        for process in self.processes.values():
+            try:
+                process.wait(max(0, give_up_at - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def show(children: Children) -> None:
+    """Start everything, go through the steps, and on a terminal keep serving."""
+    from testproject.demo_steps import Demo  # noqa: PLC0415  # models need django.setup()
+
+    try:
+        demo = Demo(start_server(children), children.var_dir)
+        start_worker(children)
+        demo.show()
+        if os.isatty(0) and os.isatty(1):
+            demo.invite()
+            keep_serving(children)
+    except Exception:
+        children.show_logs()
+        raise
+
+
+def start_server(children: Children) -> int:
+    """Start gunicorn on a free port and return the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        children.start(
+            "server",
+            "gunicorn",
+            "testproject.demo_wsgi",
+            # Open already: nobody takes the port, no request comes too early.
+            f"--bind=fd://{listener.fileno()}",
+            f"--workers={WORKERS}",
+            f"--threads={THREADS}",
+            "--preload",
+            "--graceful-timeout=1",
+            pass_fds=[listener.fileno()],
+        )
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_worker(children: Children) -> None:
+    """Start a Celery worker, which takes the tasks that are sent meanwhile."""
+    celery = ("celery", "--app=testproject", "worker")
+    children.start("worker", *celery, "--concurrency=1", "--loglevel=INFO")
+
+
+def keep_serving(children: Children) -> None:
+    """Serve until Ctrl-C, which is not an error here."""
+    with suppress(KeyboardInterrupt):
+        children.processes["server"].wait()
+        raise DemoFailed("the server keeps serving")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""System checks: each mistake is found, under its own id and with a way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from celery import current_app
+from celery.schedules import crontab
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.test import override_settings
+
+from idempotency.checks import (
+    NULLABLE,
+    SETTINGS,
+    check_purge_is_scheduled,
+    check_settings,
+)
+from idempotency.conf import NAMES
+from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from tests.processes import PATIENCE, ROOT, environment
+
+
+def scope(request: Any) -> str:
+    return "everybody"
+
+
+def messages(project: Any) -> list[CheckMessage]:
+    """Return what the checks say to the IDEMPOTENCY setting of a project."""
+    with override_settings(IDEMPOTENCY=project):
+        return check_settings()
+
+
+def assert_helpful(message: CheckMessage) -> None:
+    assert message.hint
+    assert message.hint.endswith(".")
+
+
+# The settings.
+
+RIGHT: dict[str, list[Any]] = {
+    "REQUIRED": [True, False],
+    "METHODS": [("POST",), ["POST", "PATCH"], {"PUT"}],
+    "RETENTION": [timedelta(days=30), timedelta(seconds=1)],
+    "USING": [None, "default"],
+    "SCOPE": [None, scope, "tests.test_checks.scope"],
+    "RELEASED_STATUSES": [(), [400], {404, 429}, range(400, 500)],
+    "ON_CONCURRENT": ["refuse", "wait"],
+    "WAIT_TIMEOUT": [timedelta(seconds=5)],
+    "ENABLED": [True, False],
+    "QUERY_PARAM": [None, "$idempotency", "key"],
+    "HEADER": [None, "Idempotency-Key", "X-Key-2"],
+    "FINGERPRINT": [None, scope, "tests.test_checks.scope"],
+    "WARNINGS": [(), ("body",), ["header"], {"body", "header"}],
+    "UNSTORED_HEADERS": [(), ["X-Trace"]],
+    "MAX_RESPONSE_BYTES": [1, 10**9],
+    "DERIVATION_SECRET": [None, "secret"],
+    "PURGE_BATCH_SIZE": [1, 1000],
+    "PURGE_TIME_BUDGET": [timedelta(minutes=5)],
+}
+NO_FUNCTION = [
+    1,
+    "",
+    "scope",
+    "nowhere.scope",
+    "tests.nowhere",
+    "tests.test_checks.ROOT",
+]
+NO_DURATION = [None, 30, "30", timedelta(0), timedelta(days=-1)]
+NO_COUNT = [None, 0, -1, 1.5, "1", True]
+WRONG: dict[str, list[Any]] = {
+    "REQUIRED": [None, 1, "yes"],
+    "METHODS": [None, (), "POST", ("post",), (b"POST",), ["POST", ["PUT"]], 1],
+    "RETENTION": NO_DURATION,
+    "USING": ["elsewhere", 1, ["default"]],
+    "SCOPE": NO_FUNCTION,
+    "RELEASED_STATUSES": [None, 400, "400", ["400"], [500], [True], [199], [[400]]],
+    "ON_CONCURRENT": [None, "WAIT", True, ["wait"]],
+    "WAIT_TIMEOUT": NO_DURATION,
+    "ENABLED": [None, 0, "no"],
+    "QUERY_PARAM": ["", 1, ["key"]],
+    "HEADER": ["", 1, "Idempotency Key", "X_Key", "X-Key:", "Schlüssel"],
+    "FINGERPRINT": NO_FUNCTION,
+    "WARNINGS": [None, "body", ("Body",), [["body"]], [1]],
+    "UNSTORED_HEADERS": [None, "X-Trace", [1], [""]],
+    "MAX_RESPONSE_BYTES": NO_COUNT,
+    "DERIVATION_SECRET": ["", b"secret", 1],
+    "PURGE_BATCH_SIZE": NO_COUNT,
+    "PURGE_TIME_BUDGET": NO_DURATION,
+}
+
+
+def test_every_key_has_a_rule() -> None:
+    """X2: No key of the settings is without a rule, and none is without a test."""
+    assert {*SETTINGS} == {*NAMES} == {*RIGHT} == {*WRONG}
+    assert {name for name, values in RIGHT.items() if None in values} == NULLABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in RIGHT for value in RIGHT[name]]
+)
+def test_right_value(name: str, value: Any) -> None:
+    """X2: What a key can be is no mistake."""
+    assert messages({name: value}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]]
+)
+def test_wrong_value(name: str, value: Any) -> None:
+    """X2: E003, a value that a key can't have; the hint says which it can have."""
+    (message,) = messages({name: value})
+    assert isinstance(message, checks.Error)
+    assert message.id == "idempotency.E003"
+    assert f"IDEMPOTENCY['{name}'] can't be" in message.msg
+    assert_helpful(message)
+    assert SETTINGS[name].expected in str(message.hint)
+
+
+def test_secrets_stay_secret() -> None:
+    """X2: What the checks print has no secret in it."""
+    (message,) = messages({"DERIVATION_SECRET": b"open sesame"})
+    assert "sesame" not in str(message)
+    (message,) = messages({"RETENTION": 30})
+    assert "can't be 30." in message.msg
+
+
+def test_several_mistakes() -> None:
+    """X2: Every mistake is found at once."""
+    found = messages({"RETENTION": 30, "RETENTIONS": 30, "HEADER": 1})
+    assert [message.id for message in found] == [
+        "idempotency.E003",
+        "idempotency.E002",
+        "idempotency.E003",
+    ]
+
+
+@pytest.mark.parametrize("project", [None, [], "RETENTION", 30, {"RETENTION"}])
+def test_no_dictionary(project: Any) -> None:
+    """X2: E001, the setting is no dictionary."""
+    (message,) = messages(project)
+    assert message.id == "idempotency.E001"
+    assert_helpful(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RETENTIONS", "RETENTION"),
+        ("QUERY_PARAMETER", "QUERY_PARAM"),
+        ("MAX_RESPONSE_SIZE", "MAX_RESPONSE_BYTES"),
+        ("HEADERS", "HEADER"),
+    ],
+)
+def test_unknown_key(name: str, meant: str) -> None:
+    """X2: E002, an unknown key; the hint says which one was meant."""
+    (message,) = messages({name: 1})
+    assert message.id == "idempotency.E002"
+    assert name in message.msg
+    assert_helpful(message)
+    assert f"Did you mean {meant}?" in str(message.hint)
+
+
+@pytest.mark.parametrize("name", ["XYZ", "", 7])
+def test_strange_key(name: Any) -> None:
+    """X2: E002, a key that is like no other; the hint names them all."""
+    (message,) = messages({name: 1})
+    assert message.id == "idempotency.E002"
+    assert "Did you mean" not in str(message.hint)
+    assert all(known in str(message.hint) for known in NAMES)
+
+
+def test_no_way_in() -> None:
+    """X2: E004, neither the query nor a header can carry a key."""
+    (message,) = messages({"QUERY_PARAM": None, "HEADER": None})
+    assert message.id == "idempotency.E004"
+    assert_helpful(message)
+    off = {"QUERY_PARAM": None, "HEADER": None, "ENABLED": False}
+    assert messages(off) == []
+
+
+# The purge.
+
+
+@pytest.fixture
+def app_schedule() -> Iterator[dict[str, Any]]:
+    """Let a test say what the Celery app schedules, and begin with nothing."""
+    before = current_app.conf.beat_schedule
+    current_app.conf.beat_schedule = {}
+    yield current_app.conf.beat_schedule
+    current_app.conf.beat_schedule = before
+
+
+OTHER = {"other": {"task": "other.task", "schedule": 10}}
+
+
+@pytest.mark.parametrize(
+    "schedules",
+    [
+        {"CELERY_BEAT_SCHEDULE": {}},
+        {"CELERY_BEAT_SCHEDULE": None},
+        {"CELERY_BEAT_SCHEDULE": OTHER},
+        {"CELERY_BEAT_SCHEDULE": {"other": None}},
+        {"CELERY_BEAT_SCHEDULE": OTHER, "JOBS_BEAT_SCHEDULE": OTHER},
+        {"CELERY_BEAT_SCHEDULE": {}, "BEAT_SCHEDULE": BEAT_SCHEDULE},
+    ],
+)
+def test_no_purge(schedules: dict[str, Any], app_schedule: dict[str, Any]) -> None:
+    """X2: W001, nothing schedules the purge."""
+    with override_settings(**schedules):
+        (message,) = check_purge_is_scheduled()
+    assert isinstance(message, checks.Warning)
+    assert message.id == "idempotency.W001"
+    assert_helpful(message)
+
+
+@pytest.mark.parametrize("setting", ["CELERY_BEAT_SCHEDULE", "JOBS_BEAT_SCHEDULE"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        BEAT_SCHEDULE,
+        {**OTHER, **BEAT_SCHEDULE},
+        {"nightly": {"task": PURGE_TASK, "schedule": crontab(hour=3)}},
+    ],
+)
+def test_purge_in_the_settings(
+    setting: str, schedule: dict[str, Any], app_schedule: dict[str, Any]
+) -> None:
+    """X2: The purge may be scheduled in any namespace, under any name, at any time."""
+    with override_settings(**{"CELERY_BEAT_SCHEDULE": OTHER, setting: schedule}):
+        assert check_purge_is_scheduled() == []
+
+
+def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
+    """X2: The purge may be scheduled in the Celery app's own configuration."""
+    with override_settings(CELERY_BEAT_SCHEDULE={}):
+        app_schedule.update(OTHER)
+        assert len(check_purge_is_scheduled()) == 1
+        app_schedule.update(BEAT_SCHEDULE)
+        assert check_purge_is_scheduled() == []
+
+
+# Django's own way to them.
+
+
+def test_registered(app_schedule: dict[str, Any]) -> None:
+    """X2: ``manage.py check`` runs the checks, with the tag ``idempotency`` alone."""
+    with override_settings(CELERY_BEAT_SCHEDULE={}, IDEMPOTENCY={"RETENTION": 30}):
+        found = {message.id for message in checks.run_checks(tags=["idempotency"])}
+        assert found == {"idempotency.E003", "idempotency.W001"}
+        with pytest.raises(SystemCheckError, match=r"idempotency\.E003"):
+            call_command("check", tags=["idempotency"], stderr=StringIO())
+
+
+def run_python(*arguments: str, **variables: str) -> str:
+    """Run Python, for which warnings are errors, and return all that it says."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        env={**environment(), **variables},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.usefixtures("database")
+def test_demo_project() -> None:
+    """X2: The demo project is free of mistakes."""
+    said = run_python(
+        "manage.py",
+        "check",
+        "--fail-level=WARNING",
+        DJANGO_SETTINGS_MODULE="testproject.settings",
+    )
+    assert said == "System check identified no issues (0 silenced).\n"
+
+
+@pytest.mark.usefixtures("database")
+def test_project_without_celery() -> None:
+    """X2: A project that has no Celery app gets the warning, and can silence it."""
+    said = run_python(
+        "-c",
+        "import django\n"
+        "from django.conf import settings\n"
+        "from django.core.management import call_command\n"
+        'apps = ["django.contrib.auth", "django.contrib.contenttypes", "idempotency"]\n'
+        "settings.configure(INSTALLED_APPS=apps)\n"
+        "django.setup()\n"
+        'call_command("check")\n'
+        'settings.SILENCED_SYSTEM_CHECKS = ["idempotency.W001"]\n'
+        'call_command("check")\n',
+    )
+    assert said.count("idempotency.W001") == 1
+    assert said.endswith("System check identified no issues (1 silenced).\n")
