@@ -10,7 +10,8 @@ from typing import Any, TypeVar, overload
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.request import Request
 
-from idempotency.execution import execute, hooks_of
+from idempotency.execution import execute
+from idempotency.hooks import hooks_of
 from idempotency.policy import validate_options
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])

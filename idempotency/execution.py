@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
-from uuid import uuid4
 
 from django.core.exceptions import PermissionDenied
 from django.db import DatabaseError, connections, router, transaction
@@ -31,14 +29,10 @@ from idempotency.exceptions import (
     ResponseNotKept,
     TransactionFailed,
 )
-from idempotency.fingerprints import (
-    VERSIONS,
-    Fingerprint,
-    custom_fingerprint,
-    fingerprint_in,
-)
+from idempotency.fingerprints import custom_fingerprint
 from idempotency.finishing import Finisher
-from idempotency.hooks import DEFAULT_HOOKS, Hooks, scope_of
+from idempotency.hooks import hooks_of, scope_of
+from idempotency.identity import Identity
 from idempotency.models import IdempotencyRecord, State, record_id
 from idempotency.policy import Options, Policy
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, StoredResponse
@@ -94,11 +88,6 @@ def ignore_key(view: APIView, request: Request) -> None:
         Finisher(view, request, hooks_of(view), context, warn_in_body=bool(in_query))
 
 
-def hooks_of(view: APIView) -> Hooks:
-    """Return the view if it has the mixin's hooks, else the defaults."""
-    return view if isinstance(view, Hooks) else DEFAULT_HOOKS
-
-
 class Execution:
     """One keyed request."""
 
@@ -128,7 +117,7 @@ class Execution:
     def run(self) -> HttpResponseBase:
         """Claim the key, or answer from its record; wait where the policy says so."""
         try:
-            self._identify()
+            self.identity = self._identify()
             give_up_at = time.monotonic()
             if self.policy.on_concurrent == "wait":
                 give_up_at += self.policy.wait_timeout.total_seconds()
@@ -148,20 +137,26 @@ class Execution:
             raise answer
         return answer
 
-    def _identify(self) -> None:
+    def _identify(self) -> Identity:
         """Find out whose key it is (S1), and for what (F1)."""
+        context, key = self.context, self.key
         if self.policy.scope is not None:
             scope = scope_of(self.request, self.policy.scope)
         else:
             scope = self.hooks.get_idempotency_scope(self.request)
-        self.scope = self.context.scope = scopes.validate_scope(scope)
-        if keys.is_weak(self.key):
+        context.scope = scopes.validate_scope(scope)
+        if keys.is_weak(key):
             if scope == scopes.ANONYMOUS:
                 raise KeyWeak
-            self.context.warnings = (KEY_WEAK,)
-        self.record_id = self.context.record_id = record_id(scope, self.key)
-        self.fingerprint = custom_fingerprint(
-            self.hooks.get_idempotency_fingerprint(self.request)
+            context.warnings = (KEY_WEAK,)
+        context.record_id = record_id(scope, key)
+        fingerprint = self.hooks.get_idempotency_fingerprint(self.request)
+        return Identity(
+            request=self.request,
+            scope=scope,
+            key=key,
+            record_id=context.record_id,
+            fingerprint=custom_fingerprint(fingerprint),
         )
 
     def _attempt(self) -> HttpResponseBase | Exception | None:
@@ -169,10 +164,10 @@ class Execution:
         now = timezone.now()
         seen = None
         if self.claims.looks_up_first:
-            seen = self.claims.look_up(self.record_id)
+            seen = self.claims.look_up(self.identity.record_id)
             if seen is not None and not seen.is_expired(now):
                 return self._answer_from(seen)
-        wanted = self._new_record(now)
+        wanted = self.identity.new_record(now, self.policy.retention)
         record = None
         outcome: HttpResponseBase | Exception | None = None
         # ATOMIC_REQUESTS has opened the transaction: a savepoint would add nothing.
@@ -248,7 +243,7 @@ class Execution:
         logger.error(
             "An answer could not be stored with its effects, and all was undone. "
             "Handlers that catch database errors need a savepoint. Record %s, %s %s",
-            self.record_id,
+            self.identity.record_id,
             self.request.method,
             self.request.path,
             exc_info=error,
@@ -269,7 +264,7 @@ class Execution:
     def _answer_from(self, record: IdempotencyRecord) -> HttpResponseBase:
         """Answer from a record in force: replay it, or say why not (F4, E5, R4)."""
         self.context.attempt = record.attempt
-        if not self._asks_the_same_as(record):
+        if not self.identity.is_that_of(record):
             raise KeyReused
         stored = record.stored_response
         if stored is None:
@@ -284,35 +279,6 @@ class Execution:
         self.finisher.headers[REPLAYED_HEADER] = "true"
         return self.finisher.let_pass(stored.to_http())
 
-    def _asks_the_same_as(self, record: IdempotencyRecord) -> bool:
-        mine: Fingerprint = self.fingerprint
-        if record.fingerprint_version != mine.version:
-            if record.fingerprint_version not in VERSIONS:
-                return False
-            mine = fingerprint_in(self.request, record.fingerprint_version)
-        return (record.scope, record.key, record.fingerprint) == (
-            self.scope,
-            self.key,
-            mine.digest,
-        )
-
     def _name_expiry(self, record: IdempotencyRecord) -> None:
         expires_at = record.expires_at.timestamp()
         self.finisher.headers[EXPIRES_HEADER] = http_date(expires_at)
-
-    def _new_record(self, now: datetime) -> IdempotencyRecord:
-        return IdempotencyRecord(
-            id=self.record_id,
-            scope=self.scope,
-            key=self.key,
-            method=self.request.method or "",
-            # PostgreSQL has no NUL in text.
-            path=self.request.path.replace("\0", "%00"),
-            fingerprint=self.fingerprint.digest,
-            fingerprint_version=self.fingerprint.version,
-            state=State.IN_PROGRESS,
-            attempt=1,
-            token=uuid4(),
-            created_at=now,
-            expires_at=now + self.policy.retention,
-        )

@@ -16,6 +16,7 @@ from idempotency.scopes import default_scope
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+    from rest_framework.views import APIView
 
     from idempotency.models import IdempotencyRecord
 
@@ -61,6 +62,11 @@ class Hooks:
 
 
 DEFAULT_HOOKS = Hooks()
+
+
+def hooks_of(view: APIView) -> Hooks:
+    """Return the view if it has the mixin's hooks, else the defaults."""
+    return view if isinstance(view, Hooks) else DEFAULT_HOOKS
 
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:

@@ -1,0 +1,56 @@
+"""Whose key a request carries, and for what: how its record is found and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from idempotency.fingerprints import VERSIONS, Fingerprint, fingerprint_in
+from idempotency.models import IdempotencyRecord, State
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What makes two requests one: scope and key (S1), and what was asked (F1)."""
+
+    request: Request
+    scope: str
+    key: str
+    record_id: UUID
+    fingerprint: Fingerprint
+
+    def is_that_of(self, record: IdempotencyRecord) -> bool:
+        """Compare with a record, in the record's own fingerprint version (F4)."""
+        mine = self.fingerprint
+        if record.fingerprint_version != mine.version:
+            if record.fingerprint_version not in VERSIONS:
+                return False
+            mine = fingerprint_in(self.request, record.fingerprint_version)
+        return (record.scope, record.key, record.fingerprint) == (
+            self.scope,
+            self.key,
+            mine.digest,
+        )
+
+    def new_record(self, now: datetime, retention: timedelta) -> IdempotencyRecord:
+        """Return the record of a claim that is to be won."""
+        return IdempotencyRecord(
+            id=self.record_id,
+            scope=self.scope,
+            key=self.key,
+            method=self.request.method or "",
+            # PostgreSQL has no NUL in text.
+            path=self.request.path.replace("\0", "%00"),
+            fingerprint=self.fingerprint.digest,
+            fingerprint_version=self.fingerprint.version,
+            state=State.IN_PROGRESS,
+            attempt=1,
+            token=uuid4(),
+            created_at=now,
+            expires_at=now + retention,
+        )
