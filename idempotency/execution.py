@@ -162,13 +162,8 @@ class Execution:
     def _attempt(self) -> HttpResponseBase | Exception | None:
         """Return the answer, the handler's refusal, or None: in progress elsewhere."""
         now = timezone.now()
-        seen = None
-        if self.claims.looks_up_first:
-            seen = self.claims.look_up(self.identity.record_id)
-            if seen is not None and not seen.is_expired(now):
-                return self._answer_from(seen)
         wanted = self.identity.new_record(now, self.policy.retention)
-        record = None
+        record = seen = None
         outcome: HttpResponseBase | Exception | None = None
         # ATOMIC_REQUESTS has opened the transaction: a savepoint would add nothing.
         joins = (
@@ -176,10 +171,15 @@ class Execution:
             and self.connection.settings_dict["ATOMIC_REQUESTS"]
         )
         try:
-            with transaction.atomic(using=self.alias, savepoint=not joins):
-                record = self.claims.claim(wanted, now, seen)
-                if record is not None and record.token == wanted.token:
-                    outcome = self._run_handler(record)
+            if self.claims.looks_up_first:
+                seen = self.claims.look_up(wanted.pk)
+            if seen is not None and not seen.is_expired(now):
+                record = seen
+            else:
+                with transaction.atomic(using=self.alias, savepoint=not joins):
+                    record = self.claims.claim(wanted, now, seen)
+                    if record is not None and record.token == wanted.token:
+                        outcome = self._run_handler(record)
         except DatabaseError as error:
             if record is None and self.claims.is_busy(error):
                 if joins:

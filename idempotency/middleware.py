@@ -69,21 +69,26 @@ class UnprotectedContext(RequestContext):
 
 
 def _is_protected(request: HttpRequest) -> bool:
-    """Tell whether the handler would have seen the key, had the view got that far."""
-    view: Any = request.resolver_match.func if request.resolver_match else None
+    """Tell whether the handler would have seen the key, had the view got that far.
+
+    So it may be where no view was looked for: another middleware answered.
+    """
+    if request.resolver_match is None:
+        return True
+    view: Any = request.resolver_match.func
     view_class: Any = getattr(view, "cls", None)
-    method = (request.method or "").lower()
-    if view_class is None:
-        return False
+    method = request.method or ""
     actions = getattr(view, "actions", None) or {}
-    handler = getattr(view_class, actions.get(method, method), None)
+    name = actions.get(method.lower(), method.lower())
+    handler = getattr(view_class, name, None)
     # @api_view keeps the function that it wraps in a closure.
     wrapped = [
         cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()
     ]
-    candidates = [handler, *wrapped]
-    if any(hasattr(candidate, EXEMPT_ATTRIBUTE) for candidate in candidates):
-        return False
-    if any(hasattr(candidate, OPTIONS_ATTRIBUTE) for candidate in candidates):
-        return method == "post"
-    return issubclass(view_class, IdempotencyMixin) and handler is not None
+    for candidate in (handler, *wrapped):
+        if hasattr(candidate, EXEMPT_ATTRIBUTE):
+            return False
+        options = getattr(candidate, OPTIONS_ATTRIBUTE, None)
+        if options is not None:
+            return method in options.get("methods", get_settings().METHODS)
+    return handler is not None and issubclass(view_class, IdempotencyMixin)

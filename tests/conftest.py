@@ -80,9 +80,8 @@ def server(servers: Callable[[bool], Server], atomic_requests: bool) -> Server:
 @pytest.fixture
 def meeting() -> Iterator[Meeting]:
     """Return a place to hold a handler at, its path short enough for a socket."""
-    with TemporaryDirectory(prefix="idem") as directory:
-        with Meeting(Path(directory)) as meeting:
-            yield meeting
+    with TemporaryDirectory(prefix="idem") as place, Meeting(Path(place)) as meeting:
+        yield meeting
 
 
 @pytest.fixture

@@ -21,4 +21,8 @@ DATABASES["default"].setdefault("TEST", {})
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["TEST"]["NAME"] = str(VAR_DIR / "test.sqlite3")
 # A connection of its own to the same database, for routers and ``using``.
-DATABASES["other"] = {**DATABASES["default"], "TEST": {"MIRROR": "default"}}
+DATABASES["other"] = {
+    **DATABASES["default"],
+    "ATOMIC_REQUESTS": False,
+    "TEST": {"MIRROR": "default"},
+}

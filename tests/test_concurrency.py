@@ -263,6 +263,17 @@ class TestWaitingInOneProcess:
         assert self.pauses == [0.01, 0.02]
         assert Effect.objects.count() == 1
 
+    def test_busy_look_up(self, client: Any, monkeypatch: Any) -> None:
+        """E3: A database that is too busy to be read is no error, either."""
+        for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
+            vendor = getattr(sys.modules["idempotency.claims"], name)
+            monkeypatch.setattr(vendor, "looks_up_first", True)
+            monkeypatch.setattr(vendor, "look_up", self.busy_twice(vendor.look_up))
+            monkeypatch.setattr(vendor, "is_busy", lambda self, error: True)
+        answer = client.post("/waiting/", {}, HTTP_IDEMPOTENCY_KEY="a-key-of-mine")
+        assert answer.status_code == 201
+        assert self.pauses == [0.01, 0.02]
+
     def busy_twice(self, claim: Any) -> Any:
         def busy_claim(claims: Any, *args: Any) -> Any:
             if len(self.pauses) < 2:

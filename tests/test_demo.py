@@ -141,7 +141,8 @@ def test_demo_shows_every_promise(folder: Path) -> None:
 @once
 def test_demo_fails_where_something_does_not_hold(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "from idempotency import conf\nconf.get_settings = lambda: conf.Settings(ENABLED=False)\n"
+        "from idempotency import conf\n"
+        "conf.get_settings = lambda: conf.Settings(ENABLED=False)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     with running_demo(folder, PYTHONPATH=path) as process:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, IntegrityError, OperationalError, connection
-from django.db import transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from django.http import Http404
 from django.urls import path
 from rest_framework import exceptions, throttling
@@ -488,10 +493,8 @@ class TestRollback:
 
         def handler(request: Request) -> Any:
             Effect.objects.create(name="lost")
-            try:
+            with suppress(IntegrityError):
                 collide(raw)
-            except IntegrityError:
-                pass
             return Response(status=201)
 
         handle(handler)
@@ -565,7 +568,7 @@ class TestFailedTransactions:
         monkeypatch: Any,
         atomic_requests: bool,
     ) -> None:
-        """E4: A COMMIT that fails is 503, or the project's 500 under ATOMIC_REQUESTS."""
+        """E4: A COMMIT that fails is 503, or Django's own 500 under ATOMIC_REQUESTS."""
 
         def commit() -> None:
             raise transient

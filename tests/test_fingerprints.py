@@ -126,7 +126,7 @@ class TestRequestLine:
         assert digest(**request) != digest(**{**request, **other})
 
     def test_query(self) -> None:
-        """F1: Names come in any order, values of one name do not, the key is left out."""
+        """F1: Names come in any order, values of one name do not; the key is out."""
         here = digest(path="/pay/?b=1&a=2&$idempotency=abc&a=3")
         assert here == digest(path="/pay/?a=2&%24idempotency=def&b=1&a=3")
         assert here != digest(path="/pay/?a=3&a=2&b=1")

@@ -189,8 +189,23 @@ REFUSALS = {
 }
 DOORS = ("mixin", "mixin-action", "method", "action", "function")
 
+
+class TurnsAllAway(BasePermission):
+    def has_permission(self, request: Request, view: Any) -> bool:
+        return False
+
+
+class ForbiddenPut(APIView):
+    permission_classes = [TurnsAllAway]
+
+    @idempotent(methods=("PUT",))
+    def put(self, request: Request) -> Response:
+        raise AssertionError
+
+
 urlpatterns = [
     *usual_urls,
+    path("forbidden-put/", ForbiddenPut.as_view()),
     path("plain/", plain),
     path("plain-json/", plain_json),
     path("missing/", missing),
@@ -290,8 +305,30 @@ def test_not_judged(client: Any, sent: dict[str, str]) -> None:
 
 
 def test_unknown_address(client: Any) -> None:
-    """K5: Where nothing is, the answer is still 404."""
-    assert client.post("/nowhere/" + QUERY, {}).status_code == 404
+    """K5: Where nothing is, the answer is still 404, and no endpoint to speak of."""
+    answer = client.post("/nowhere/" + QUERY, {})
+    assert answer.status_code == 404
+    assert "Idempotency-Warning" not in answer
+
+
+def closed_for_today(get_response: Any) -> Callable[[HttpRequest], HttpResponse]:
+    """A middleware that answers by itself."""
+    return lambda request: HttpResponse("closed", status=503)
+
+
+def test_answered_by_another_middleware(client: Any, settings: Any) -> None:
+    """K5: Nothing is said of an endpoint that was never looked for."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.closed_for_today"]
+    answer = client.post("/function/" + QUERY, {})
+    assert answer.status_code == 503
+    assert "Idempotency-Warning" not in answer
+
+
+def test_methods_of_a_decorator(client: Any) -> None:
+    """K5: A key that the decorator's own methods name is not called ignored."""
+    answer = client.put("/forbidden-put/" + QUERY, {})
+    assert answer.status_code == 403
+    assert "Idempotency-Warning" not in answer
 
 
 # Protected endpoints.

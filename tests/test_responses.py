@@ -115,11 +115,17 @@ def own_headers() -> Response:
     return response
 
 
+def without_type() -> HttpResponse:
+    response = HttpResponse(b"?")
+    del response["Content-Type"]
+    return response
+
+
 KEPT: dict[str, Callable[[], Any]] = {
     "object": lambda: Response({"a": 1, "b": [None, True, "x"]}),
     "list": lambda: Response([1, 2]),
     "text": lambda: Response("text"),
-    "nothing": lambda: Response(),
+    "nothing": Response,
     "204": lambda: Response(status=204),
     "decimal and date": lambda: Response(
         {"d": Decimal("1.10"), "t": date(2026, 11, 24)}
@@ -141,15 +147,9 @@ KEPT: dict[str, Callable[[], Any]] = {
     "other charset": lambda: HttpResponse(
         "é".encode("latin-1"), content_type="text/plain; charset=latin-1"
     ),
-    "no content type": lambda: _without_type(),
+    "no content type": without_type,
     "several chunks": lambda: HttpResponse(iter([b"a", b"b"])),
 }
-
-
-def _without_type() -> HttpResponse:
-    response = HttpResponse(b"?")
-    del response["Content-Type"]
-    return response
 
 
 @pytest.mark.parametrize("door", DOORS)

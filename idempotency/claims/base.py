@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ from django.utils import timezone
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
 
-FIELDS = IdempotencyRecord._meta.concrete_fields
+FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
 ATTNAMES = [field.attname for field in FIELDS]
 # Null until a claim is executed, so not in its INSERT.
 LATER = ("lease_expires_at", "status_code", "headers", "body", "body_size")
@@ -146,7 +146,7 @@ class Claims:
         return self._values(IdempotencyRecord(id=record_id), ["id"])
 
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
-        get_field = IdempotencyRecord._meta.get_field
+        get_field: Any = IdempotencyRecord._meta.get_field
         return [
             get_field(name).get_db_prep_save(getattr(record, name), self.connection)
             for name in names
@@ -155,7 +155,8 @@ class Claims:
     def _execute(self, sql: str, values: list[Any]) -> int:
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values)
-            return cursor.rowcount
+            rows: int = cursor.rowcount
+            return rows
 
     def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
         with self.connection.cursor() as cursor:
