@@ -257,7 +257,9 @@ class Execution:
             self.claims.release(claimed)
         except ClaimLost as error:
             raise TransactionFailed from error  # E5
-        except DatabaseError:
+        except DatabaseError as error:
+            if not self.claims.is_aborted(error):
+                raise
             # The handler made a refusal of a database error: nothing can be kept.
             transaction.set_rollback(True, using=self.alias)
 

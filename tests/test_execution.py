@@ -596,6 +596,27 @@ class TestFailedTransactions:
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
+    @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
+    def test_release_that_fails(
+        self, client: Any, handle: Handle, door: str, monkeypatch: Any, raised: bool
+    ) -> None:
+        """O2, E1: A refusal whose effects are lost with the connection is no answer."""
+
+        def fail(*args: Any) -> None:
+            raise OperationalError("server closed the connection")
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            monkeypatch.setattr(claims_in("default"), "release", fail, raising=False)
+            if raised:
+                raise exceptions.ValidationError("wrong")
+            return Response(status=400)
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 500
+        assert Effect.objects.count() == 0
+        assert IdempotencyRecord.objects.count() == 0
+
     @pytest.mark.parametrize("status_code", [201, 400])
     @pytest.mark.parametrize("loss", ["token", "row"])
     def test_claim_that_vanished(

@@ -135,6 +135,10 @@ class Claims:
         """Tell whether the database undid a transaction that may do well later (E4)."""
         return False
 
+    def is_aborted(self, error: DatabaseError) -> bool:
+        """Tell whether an earlier error had ended the transaction already (O2)."""
+        return False
+
     def _write(self, sql: str, claimed: IdempotencyRecord, names: list[str]) -> None:
         if self._execute(sql, self._values(claimed, names)) != 1:
             raise ClaimLost

@@ -28,6 +28,8 @@ class PostgreSQLClaims(Claims):
 
     # serialization_failure, deadlock_detected
     TRANSIENT = ("40001", "40P01")
+    # in_failed_sql_transaction
+    ABORTED = ("25P02",)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
@@ -46,8 +48,14 @@ class PostgreSQLClaims(Claims):
         return self._fetch(self.insert_sql, values) or self.look_up(wanted.pk)
 
     def is_transient(self, error: DatabaseError) -> bool:
+        return self._has_state(error, self.TRANSIENT)
+
+    def is_aborted(self, error: DatabaseError) -> bool:
+        return self._has_state(error, self.ABORTED)
+
+    def _has_state(self, error: DatabaseError, states: tuple[str, ...]) -> bool:
         return any(
-            getattr(cause, "sqlstate", getattr(cause, "pgcode", None)) in self.TRANSIENT
+            getattr(cause, "sqlstate", getattr(cause, "pgcode", None)) in states
             for cause in causes(error)
         )
 
