@@ -11,7 +11,7 @@ DEV := $(VENV)/.dev-$(VERSION)
 DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check style types imports migrations format tox clean
+.PHONY: help demo test check style types imports migrations docs format tox long clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,7 +22,7 @@ demo: $(DEMO) ## a real server on SQLite, real requests, each promise shown
 test: $(DEV) ## the tests on SQLite, and on PostgreSQL and MariaDB where they answer
 	$(BIN)/python -m tests.run_suites $(ARGS)
 
-check: style types imports migrations ## everything that can be said without running it
+check: style types imports migrations docs ## all that can be said without a server
 
 style: $(DEV) ## ruff
 	$(BIN)/ruff format --check .
@@ -38,12 +38,18 @@ migrations: $(DEV) ## Django's own checks, and no migration is missing
 	$(BIN)/python manage.py check --fail-level WARNING
 	$(BIN)/python manage.py makemigrations --check --dry-run idempotency school
 
+docs: $(DEV) ## what the documents say is what the code does
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
 format: $(DEV) ## let ruff mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 tox: $(DEV) ## the tests on SQLite, on every supported Python, Django and DRF
 	$(BIN)/tox run $(ARGS)
+
+long: $(DEV) ## the tests that take minutes: crashes at every boundary, soak, hostile bytes
+	$(BIN)/python -m tests.run_suites $(ARGS) -- tests/long
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .tox build dist htmlcov var *.egg-info .coverage .coverage.*

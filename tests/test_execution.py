@@ -123,6 +123,11 @@ class FunctionScope(IdempotencyMixin, APIView):
         return behave(request)
 
 
+class GetOnly(IdempotencyMixin, APIView):
+    def get(self, request: Request) -> Any:
+        return behave(request)
+
+
 class AnyName(IdempotencyMixin, APIView):
     def post(self, request: Request, name: str) -> Any:
         return behave(request)
@@ -134,6 +139,7 @@ def shared_scope(request: Request) -> str:
 
 urlpatterns = [
     *usual_urls,
+    path("get-only/", GetOnly.as_view()),
     path("any/<str:name>/", AnyName.as_view()),
     path("guarded/", Guarded.as_view()),
     path("hooked/", Hooked.as_view()),
@@ -182,6 +188,12 @@ class TestOrder:
         assert answer.status_code == 406
         answer = client.generic("POST", door, b"<a/>", "application/xml", **key())
         assert answer.status_code == 415
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_no_such_handler(self, client: Any) -> None:
+        """S2: A POST that the view has no handler for is 405, key or not."""
+        answer = client.post("/get-only/", {}, **key())
+        assert (answer.status_code, answer["Allow"]) == (405, "GET, HEAD, OPTIONS")
         assert IdempotencyRecord.objects.count() == 0
 
     def test_check_replay(self, client: Any, monkeypatch: Any) -> None:

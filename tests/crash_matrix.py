@@ -1,0 +1,144 @@
+"""Print what becomes of requests that are cut: ``python -m tests.crash_matrix``.
+
+On SQLite, and on a PostgreSQL and a MariaDB of its own, a request is cut at each of
+its boundaries: its process is killed, its client hangs up, its connection to the
+database is terminated, the database server crashes and comes back. Then it is retried
+once. The command fails unless nothing was doubled, lost or stuck.
+
+    python -m tests.crash_matrix --database postgresql --how restart --handler plain
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.database_servers import DatabaseServer, NotInstalled, mariadb, postgresql
+
+DATABASES = ("sqlite", "postgresql", "mariadb")
+HOWS = ("kill", "hang-up", "terminate", "restart")
+HANDLERS = ("plain", "released", "expired", "savepoint")
+COLUMNS = ("boundaries", "doubled", "lost", "stuck", "replayed", "ran")
+
+
+@contextmanager
+def database_server(name: str) -> Iterator[DatabaseServer | None]:
+    """Run the server of a database; SQLite has none."""
+    if name == "sqlite":
+        yield None
+    else:
+        with {"postgresql": postgresql, "mariadb": mariadb}[name]() as server:
+            yield server
+
+
+def run_database(
+    name: str, hows: list[str], handlers: list[str]
+) -> tuple[int, list[str]]:
+    """Print the rows of one database; return how many requests were cut, and faults.
+
+    Runs in a process of its own, as Django knows one database at a time.
+    """
+    with TemporaryDirectory(prefix="idem") as folder, database_server(name) as database:
+        os.environ.update(
+            DJANGO_SETTINGS_MODULE="tests.settings",
+            DEMO_VAR_DIR=folder,
+            ATOMIC_REQUESTS="0",
+            DATABASE_URL=database.url if database else f"sqlite:///{folder}/db.sqlite3",
+        )
+        return _run_matrix(name, database, hows, handlers)
+
+
+def _run_matrix(
+    name: str, database: DatabaseServer | None, hows: list[str], handlers: list[str]
+) -> tuple[int, list[str]]:
+    import django  # noqa: PLC0415  # the environment says now which database
+
+    django.setup()
+
+    from django.core.management import call_command  # noqa: PLC0415
+    from django.db import connections  # noqa: PLC0415
+
+    from tests.crashes import (  # noqa: PLC0415
+        HANDLERS as KINDS,
+    )
+    from tests.crashes import Crashes, Tally, serving  # noqa: PLC0415
+    from tests.meetings import Meeting  # noqa: PLC0415
+
+    call_command("migrate", run_syncdb=True, verbosity=0)
+    boundaries, faults = 0, []
+    for atomic_requests in (False, True):
+        connections.settings["default"]["ATOMIC_REQUESTS"] = atomic_requests
+        with (
+            TemporaryDirectory(prefix="idem") as folder,
+            Meeting(Path(folder)) as meeting,
+            serving() as server,
+        ):
+            crashes = Crashes(server, meeting, database)
+            for how in (how for how in crashes.hows() if how in hows):
+                total = Tally()
+                for handler in handlers:
+                    total.add(crashes.run(KINDS[handler], how))
+                boundaries += total.boundaries
+                mode = "on" if atomic_requests else "off"
+                say(name, mode, how, *(getattr(total, column) for column in COLUMNS))
+                faults += [f"{name}, {mode}, {fault}" for fault in total.faults]
+    connections.close_all()
+    return boundaries, faults
+
+
+def say(*cells: object) -> None:
+    """Print one row of the table."""
+    widths = (11, 16, 10, *(11 for _ in COLUMNS))
+    row = (f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True))
+    print("".join(row).rstrip(), flush=True)  # noqa: T201  # for people
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what was asked for; by default all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name, choices in (
+        ("database", DATABASES),
+        ("how", HOWS),
+        ("handler", HANDLERS),
+    ):
+        parser.add_argument(
+            f"--{name}", action="append", choices=choices, help="(repeatable)"
+        )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what was asked for, database by database."""
+    arguments = parse_arguments()
+    hows = arguments.how or [*HOWS]
+    handlers = arguments.handler or [*HANDLERS]
+    boundaries = 0
+    faults: list[str] = []
+    missing: dict[str, str] = {}
+    say("database", "ATOMIC_REQUESTS", "how", *COLUMNS)
+    for name in arguments.database or DATABASES:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                done = pool.submit(run_database, name, hows, handlers).result()
+            except NotInstalled as reason:
+                missing[name] = str(reason)
+            else:
+                boundaries += done[0]
+                faults += done[1]
+    for fault in faults:
+        print(fault)  # noqa: T201
+    for name, reason in missing.items():
+        print(f"{name} was left out: {reason}")  # noqa: T201
+    # To have cut nothing is no success.
+    return 1 if faults or not boundaries else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

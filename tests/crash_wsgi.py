@@ -1,0 +1,61 @@
+"""``gunicorn tests.crash_wsgi`` serves the tests' views, to be cut at any boundary.
+
+Every door does what the request's ``handler`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.core.wsgi import get_wsgi_application
+from django.db import transaction
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from tests.boundaries import Boundaries, watch
+
+application = Boundaries(get_wsgi_application())
+watch()
+
+# Only now, as Django is set up.
+from tests.app.models import Effect  # noqa: E402
+from tests.app.views import Behaviour  # noqa: E402
+
+
+def act(note: str) -> Response:
+    """Act once."""
+    return answer(201, Effect.objects.create(note=note))
+
+
+def act_and_refuse(note: str) -> Response:
+    """Act, as a counter of failures does, and refuse: the key is released."""
+    return answer(400, Effect.objects.create(note=note))
+
+
+def act_twice(note: str) -> Response:
+    """Act twice, the second time in a savepoint."""
+    first = Effect.objects.create(note=note)
+    with transaction.atomic():
+        second = Effect.objects.create(note=note)
+    return answer(201, first, second)
+
+
+def answer(status: int, *effects: Effect) -> Response:
+    """Name the effects, so that no two runs answer the same."""
+    return Response({"effects": [effect.pk for effect in effects]}, status)
+
+
+HANDLERS: dict[str, Callable[[str], Response]] = {
+    "act": act,
+    "refuse": act_and_refuse,
+    "twice": act_twice,
+}
+
+
+def behave(request: Request) -> Any:
+    """Do what the request says."""
+    return HANDLERS[request.data["handler"]](request.data["note"])
+
+
+Behaviour.handler = staticmethod(behave)

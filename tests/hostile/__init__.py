@@ -1,0 +1,1 @@
+"""Requests that nobody expects, in bytes, to a real server."""

@@ -1,0 +1,29 @@
+"""The tests' views, with a handler that accounts for each effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from tests.app.models import Effect
+from tests.app.views import Behaviour
+from tests.urls import urlpatterns
+
+__all__ = ["urlpatterns"]
+
+
+def take(request: Request) -> Any:
+    """Read the body, and note which request acted, for which record, and where."""
+    shape = type(request.data).__name__
+    context = getattr(request._request, "idempotency", None)
+    record = (context and context.record_id) or "-"
+    match = request.resolver_match
+    assert match is not None
+    number = request.META.get("HTTP_X_NUMBER", "?")[:60]
+    effect = Effect.objects.create(note=f"{number} {record} {match.route}")
+    return Response({"effect": effect.pk, "shape": shape}, status=201)
+
+
+Behaviour.handler = staticmethod(take)

@@ -1,0 +1,241 @@
+"""The ledger against the database: what the contract does not allow."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from idempotency.models import IdempotencyRecord, State
+from tests.app.models import Effect
+from tests.soak.ledger import LOST, Attempt, Ledger, Story
+
+REUSED = "idempotency_key_reused"
+IN_PROGRESS = "idempotency_in_progress"
+NOT_KEPT = "idempotency_response_not_kept"
+TRANSACTION_FAILED = "idempotency_transaction_failed"
+ON_PURPOSE = "on_purpose"
+# Of which handlers a failure is meant.
+FAILING = ("fail", "flaky")
+# After these a client does not know; a worker's end takes no other request with it.
+CUTS = {"connections cut", "database crashed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One effect: its primary key, and the payload that it came from."""
+
+    pk: int
+    number: int
+
+
+Effects = dict[str, list[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must not be, with the whole history of its key."""
+
+    what: str
+    history: str
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.history}"
+
+
+def read_effects() -> Effects:
+    """Return all effects in the database by the labels of their stories."""
+    found: Effects = defaultdict(list)
+    rows = Effect.objects.filter(name=None).order_by("pk")
+    for pk, note in rows.values_list("pk", "note").iterator():
+        label, number = note.split()
+        found[label].append(Found(pk, int(number)))
+    return found
+
+
+def judge(ledger: Ledger, before: Effects, after: Effects) -> list[Violation]:
+    """Compare; ``before`` and ``after`` are the effects around the last retries."""
+    violations = []
+    for story, attempt in ledger.attempts():
+        for what in judge_attempt(story, attempt, ledger):
+            met = [f"    {fault}" for fault in ledger.faults if fault.met(attempt)]
+            lines = [story.history() if story else f"  {attempt}", *met]
+            violations.append(Violation(what, "\n".join(lines)))
+    for story in ledger.stories:
+        told = before.get(story.label, []), after.get(story.label, [])
+        check = judge_story if story.keyed else judge_without_key
+        for what in check(story, *told):
+            history = f"{story.history()}\n    effects {told[0]}, then {told[1]}"
+            violations.append(Violation(what, history))
+    known = {story.label for story in ledger.stories}
+    violations += [
+        Violation("An effect that nobody asked for", label)
+        for label in {*before, *after} - known
+    ]
+    violations += judge_records(ledger, after)
+    return violations
+
+
+def judge_attempt(
+    story: Story | None, attempt: Attempt, ledger: Ledger
+) -> Iterator[str]:
+    """Say what is wrong with one answer by itself."""
+    status, code = attempt.status, attempt.code
+    if status is None:
+        expected = attempt.lost == "hung up"
+        if not expected and "worker killed" not in ledger.faults_met(attempt):
+            yield "No answer, and no worker was killed"
+    elif status == 500:
+        yield from judge_failure(story, attempt, ledger)
+    elif not is_allowed(story, attempt):
+        what = story.what if story else "read"
+        yield f"{status} {code} is not allowed here: {what}"
+    elif code in (IN_PROGRESS, TRANSACTION_FAILED):
+        if attempt.headers.get("Retry-After") != "1":
+            yield "No Retry-After"
+    elif story is not None and status == 201:
+        yield from judge_headers(story, attempt)
+
+
+def judge_failure(
+    story: Story | None, attempt: Attempt, ledger: Ledger
+) -> Iterator[str]:
+    """Say what is wrong with a 500."""
+    is_meant = story is not None and story.what in FAILING
+    if is_meant and attempt.code in (ON_PURPOSE, "OnPurpose"):
+        return
+    if not ledger.faults_met(attempt) & CUTS:
+        yield "A 500 while nothing was broken"
+    elif attempt.code not in LOST:
+        yield f"A 500 that is not a lost connection: {attempt.code}"
+
+
+def is_allowed(story: Story | None, attempt: Attempt) -> bool:
+    """Tell whether the rules know such an answer to such a request."""
+    if story is None:
+        return attempt.status == 200
+    allowed = {(400, ON_PURPOSE)} if story.refuses else {(201, "")}
+    if story.keyed:
+        allowed |= {(409, IN_PROGRESS), (503, TRANSACTION_FAILED)}
+        if story.what == "stream":
+            allowed.add((409, NOT_KEPT))
+        if len(story.payloads) > 1 and not story.refuses:
+            allowed.add((422, REUSED))
+    return (attempt.status, attempt.code) in allowed
+
+
+def judge_headers(story: Story, attempt: Attempt) -> Iterator[str]:
+    """R2, R3: what an answer says about itself."""
+    has_expiry = "Idempotency-Expires" in attempt.headers
+    if has_expiry != story.keyed:
+        yield "Idempotency-Expires is missing, or there without a key"
+    if attempt.replayed and not story.keyed:
+        yield "A replay without a key"
+    if story.what != "stream":
+        effect = json.loads(attempt.body)["effect"]
+        if attempt.headers.get("Location") != f"/effect/{effect}/":
+            yield "The view's own header is missing"
+
+
+def judge_without_key(
+    story: Story, before: list[Found], after: list[Found]
+) -> Iterator[str]:
+    """K4: each request acts by itself."""
+    if not len(story.acknowledged) <= len(before) <= len(story.attempts):
+        yield "Without a key: more or fewer effects than requests"
+    if before != after:
+        yield "An effect of a request that was over"
+
+
+def judge_story(story: Story, before: list[Found], after: list[Found]) -> Iterator[str]:
+    """E1: one effect and one answer, or neither."""
+    if story.refuses:
+        yield from judge_refusals(story, after)
+        return
+    if len(before) > 1 or len(after) > 1:
+        yield "Doubled: more than one effect"
+    earlier = [a for a in story.acknowledged if a.how != "last retry"]
+    if earlier and not before:
+        yield "Lost: an acknowledged key without its effect"
+    if before and before != after:
+        yield "The effect has changed"
+    if after:
+        yield from judge_answers(story, after[0])
+        yield from judge_last(story, after[0], was_there=bool(before))
+    else:
+        yield "Stuck: no effect even after the last retry"
+
+
+def judge_answers(story: Story, effect: Found) -> Iterator[str]:
+    """E1, F4, R2: each answer is about the one effect."""
+    if sum(not attempt.replayed for attempt in story.acknowledged) > 1:
+        yield "Executed more than once, by the answers"
+    if len({attempt.body for attempt in story.acknowledged}) > 1:
+        yield "Answers with different bytes"
+    about = f"{effect.pk} {story.label} {effect.number}"
+    for attempt in story.acknowledged:
+        if story.what == "stream":
+            told = attempt.body.decode()
+        else:
+            told = "{effect} {note}".format(**json.loads(attempt.body))
+        if attempt.number != effect.number:
+            yield "A success for a payload that has no effect"
+        elif told != about:
+            yield "An answer about another effect"
+    for attempt in story.attempts:
+        if attempt.code == REUSED and attempt.number == effect.number:
+            yield "The payload that won was refused as another one"
+
+
+def judge_last(story: Story, effect: Found, *, was_there: bool) -> Iterator[str]:
+    """Say what is wrong with the last retries, one for each payload."""
+    attempts = [a for a in story.attempts if a.how == "last retry"]
+    final = {attempt.number: attempt for attempt in attempts}
+    if len(final) < len(story.payloads):
+        yield "There was no last retry"
+    for number, attempt in final.items():
+        if number != effect.number:
+            if attempt.code != REUSED:
+                yield "Another payload was not refused in the end"
+        elif story.what == "stream" and (was_there or len(attempts) > len(final)):
+            if attempt.code != NOT_KEPT:
+                yield "An answer that is not kept was given again"
+        elif not attempt.is_acknowledged:
+            yield "Stuck: the last retry has no success"
+        elif was_there and not attempt.replayed:
+            yield "The last retry executed again"
+
+
+def judge_refusals(story: Story, after: list[Found]) -> Iterator[str]:
+    """O2: every refusal leaves what the handler wrote, and the key is free."""
+    final = {a.number: a for a in story.attempts if a.how == "last retry"}
+    if not final or any(a.code != ON_PURPOSE for a in final.values()):
+        yield "Stuck: the last retry did not reach the handler"
+    if story.acknowledged or any(a.replayed for a in story.attempts):
+        yield "A refusal was stored"
+    refused = sum(a.code == ON_PURPOSE for a in story.attempts)
+    if story.what == "raise" and after:
+        yield "An effect of a handler that has none"
+    if story.what == "refuse" and not refused <= len(after) <= len(story.attempts):
+        yield "Not every refusal was counted"
+
+
+def judge_records(ledger: Ledger, after: Effects) -> Iterator[Violation]:
+    """One completed record for each key with an effect, and none besides."""
+    acting = {s.label for s in ledger.stories if s.keyed and not s.refuses}
+    expected = {label for label in after if label in acting}
+    rows = IdempotencyRecord.objects.values_list("key", "state", "status_code")
+    found = Counter()
+    for label, state, status in rows.iterator():
+        found[label] += 1
+        if (state, status) != (State.COMPLETED, 201):
+            yield Violation(f"A record is {state} with status {status}", label)
+    histories = {story.label: story.history() for story in ledger.stories}
+    for label in expected - {*found}:
+        yield Violation("An effect without its record", histories[label])
+    for label in {*found} - expected:
+        yield Violation("A record without effect", histories.get(label, label))
+    for label, count in found.items():
+        if count > 1:
+            yield Violation("Two records of one key", histories.get(label, label))

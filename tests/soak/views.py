@@ -1,0 +1,112 @@
+"""Handlers that do what the payload says, behind several doors of the app."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.urls import path
+from rest_framework import views
+from rest_framework.decorators import api_view
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from idempotency.decorators import idempotent
+from idempotency.mixins import IdempotencyMixin
+from tests.app.models import Effect
+
+ON_PURPOSE = "on_purpose"
+SHARED = "shared-{}"
+
+
+class OnPurpose(Exception):
+    """A handler that was told to fail."""
+
+
+def act(request: Request) -> Any:
+    """Act once, and answer differently each time that it runs."""
+    wanted = request.data
+    what = wanted["do"]
+    if what == "raise":
+        raise ValidationError("refused", code=ON_PURPOSE)
+    if what == "contend":
+        contend(wanted["rows"])
+    note = f"{wanted['label']} {wanted['number']}"
+    effect = Effect.objects.create(note=note)
+    if what == "refuse":
+        # Its row is a counter of failed attempts, which stays (O2).
+        return Response({"code": ON_PURPOSE}, status=400)
+    time.sleep(wanted["seconds"])
+    if "HTTP_X_CALM" not in request.META:
+        if what == "fail" or (what == "flaky" and random.random() < 0.3):
+            raise OnPurpose
+        if what == "flaky" and random.random() < 0.3:
+            return Response({"code": ON_PURPOSE}, status=500)
+    answer = {"effect": effect.pk, "note": note, "token": secrets.token_hex(8)}
+    if what == "stream":
+        return StreamingHttpResponse([str(effect.pk), " ", note], status=201)
+    return Response(answer, status=201, headers={"Location": f"/effect/{effect.pk}/"})
+
+
+def contend(rows: list[int]) -> None:
+    """Lock shared rows, in an order that may well be another request's backwards."""
+    for row in rows:
+        Effect.objects.select_for_update().get(name=SHARED.format(row))
+        time.sleep(0.005)
+
+
+@api_view(["GET", "POST"])
+@idempotent
+def function(request: Request) -> Any:
+    if request.method == "GET":
+        return Response({"effects": Effect.objects.filter(name=None)[:10].count()})
+    return act(request)
+
+
+@api_view(["POST"])
+@idempotent(on_concurrent="wait", wait_timeout=timedelta(seconds=1))
+def waiting(request: Request) -> Any:
+    return act(request)
+
+
+class MethodView(APIView):
+    @idempotent(required=True)
+    def post(self, request: Request) -> Any:
+        return act(request)
+
+
+class MixinView(IdempotencyMixin, APIView):
+    def post(self, request: Request) -> Any:
+        return act(request)
+
+
+def exception_handler(error: Exception, context: dict[str, Any]) -> Any:
+    """Answer with the code, as the README shows it."""
+    response = views.exception_handler(error, context)
+    if response is not None and hasattr(error, "get_codes"):
+        response.data = {"code": error.get_codes(), "detail": error.detail}
+    return response
+
+
+def handler500(request: HttpRequest) -> HttpResponse:
+    """Tell the ledger what it was."""
+    kind, error, _traceback = sys.exc_info()
+    name = kind.__name__ if kind else ""
+    bases = [base.__name__ for base in kind.__mro__] if kind else []
+    told = {"error": name, "bases": bases, "detail": str(error)[:300]}
+    return JsonResponse(told, status=500)
+
+
+urlpatterns = [
+    path("function/", function),
+    path("waiting/", waiting),
+    path("method/", MethodView.as_view()),
+    path("mixin/", MixinView.as_view()),
+]
