@@ -45,7 +45,7 @@ class LatestRecords(Paginator):  # type: ignore[type-arg]  # generic for the stu
     @cached_property
     def count(self) -> int:
         """The number of records on all pages together."""
-        records: models.QuerySet[Any] = self.object_list  # type: ignore[assignment]
+        records: models.QuerySet[Any] = self.object_list  # type: ignore[assignment]  # of the admin
         return records.order_by()[:LISTED].count()
 
 
