@@ -20,7 +20,7 @@ from typing import Any
 import django
 from django.core.management import call_command
 
-from testproject.demo_client import DemoFailed
+from testproject.demo_client import CONNECTIONS, DemoFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 # As many requests at once as the demo sends.
@@ -36,7 +36,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="idempotency-demo-") as name:
             var_dir = Path(name)
             prepare(var_dir)
-            with Children(var_dir) as children:
+            with Children(var_dir) as children, CONNECTIONS:
                 show(children)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
 from typing import Any
@@ -20,6 +21,9 @@ SHOWN_HEADERS = (
 )
 
 Payload = dict[str, str]
+
+# Closes what an interrupt left open.
+CONNECTIONS = ExitStack()
 
 
 class DemoFailed(Exception):
@@ -80,6 +84,7 @@ class Client:
             headers["Content-Type"] = "application/json"
             body = json.dumps(payload)
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS_TO_ANSWER)
+        CONNECTIONS.enter_context(closing(connection))
         connection.request(method, address, body, headers)
         return connection
 
