@@ -4,7 +4,8 @@ On SQLite, and on PostgreSQL and MariaDB where they answer as ``make test`` look
 them, with ATOMIC_REQUESTS on and off, real server processes get duplicates, two
 payloads, slow handlers, replays, expired keys, purges, scopes and schemas at the same
 time. The races are those of ``tests/long/test_races.py``. The command fails unless
-nothing was doubled, lost or stuck, and no answer has a status that its race does not allow.
+nothing was doubled, lost or stuck, and no answer has a status that its race does not
+allow.
 
     python -m tests.race_matrix --database postgresql
 """
