@@ -10,10 +10,7 @@ it is over, and tells all boundaries that it has passed.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +21,7 @@ from typing import Any
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests.meetings import Guest, Meeting
+from tests.meetings import Guest, Meeting, meet
 
 LABEL_LENGTH = 40
 # Django numbers them, by thread and within a connection.
@@ -48,16 +45,12 @@ class Passage:
             return
         self.labels.append(label)
         if len(self.labels) == self.stop_at:
-            self.tell(session=session_id())
+            self.tell()
 
-    def tell(self, **more: int | None) -> None:
+    def tell(self, **more: int) -> None:
         """Tell the test, and wait to be let go. It is told once."""
         self.is_over = True
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self.place)
-            told = {"pid": os.getpid(), "labels": self.labels, **more}
-            connection.sendall(json.dumps(told).encode() + b"\n")
-            connection.recv(2)
+        meet(self.place, labels=self.labels, **more)
 
 
 @dataclass(frozen=True)
@@ -66,32 +59,18 @@ class Visit:
 
     guest: Guest
     labels: list[str]
-    # The database's number of the stopped request's connection.
-    session: int | None
     # How many statements the database was sent, if the request is over.
     statements: int | None
 
     def close(self) -> None:
         """Let the request go on."""
-        self.guest.connection.close()
+        self.guest.let_go()
 
 
 def wait_for_visit(meeting: Meeting) -> Visit:
     """Return the request that came. Called by the test."""
-    connection, _address = meeting.listener.accept()
-    connection.settimeout(meeting.listener.gettimeout())
-    told = b""
-    while not told.endswith(b"\n"):
-        received = connection.recv(65536)
-        assert received, "the server's process ended while it told where it is"
-        told += received
-    said = json.loads(told)
-    return Visit(
-        guest=Guest(connection, said["pid"]),
-        labels=said["labels"],
-        session=said.get("session"),
-        statements=said.get("statements"),
-    )
+    guest, said = meeting.listen()
+    return Visit(guest, said["labels"], said.get("statements"))
 
 
 class Boundaries:
@@ -242,17 +221,6 @@ def _first_argument(_self: Any, argument: Any, *_others: Any) -> Any:
 
 def _constant(name: str) -> Callable[..., str]:
     return lambda *_args: name
-
-
-def session_id() -> int | None:
-    """Return the database's own number of this process's connection."""
-    raw: Any = connection.connection
-    if raw is None or connection.vendor == "sqlite":
-        return None
-    number: int = (
-        raw.info.backend_pid if connection.vendor == "postgresql" else raw.thread_id()
-    )
-    return number
 
 
 @contextmanager

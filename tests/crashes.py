@@ -238,7 +238,6 @@ class Crashes:
     def _kill(self, visit: Visit, request: UnixConnection) -> None:
         """End the server's process, as a power cut would."""
         visit.guest.kill()
-        wait_until_closed(visit)
 
     def _hang_up(self, visit: Visit, request: UnixConnection) -> None:
         """Leave, as an impatient client would; the request goes on."""
@@ -252,8 +251,8 @@ class Crashes:
             "mysql": "KILL CONNECTION %s",
         }
         with connection.cursor() as cursor:
-            cursor.execute(by_vendor[connection.vendor], [visit.session])
-        wait_until_closed(visit)
+            cursor.execute(by_vendor[connection.vendor], [visit.guest.session])
+        visit.guest.wait_until_rolled_back()
         visit.close()
 
     def _restart(self, visit: Visit, request: UnixConnection) -> None:
@@ -282,22 +281,6 @@ def read_if_any(request: UnixConnection) -> Answer | None:
         return read(request)
     except (http.client.HTTPException, ConnectionError):
         return None
-
-
-def wait_until_closed(visit: Visit) -> None:
-    """Wait until the database has seen that a connection is gone, and rolled back."""
-    by_vendor = {
-        "postgresql": "SELECT 1 FROM pg_stat_activity WHERE pid = %s",
-        "mysql": "SELECT 1 FROM information_schema.processlist WHERE id = %s",
-    }
-
-    def is_closed() -> bool:
-        with connection.cursor() as cursor:
-            cursor.execute(by_vendor[connection.vendor], [visit.session])
-            return cursor.fetchone() is None
-
-    if visit.session is not None:
-        wait_until(is_closed, "the database to close a connection")
 
 
 @contextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-PATIENCE = 60
+from django.db import connection
+
+from tests.processes import PATIENCE, wait_until
 
 
 class Meeting:
@@ -38,33 +42,74 @@ class Meeting:
 
     def wait(self) -> Guest:
         """Return the handler that came."""
-        connection, _address = self.listener.accept()
-        connection.settimeout(PATIENCE)
-        return Guest(connection, int(connection.recv(16)))
+        return self.listen()[0]
+
+    def listen(self) -> tuple[Guest, dict[str, Any]]:
+        """Return the handler that came, and all that it has told."""
+        line, _address = self.listener.accept()
+        line.settimeout(PATIENCE)
+        told = b""
+        while not told.endswith(b"\n"):
+            received = line.recv(65536)
+            assert received, "the server's process ended while it told where it is"
+            told += received
+        said = json.loads(told)
+        return Guest(line, said["pid"], said["session"]), said
 
 
 @dataclass(frozen=True)
 class Guest:
-    """A handler that waits, and the process that it runs in."""
+    """A handler that waits, the process that it runs in, and its database session."""
 
-    connection: socket.socket
+    line: socket.socket
     pid: int
+    session: int | None
 
     def let_go(self) -> None:
         """Let the handler go on."""
-        self.connection.sendall(b"go")
-        self.connection.close()
+        self.line.close()
 
     def kill(self) -> None:
         """End the handler's process as a power cut would."""
         os.kill(self.pid, signal.SIGKILL)
-        assert self.connection.recv(1) == b""
-        self.connection.close()
+        assert self.line.recv(1) == b""
+        self.line.close()
+        self.wait_until_rolled_back()
+
+    def wait_until_rolled_back(self) -> None:
+        """Wait until the database has seen that the session is over.
+
+        Until then the claim holds, and a duplicate is refused (E3).
+        """
+        by_vendor = {
+            "postgresql": "SELECT 1 FROM pg_stat_activity WHERE pid = %s",
+            "mysql": "SELECT 1 FROM information_schema.processlist WHERE id = %s",
+        }
+
+        def is_over() -> bool:
+            with connection.cursor() as cursor:
+                cursor.execute(by_vendor[connection.vendor], [self.session])
+                return cursor.fetchone() is None
+
+        if self.session is not None:
+            wait_until(is_over, "the database to end a session")
 
 
-def meet(address: str) -> None:
+def meet(address: str, **more: Any) -> None:
     """Say who is here, and wait to be let go. Called in the server's processes."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(address)
-        connection.sendall(str(os.getpid()).encode())
-        connection.recv(2)
+    told = {"pid": os.getpid(), "session": session_id(), **more}
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(address)
+        line.sendall(json.dumps(told).encode() + b"\n")
+        line.recv(1)
+
+
+def session_id() -> int | None:
+    """Return the database's own number of this process's connection."""
+    raw: Any = connection.connection
+    if raw is None or connection.vendor == "sqlite":
+        return None
+    number: int = (
+        raw.info.backend_pid if connection.vendor == "postgresql" else raw.thread_id()
+    )
+    return number

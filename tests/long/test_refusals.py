@@ -882,7 +882,7 @@ import django
 django.setup()
 from django.conf import settings
 from django.test import override_settings
-from tests import test_refusals as tests
+from tests.long import test_refusals as tests
 from tests.app.views import Behaviour
 from tests.meetings import meet
 
