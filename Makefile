@@ -11,7 +11,8 @@ DEV := $(VENV)/.dev-$(VERSION)
 DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check style types imports migrations docs format tox long clean
+.PHONY: help demo test check style types imports migrations docs format
+.PHONY: tox long soak clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -48,8 +49,11 @@ format: $(DEV) ## let ruff mend what it can
 tox: $(DEV) ## the tests on SQLite, on every supported Python, Django and DRF
 	$(BIN)/tox run $(ARGS)
 
-long: $(DEV) ## the tests that take minutes: crashes at every boundary, soak, hostile bytes
+long: $(DEV) ## the tests that take minutes: crashes at every boundary, hostile bytes
 	$(BIN)/python -m tests.run_suites $(ARGS) -- tests/long
+
+soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the server die
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .tox build dist htmlcov var *.egg-info .coverage .coverage.*

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.core.exceptions import PermissionDenied
-from django.db import DatabaseError, connections, router, transaction
+from django.db import DatabaseError, Error, connections, router, transaction
 from django.http import Http404, HttpResponseBase
 from django.utils import timezone
 from django.utils.http import http_date
@@ -221,22 +221,41 @@ class Execution:
         if status_code >= 500:
             transaction.set_rollback(True, using=self.alias)
         elif self.connection.needs_rollback:
-            # The handler wants it (E2), or caught a database error without a savepoint.
-            # Then its effects are lost, and a success would be a lie.
-            if status_code < 400 and self.connection.rollback_exc is not earlier_error:
-                self._undo_because_of(self.connection.rollback_exc)
+            # The handler wants it (E2), or its effects were lost, and a success would
+            # be a lie.
+            if status_code < 400 and (loss := self._find_loss(claimed, earlier_error)):
+                self._undo_because_of(loss)
         elif status_code in self.policy.released_statuses:
             self._release(claimed)
         else:
             self._complete(claimed, response)
         return response
 
+    def _find_loss(
+        self, claimed: IdempotencyRecord, earlier_error: Exception | None
+    ) -> Exception | None:
+        """Return what took the handler's effects, or None: it wanted them undone."""
+        last_error: Exception | None = self.connection.rollback_exc
+        if last_error is not earlier_error:
+            return last_error  # caught without a savepoint
+        # A savepoint can be lost too, with its connection or, on MariaDB, in a
+        # deadlock. Where the claim still is, there the effects are.
+        transaction.set_rollback(False, using=self.alias)
+        try:
+            found = self.claims.look_up(claimed.pk)
+        except Error as error:
+            return error
+        finally:
+            transaction.set_rollback(True, using=self.alias)
+        is_there = found is not None and found.token == claimed.token
+        return None if is_there else ClaimLost()
+
     def _complete(self, claimed: IdempotencyRecord, response: HttpResponseBase) -> None:
         keep = self.hooks.should_store_response(response)
         stored = StoredResponse.from_http(response, keep=keep)
         try:
             self.claims.complete(claimed, stored)
-        except (ClaimLost, DatabaseError) as error:
+        except (ClaimLost, Error) as error:
             self._undo_because_of(error)
 
     def _undo_because_of(self, error: Exception | None) -> NoReturn:
@@ -248,7 +267,7 @@ class Execution:
             self.request.path,
             exc_info=error,
         )
-        raise TransactionFailed from error  # E5
+        raise TransactionFailed from error  # E4, E5
 
     def _release(self, claimed: IdempotencyRecord) -> None:
         if self.connection.needs_rollback:

@@ -3,7 +3,7 @@
 On SQLite, and on PostgreSQL and MariaDB where they answer as ``make test`` looks for
 them, with ATOMIC_REQUESTS on and off, real server processes get duplicates, two
 payloads, slow handlers, replays, expired keys, purges, scopes and schemas at the same
-time. The races are those of ``tests/long/test_races.py``. The command fails unless
+time. The races are those of ``tests/test_races.py``. The command fails unless
 nothing was doubled, lost or stuck, and no answer has a status that its race does not
 allow.
 
@@ -109,7 +109,7 @@ def run_races(suite: Suite, work: Path) -> tuple[list[Row], bool]:
     report = work / f"{suite.name}.xml"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "--quiet", "tests/long/test_races.py"),
+            *(sys.executable, "-m", "pytest", "--quiet", "tests/test_races.py"),
             *("-p", "no:cacheprovider", f"--junit-xml={report}"),
         ],
         cwd=ROOT,

@@ -444,6 +444,25 @@ class TestRollback:
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
+    @pytest.mark.parametrize("how", ["connection", "transaction"])
+    def test_lost(self, client: Any, handle: Handle, door: str, how: str) -> None:
+        """E2, E4: A success whose effects were lost unnoticed is not acknowledged."""
+
+        def handler(request: Request) -> Any:
+            response = create_effect(request)
+            if how == "connection":
+                connection.close()
+            else:
+                with connection.cursor() as cursor:
+                    cursor.execute("ROLLBACK")
+                transaction.set_rollback(True)  # as a savepoint that is gone does
+            return response
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert_refused(answer, 503, "idempotency_transaction_failed")
+        assert Effect.objects.count() == 0
+
     def test_savepoint(self, client: Any, handle: Handle, door: str) -> None:
         """E2: A database error in a savepoint of the handler's is its own affair."""
         Effect.objects.create(name="taken")

@@ -50,11 +50,6 @@ sqlite = pytest.mark.skipif(VENDOR != "sqlite", reason="SQLite's own")
 locks_rows = pytest.mark.skipif(VENDOR == "sqlite", reason="SQLite locks no rows")
 
 
-# A savepoint that can't be rolled back to marks the transaction for rollback, as a
-# handler may do. Its answer then goes out, although all that it did is lost.
-known_bug = pytest.mark.xfail(reason="A lost savepoint passes for set_rollback().")
-
-
 class ReadsFirst(BasePermission):
     """A permission that looks something up, as most do, and then lets a test act."""
 
@@ -324,8 +319,6 @@ class TestDeadlocks:
         if VENDOR == "postgresql":
             assert_stored(answer, "handler")
         else:
-            if write is not change_by_orm:
-                request.applymarker(known_bug)
             assert_undone(answer)
             assert_retry_runs(handle)
 
@@ -546,8 +539,6 @@ class TestSerializationFailures:
         elif caught == "in a savepoint" and VENDOR == "postgresql":
             assert_stored(answer, "handler")
         else:
-            if caught == "in a savepoint" and write is not change_by_orm:
-                request.applymarker(known_bug)
             assert_undone(answer)
             assert_retry_runs(handle)
 
@@ -769,8 +760,6 @@ class TestConnections:
             return answer
 
         handle(handler)
-        if savepoint:
-            request.applymarker(known_bug)
         assert_undone(post())
         assert_retry_runs(handle)
 
@@ -882,7 +871,7 @@ import django
 django.setup()
 from django.conf import settings
 from django.test import override_settings
-from tests.long import test_refusals as tests
+from tests import test_refusals as tests
 from tests.app.views import Behaviour
 from tests.meetings import meet
 
@@ -893,7 +882,7 @@ def handler(request):
     meet(sys.argv[1])
 
 Behaviour.handler = staticmethod(handler)
-with override_settings(ALLOWED_HOSTS=["*"], ROOT_URLCONF="tests.long.test_refusals"):
+with override_settings(ALLOWED_HOSTS=["*"], ROOT_URLCONF="tests.test_refusals"):
     tests.post()
 """
 
