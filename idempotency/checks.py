@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,15 +11,15 @@ from celery import current_app
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
+from django.db import connections, router
+from django.urls import get_resolver
 from django.utils.module_loading import import_string
+from django.views import View
 
 from idempotency.conf import NAMES, get_settings
-from idempotency.policy import (
-    BOOLEAN,
-    DURATION,
-    RULES,
-    Rule,
-)
+from idempotency.decorators import OPTIONS_ATTRIBUTE, handlers_of
+from idempotency.models import IdempotencyRecord
+from idempotency.policy import BOOLEAN, DURATION, RULES, Options, Rule
 from idempotency.schedules import PURGE_TASK
 
 
@@ -127,6 +127,51 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
             hint='Leave one of them, or turn off the app with "ENABLED": False.',
             id="idempotency.E004",
         )
+
+
+@checks.register("idempotency")
+def check_leased_views(**kwargs: Any) -> list[CheckMessage]:
+    """Report leased handlers that Django would run inside a transaction (E11)."""
+    if not any(
+        database["ATOMIC_REQUESTS"] for database in connections.settings.values()
+    ):
+        return []
+    found = dict.fromkeys(_leased_in_transactions(get_resolver().url_patterns))
+    return [
+        Error(
+            f"{name} is leased, and ATOMIC_REQUESTS puts a transaction around it.",
+            hint=(
+                "Write @transaction.non_atomic_requests above @api_view, or "
+                '@method_decorator(transaction.non_atomic_requests, name="dispatch") '
+                "above the view class."
+            ),
+            id="idempotency.E005",
+        )
+        for name in found
+    ]
+
+
+def _leased_in_transactions(patterns: Iterable[Any]) -> Iterator[str]:
+    """Yield the names of leased views below some patterns that are not opted out."""
+    for pattern in patterns:
+        view = getattr(pattern, "callback", None)
+        if view is None:
+            yield from _leased_in_transactions(pattern.url_patterns)
+            continue
+        for method in View.http_method_names:
+            for handler in handlers_of(view, method):
+                options = getattr(handler, OPTIONS_ATTRIBUTE, {})
+                if not options.get("atomic", True) and _is_in_transaction(
+                    view, options
+                ):
+                    yield f"{view.cls.__module__}.{view.cls.__name__}"
+
+
+def _is_in_transaction(view: Any, options: Options) -> bool:
+    alias = options.get("using") or get_settings().USING
+    alias = alias or router.db_for_write(IdempotencyRecord)
+    opted_out = getattr(view, "_non_atomic_requests", ())
+    return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
 
 
 @checks.register("idempotency")

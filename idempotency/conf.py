@@ -23,6 +23,7 @@ class Settings:
     RELEASED_STATUSES: Collection[int] = (400, 401, 403, 404, 409, 422, 429)
     ON_CONCURRENT: str = "refuse"
     WAIT_TIMEOUT: timedelta = timedelta(seconds=5)
+    LEASE: timedelta = timedelta(seconds=60)
 
     # The app as a whole.
     ENABLED: bool = True

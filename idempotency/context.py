@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from uuid import UUID
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID, uuid4
 
 from idempotency.client_warnings import ClientWarning
+from idempotency.conf import get_secret
+from idempotency.derivation import derive_key
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """What a handler can know about its own protection.
+    """What a handler can know about its own protection, and do about it.
 
     Present in every protected handler, key or not. ``attempt`` counts the executions
     of this record, from 1. ``executing`` is true until the answer is decided.
@@ -22,3 +26,61 @@ class RequestContext:
     attempt: int | None = None
     warnings: tuple[ClientWarning, ...] = ()
     executing: bool = False
+    # The fingerprint's digest that stands for the payload in derived keys.
+    payload: str = ""
+    # Leased mode's own: what renews the claim, and what the handler has said of itself.
+    renew_claim: Callable[[timedelta | None], None] | None = None
+    is_acting: bool = False
+    is_released: bool = False
+    _fresh: dict[str, str] = field(default_factory=dict)
+
+    def derive(self, name: str) -> str:
+        """Return the key for a downstream call, a UUID in text (E10).
+
+        It is the same in every run for the same scope, key and payload, also after a
+        crash, and differs with ``name``. Nobody can guess it without the setting
+        DERIVATION_SECRET, or SECRET_KEY where that is not set; a change of the secret
+        changes it. Without an idempotency key it is a random one, kept for the request.
+
+        In leased mode it also says that the handler is about to act outside: an error
+        from here on leaves the outcome unknown (E9), unless ``release()`` is called.
+        """
+        if self.key is None or self.scope is None:
+            return self._fresh.setdefault(name, str(uuid4()))
+        self.is_acting = True
+        return derive_key(get_secret(), self.scope, self.key, self.payload, name)
+
+    def renew(self, lease: timedelta | None = None) -> None:
+        """Let the claim hold for another ``lease``, the policy's by default (E8).
+
+        Call it before each long step outside. Like ``derive()`` it says that the
+        handler acts outside. Without a key there is no claim, and nothing happens.
+
+        Raises ``ClaimLost`` where another request has the key by now, ``ValueError``
+        for a lease that is not positive and ``RuntimeError`` in atomic mode.
+        """
+        if lease is not None and lease <= timedelta(0):
+            raise ValueError(f"A lease must be longer than nothing, not {lease!r}.")
+        if self.key is not None:
+            self.is_acting = True
+            self._leased("renew")(lease)
+
+    def release(self) -> None:
+        """Say that nothing happened outside: the key is free after the answer (E9).
+
+        Whatever the answer is, it is not stored, and a retry runs. Without a key
+        nothing happens.
+
+        Raises ``RuntimeError`` in atomic mode.
+        """
+        if self.key is not None:
+            self._leased("release")
+            self.is_released = True
+
+    def _leased(self, method: str) -> Callable[[timedelta | None], None]:
+        if self.renew_claim is None:
+            raise RuntimeError(
+                f"request.idempotency.{method}() is for leased mode. This endpoint is "
+                "atomic: its effects and its claim are one transaction."
+            )
+        return self.renew_claim

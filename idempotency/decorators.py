@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from typing import Any, TypeVar, overload
 
@@ -35,7 +35,13 @@ def idempotent(handler: Any = None, /, **options: Any) -> Any:
     - ``using``: the alias of the database with the record and the effects
     - ``scope``: a callable (or its dotted path) from the request to whose key it is
     - ``released_statuses``: answers that give the key back
-    - ``atomic``: True, claim, effects and response are one transaction
+    - ``atomic``: True, claim, effects and response are one transaction; False, leased
+      mode for handlers that act outside the database, needs ``on_abandoned``
+    - ``lease``: how long a claim holds in leased mode, a ``timedelta``
+    - ``on_abandoned``: what retries get when nobody knows whether a leased handler has
+      acted: ``"hold"``, a refusal until a person decides; ``"rerun"``, another run; or
+      a callable that takes the record and the request, finds out, and returns the
+      response to store, or None for another run
     - ``on_concurrent``: ``"refuse"`` or ``"wait"`` while another request has the key
     - ``wait_timeout``: how long to wait, a ``timedelta``
 
@@ -74,6 +80,20 @@ def idempotency_exempt(handler: Handler) -> Handler:
     _check_place(handler, "idempotency_exempt")
     setattr(handler, EXEMPT_ATTRIBUTE, True)
     return handler
+
+
+def handlers_of(view: Any, method: str) -> Iterator[Any]:
+    """Yield the handler of a view that ``as_view`` or ``@api_view`` has made.
+
+    ``@api_view`` keeps the function that it wraps in a closure, so what is there comes
+    after it.
+    """
+    actions = getattr(view, "actions", None) or {}
+    name = actions.get(method.lower(), method.lower())
+    handler = getattr(getattr(view, "cls", None), name, None)
+    yield handler
+    for cell in getattr(handler, "__closure__", None) or ():
+        yield cell.cell_contents
 
 
 def _check_place(handler: Any, decorator: str) -> None:

@@ -76,8 +76,19 @@ class InProgress(IdempotencyError):
     wait = 1
 
 
+class ClaimLost(IdempotencyError):
+    """The handler's claim was no longer its own when it ended or renewed it (E7)."""
+
+    status_code = status.HTTP_409_CONFLICT
+    default_detail = _(
+        "This request took too long, and its idempotency key was given to another one. "
+        "Retry to get that one's answer."
+    )
+    default_code = "idempotency_claim_lost"
+
+
 class OutcomeUnknown(IdempotencyError):
-    """The execution of this key ended without a stored answer (E5)."""
+    """The execution of this key ended without a stored answer (E5, E9)."""
 
     status_code = status.HTTP_409_CONFLICT
     default_detail = _(

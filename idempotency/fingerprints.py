@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from idempotency.bodies import Body, read_body
 from idempotency.conf import get_settings
+from idempotency.derivation import FINGERPRINT_VERSION
 from idempotency.keys import query_pairs
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ def fingerprint_in(request: Request, version: int) -> Fingerprint:
     Raises ``KeyError`` for a version that this release does not know.
     """
     return Fingerprint(version, VERSIONS[version](request))
+
+
+def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:
+    """Return the digest that derived keys are made from, in a version that stays (E10).
+
+    Computed before the handler runs, while the body can be read.
+    """
+    if fingerprint.version in (CUSTOM_VERSION, FINGERPRINT_VERSION):
+        return fingerprint.digest
+    return fingerprint_in(request, FINGERPRINT_VERSION).digest
 
 
 def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:

@@ -11,7 +11,7 @@ from idempotency import client_warnings, keys
 from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
-from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
+from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE, handlers_of
 from idempotency.mixins import IdempotencyMixin
 
 
@@ -76,19 +76,12 @@ def _is_protected(request: HttpRequest) -> bool:
     if request.resolver_match is None:
         return True
     view: Any = request.resolver_match.func
-    view_class: Any = getattr(view, "cls", None)
     method = request.method or ""
-    actions = getattr(view, "actions", None) or {}
-    name = actions.get(method.lower(), method.lower())
-    handler = getattr(view_class, name, None)
-    # @api_view keeps the function that it wraps in a closure.
-    wrapped = [
-        cell.cell_contents for cell in getattr(handler, "__closure__", None) or ()
-    ]
+    handler, *wrapped = handlers_of(view, method)
     for candidate in (handler, *wrapped):
         if hasattr(candidate, EXEMPT_ATTRIBUTE):
             return False
         options = getattr(candidate, OPTIONS_ATTRIBUTE, None)
         if options is not None:
             return method in options.get("methods", get_settings().METHODS)
-    return handler is not None and issubclass(view_class, IdempotencyMixin)
+    return handler is not None and issubclass(view.cls, IdempotencyMixin)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections, transaction
 from django.utils.decorators import classonlymethod
 from rest_framework.views import APIView
 
+from idempotency import keys
 from idempotency.conf import get_settings
 from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
+from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
 from idempotency.hooks import Hooks
 from idempotency.policy import RULES, Options, validate_options
@@ -27,9 +30,9 @@ class IdempotencyMixin(Hooks):
     """Give a view idempotency keys; stands left of the view class.
 
     Each attribute is an option of the same name; None leaves it to the settings.
-    Durations are ``timedelta``. Wrong options are refused when the class is made, with
-    ``ImproperlyConfigured``, and so is a mixin right of the view class, with
-    ``TypeError``.
+    Durations are ``timedelta``; functions are called without the view. Wrong options
+    are refused when the class is made, with ``ImproperlyConfigured``, and so is a mixin
+    right of the view class, with ``TypeError``.
     """
 
     idempotency_required: bool | None = None
@@ -40,6 +43,11 @@ class IdempotencyMixin(Hooks):
     idempotency_atomic: bool | None = None
     idempotency_on_concurrent: str | None = None
     idempotency_wait_timeout: timedelta | None = None
+    idempotency_lease: timedelta | None = None
+    idempotency_on_abandoned: str | Callable[..., Any] | None = None
+
+    # Set by as_view() where a handler of the view is leased.
+    _idempotency_opts_out = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -51,13 +59,53 @@ class IdempotencyMixin(Hooks):
                 "IdempotencyMixin must stand left of the view class. "
                 f"Write: class {cls.__name__}({names})"
             )
-        _validate(vars(cls), where=cls.__qualname__)
+        _validate(cls, {}, where=cls.__qualname__)
 
     @classonlymethod
     def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
-        """Check the options among ``initkwargs``, as those of ``@action`` are."""
-        _validate(initkwargs, where=f"{cls.__qualname__}.as_view()")
-        return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
+        """Check the options among ``initkwargs``, as those of ``@action`` are.
+
+        A view with a leased handler is opted out of ATOMIC_REQUESTS (E11); its other
+        requests get their transaction from ``dispatch``.
+        """
+        _validate(cls, initkwargs, where=f"{cls.__qualname__}.as_view()")
+        if not _has_leased_handler(cls, initkwargs):
+            return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
+        initkwargs["_idempotency_opts_out"] = True
+        view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
+        for alias in connections:
+            view = transaction.non_atomic_requests(using=alias)(view)
+        return view
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Give a request that is not leased the transaction that Django would."""
+        dispatch = super().dispatch  # type: ignore[misc]  # of the view class
+        if self._idempotency_opts_out and not self._is_leased(request):
+            # Django looks for the same mark on the view that as_view() returns.
+            own = getattr(type(self).dispatch, "_non_atomic_requests", ())
+            for alias, database in connections.settings.items():
+                if database["ATOMIC_REQUESTS"] and alias not in own:
+                    dispatch = transaction.atomic(using=alias)(dispatch)
+        return dispatch(request, *args, **kwargs)
+
+    def _is_leased(self, request: HttpRequest) -> bool:
+        """Tell whether a request is going to be executed in leased mode."""
+        handler = getattr(self, (request.method or "").lower(), None)
+        settings = get_settings()
+        if (
+            not settings.ENABLED
+            or handler is None
+            or hasattr(handler, EXEMPT_ATTRIBUTE)
+        ):
+            return False
+        own = getattr(handler, OPTIONS_ATTRIBUTE, {})
+        options = {**self.get_idempotency_options(), **own}
+        if request.method not in options.get("methods", settings.METHODS):
+            return False
+        try:
+            return not options.get("atomic", True) and bool(keys.find_key(request.META))
+        except IdempotencyError:
+            return False  # it will be refused
 
     def initialize_request(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -90,7 +138,12 @@ class IdempotencyMixin(Hooks):
 
     def get_idempotency_options(self) -> dict[str, Any]:
         """Return what the view itself says of the options."""
-        found = {name: getattr(self, PREFIX + name) for name in OPTION_NAMES}
+        # From the class: a function would come from the instance as a method.
+        own, shared = vars(self), type(self)
+        found = {
+            name: own.get(PREFIX + name, getattr(shared, PREFIX + name))
+            for name in OPTION_NAMES
+        }
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -98,12 +151,27 @@ class IdempotencyMixin(Hooks):
 OPTION_NAMES = tuple(name for name in RULES if name != "scope")
 
 
-def _validate(attributes: Options, *, where: str) -> None:
+def _has_leased_handler(cls: type[Hooks], initkwargs: Options) -> bool:
+    if not _attributes(cls, initkwargs).get("idempotency_atomic", True):
+        return True
+    handlers = (getattr(cls, name, None) for name in dir(cls))
+    options = (getattr(handler, OPTIONS_ATTRIBUTE, {}) for handler in handlers)
+    return any(not own.get("atomic", True) for own in options)
+
+
+def _validate(cls: type, initkwargs: Options, *, where: str) -> None:
+    """Check the options of a class as they are with its base classes' and arguments."""
+    attributes = _attributes(cls, initkwargs)
     validate_options(
-        {
-            name.removeprefix(PREFIX): value
-            for name, value in attributes.items()
-            if name.startswith(PREFIX) and value is not None
-        },
+        {name.removeprefix(PREFIX): value for name, value in attributes.items()},
         where=where,
     )
+
+
+def _attributes(cls: type, initkwargs: Options) -> dict[str, Any]:
+    """Return the options among a class's attributes, its base classes' too."""
+    own = {name: getattr(cls, name) for name in dir(cls) if name.startswith(PREFIX)}
+    arguments = {
+        name: initkwargs[name] for name in initkwargs if name.startswith(PREFIX)
+    }
+    return {k: v for k, v in {**own, **arguments}.items() if v is not None}

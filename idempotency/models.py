@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import connections, models, router, transaction
+from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -63,6 +64,14 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         return self.filter(
             models.Q(lease_expires_at=None) | models.Q(lease_expires_at__lte=UTCNow())
         )
+
+    def abandoned(self) -> IdempotencyRecordQuerySet:
+        """Return the records whose outcome is unknown: no answer, no live lease (E9).
+
+        A handler in atomic mode is not among them while it runs: its record can't be
+        seen before there is an answer.
+        """
+        return self.exclude(state=State.COMPLETED).without_live_lease()
 
     def purge(
         self,
@@ -148,6 +157,10 @@ def record_id(scope: str, key: str) -> UUID:
     return UUID(bytes=bytes(octets))
 
 
+class RecordChanged(Exception):
+    """A record is no longer what it was when it was read, or a handler holds it."""
+
+
 class IdempotencyRecord(models.Model):
     """One key of one caller: what was asked, and what was answered."""
 
@@ -187,9 +200,51 @@ class IdempotencyRecord(models.Model):
     def __str__(self) -> str:
         return f"{self.key} ({self.scope})"
 
-    def is_expired(self, now: datetime) -> bool:
-        """Tell whether the retention is over, which makes the key new (P1)."""
-        return self.expires_at <= now
+    # Whether a lease was live when the record was claimed from: its row was read with
+    # the database's clock. Records from a QuerySet do not know.
+    is_leased = False
+
+    def resolve(self, response: HttpResponseBase) -> None:
+        """Store a rendered response as the answer of an abandoned record (E9).
+
+        A handler that is late all the same has lost its claim by that.
+
+        Raises ``RecordChanged`` if the record is not abandoned any more.
+        """
+        values = {
+            **StoredResponse.from_http(response, keep=True).as_fields(),
+            "state": State.COMPLETED,
+            "completed_at": timezone.now(),
+            "lease_expires_at": None,
+            "token": uuid4(),
+        }
+        if not self._unchanged().abandoned().update(**values):
+            raise RecordChanged(self.pk)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def release(self) -> None:
+        """Delete the record, which makes the key new: the next request acts again.
+
+        For completed records and for abandoned ones.
+
+        Raises ``RecordChanged`` if the record has a live lease, or is not what it was
+        when it was read.
+        """
+        if not self._unchanged().without_live_lease()._raw_delete(self._alias()):
+            raise RecordChanged(self.pk)
+
+    def _unchanged(self) -> IdempotencyRecordQuerySet:
+        """Return the record's row if it still is the run that was read."""
+        rows = IdempotencyRecordQuerySet(type(self), using=self._alias())
+        return rows.filter(pk=self.pk, token=self.token, state=self.state)
+
+    def _alias(self) -> str:
+        return self._state.db or router.db_for_write(type(self), instance=self)
+
+    def is_in_force(self, now: datetime) -> bool:
+        """Tell whether the key is not new: within its retention (P1), or leased."""
+        return self.expires_at > now or self.is_leased
 
     @property
     def stored_response(self) -> StoredResponse | None:

@@ -40,7 +40,8 @@ def _is_method(value: object) -> bool:
 
 
 def _is_positive_duration(value: object) -> bool:
-    return isinstance(value, timedelta) and value > timedelta(0)
+    # Databases know no dates beyond the year 9999.
+    return isinstance(value, timedelta) and timedelta(0) < value < timedelta(36525)
 
 
 BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -77,10 +78,16 @@ RULES: Mapping[str, Rule] = {
         lambda value: value in ("refuse", "wait"), '"refuse" or "wait"'
     ),
     "wait_timeout": DURATION,
-    "atomic": Rule(
-        lambda value: value is True, "True; leased mode (False) is not available yet"
+    "atomic": BOOLEAN,
+    "lease": DURATION,
+    "on_abandoned": Rule(
+        lambda value: callable(value) or value in ("hold", "rerun"),
+        '"hold", "rerun" or a callable that takes the record and the request and '
+        "returns a response to store, or None to run the handler",
     ),
 }
+# What means something for atomic=False alone.
+LEASED = ("lease", "on_abandoned")
 
 
 def validate_options(options: Options, *, where: str) -> None:
@@ -105,6 +112,31 @@ def validate_options(options: Options, *, where: str) -> None:
             f'{where}: wait_timeout means nothing with on_concurrent="refuse". '
             'Leave one of them out, or write on_concurrent="wait".'
         )
+    _validate_mode(options, where)
+
+
+def _validate_mode(options: Options, where: str) -> None:
+    leased = [name for name in LEASED if name in options]
+    if options.get("atomic", True):
+        if leased:
+            raise ImproperlyConfigured(
+                f"{where}: {leased[0]} means nothing without atomic=False. "
+                "Leave it out, or write atomic=False beside it."
+            )
+        return
+    if "on_abandoned" not in options:
+        raise ImproperlyConfigured(
+            f"{where}: atomic=False needs on_abandoned beside it. When a worker dies, "
+            "nobody knows whether its handler acted outside: should retries be refused "
+            'until a person decides ("hold"), run the handler again ("rerun"), or ask '
+            "a callable that finds out?"
+        )
+    lease, retention = options.get("lease"), options.get("retention")
+    if lease and retention and lease >= retention:
+        raise ImproperlyConfigured(
+            f"{where}: a lease of {lease} is not shorter than the retention of "
+            f"{retention}. A lease is how long one run may take."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +151,9 @@ class Policy:
     released_statuses: Collection[int]
     on_concurrent: str
     wait_timeout: timedelta
+    atomic: bool
+    lease: timedelta
+    on_abandoned: str | Callable[..., Any]
 
     @classmethod
     def resolve(cls, options: Options) -> Policy:
@@ -133,4 +168,7 @@ class Policy:
             released_statuses=get("released_statuses", settings.RELEASED_STATUSES),
             on_concurrent=get("on_concurrent", settings.ON_CONCURRENT),
             wait_timeout=get("wait_timeout", settings.WAIT_TIMEOUT),
+            atomic=get("atomic", True),
+            lease=get("lease", settings.LEASE),
+            on_abandoned=get("on_abandoned", "hold"),
         )

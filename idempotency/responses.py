@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from django.http import HttpResponse, HttpResponseBase
 
@@ -68,6 +69,15 @@ class StoredResponse:
                 )
         location = [pair for pair in headers if pair[0].lower() == "location"]
         return cls(status_code=response.status_code, headers=location, body=None)
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return the fields of a record that hold the answer."""
+        return {
+            "status_code": self.status_code,
+            "headers": self.headers,
+            "body": self.body,
+            "body_size": None if self.body is None else len(self.body),
+        }
 
     def to_http(self) -> HttpResponse:
         """Make the answer again, byte for byte, without any renderer (R6)."""

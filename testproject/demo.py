@@ -1,7 +1,8 @@
 """Show what the app promises, on a real server: ``python -m testproject.demo``.
 
-Starts gunicorn and a Celery worker on SQLite, goes through ``testproject.demo_steps``,
-and on a terminal keeps serving. Whatever is written goes to a temporary directory.
+Starts gunicorn and a Celery worker on SQLite and a payment provider, goes through
+``testproject.demo_steps``, and on a terminal keeps serving. Whatever is written goes to
+a temporary directory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def main() -> int:
 def prepare(var_dir: Path) -> None:
     """Set up the project with everything that it writes in one directory."""
     os.environ.update(
-        DJANGO_SETTINGS_MODULE="testproject.settings",
+        DJANGO_SETTINGS_MODULE="testproject.demo_settings",
         DJANGO_DEBUG="1",
         DJANGO_ALLOWED_HOSTS="127.0.0.1",
         DEMO_VAR_DIR=str(var_dir),
@@ -114,7 +116,9 @@ def show(children: Children) -> None:
     from testproject.demo_steps import Demo  # noqa: PLC0415  # models need django.setup()
 
     try:
-        demo = Demo(start_server(children), children.var_dir)
+        provider_port = start_provider(children)
+        server_port = start_server(children, provider_port)
+        demo = Demo(server_port, provider_port, children.var_dir)
         start_worker(children)
         demo.show()
         if os.isatty(0) and os.isatty(1):
@@ -125,23 +129,45 @@ def show(children: Children) -> None:
         raise
 
 
-def start_server(children: Children) -> int:
+def start_provider(children: Children) -> int:
+    """Start the payment provider on a free port and return the port."""
+    with listening() as (file, port):
+        ledger = children.var_dir / "ledger.sqlite3"
+        arguments = (f"--fd={file}", f"--ledger={ledger}")
+        module = "testproject.demo_provider"
+        children.start("provider", module, *arguments, pass_fds=[file])
+        return port
+
+
+def start_server(children: Children, provider_port: int) -> int:
     """Start gunicorn on a free port and return the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as (file, port):
         children.start(
             "server",
             "gunicorn",
             "testproject.demo_wsgi",
-            # Open already: nobody takes the port, no request comes too early.
-            f"--bind=fd://{listener.fileno()}",
+            f"--bind=fd://{file}",
             f"--workers={WORKERS}",
             f"--threads={THREADS}",
             "--preload",
             "--graceful-timeout=1",
-            pass_fds=[listener.fileno()],
+            pass_fds=[file],
+            env={
+                **os.environ,
+                "PAYMENT_PROVIDER_URL": f"http://127.0.0.1:{provider_port}",
+            },
         )
-        port: int = listener.getsockname()[1]
         return port
+
+
+@contextmanager
+def listening() -> Iterator[tuple[int, int]]:
+    """Open a socket; gives its file descriptor and its port.
+
+    It is open before a child has it: nobody takes the port, no request comes too early.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.fileno(), listener.getsockname()[1]
 
 
 def start_worker(children: Children) -> None:

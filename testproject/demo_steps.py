@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import TypeVar
 
 from django.contrib.auth.models import User
 from django.urls import reverse
@@ -23,33 +19,37 @@ from rest_framework.authtoken.models import Token
 from idempotency.models import IdempotencyRecord
 from idempotency.tasks import purge_expired_records
 from testproject.demo_client import (
+    LONGEST_WAIT,
     Answer,
     Client,
-    DemoFailed,
     Payload,
     check,
+    new_key,
     read,
     say,
     show_request,
+    title,
+    wait_for,
+    with_key,
 )
+from testproject.demo_pause import kill_paused, pause_next, wait_for_pause
+from testproject.demo_payments import PaymentSteps
 from testproject.school.models import SchoolClass
 
 DUPLICATES = 20
-# Far more than a retry needs, far less than any lease lasts.
+# Far more than a retry needs.
 AT_ONCE = 5.0
-LONGEST_WAIT = 30.0
 COUNTS = ("no assignment", "one assignment")
-
-Found = TypeVar("Found")
 
 
 class Demo:
     """What is shown to a teacher with one class, in this order."""
 
-    def __init__(self, port: int, var_dir: Path) -> None:
+    def __init__(self, port: int, provider_port: int, var_dir: Path) -> None:
         ada = User.objects.create_user("ada")
         algebra = SchoolClass.objects.create(name="Algebra", teacher=ada)
         self.client = Client(port, Token.objects.create(user=ada).key)
+        self.payments = PaymentSteps(self.client, provider_port, var_dir)
         self.var_dir = var_dir
         self.assignments = reverse("assignments", args=[algebra.pk])
         self.first_key = new_key()
@@ -66,6 +66,7 @@ class Demo:
         self.get()
         self.kill()
         self.purge()
+        self.payments.show(first_number=8)
         say("\nAll of it held.", "bold")
 
     def create(self) -> None:
@@ -113,11 +114,11 @@ class Demo:
             return read(connection)
 
         show_request("POST", address, payload, note=f"    {DUPLICATES} times")
-        self.pause_next()
+        pause_next(self.var_dir)
         with ThreadPoolExecutor(DUPLICATES) as pool:
             coming = pool.map(send_one, range(DUPLICATES))
             all_sent.wait()
-            self.wait_for_pause().unlink()
+            wait_for_pause(self.var_dir).unlink()
             answers = list(coming)
         executed = [a for a in answers if a.status == 201 and not a.is_replay]
         replayed = [a for a in answers if a.status == 201 and a.is_replay]
@@ -160,15 +161,7 @@ class Demo:
         say("Key, assignment and answer are one transaction: all are kept, or none.")
         key, payload = new_key(), {"title": "Read chapter 5"}
         connection, paused = self.post_and_pause(payload, key)
-        pid = int(paused.suffix[1:])
-        say(f"  ... the assignment is inserted, and process {pid} gets a SIGKILL.")
-        os.kill(pid, signal.SIGKILL)
-        try:
-            read(connection)
-        except ConnectionError as error:
-            say(f"< no answer: {error}", "yellow")
-        else:
-            raise DemoFailed("a killed process gives no answer")
+        kill_paused(paused, connection, "the assignment is inserted")
         self.check_count(payload, 0)
         started = time.monotonic()
         retry = self.post(payload, key)
@@ -210,12 +203,9 @@ class Demo:
         say(f"The records: {server}{records}")
         say(f"To log in: demo, password {password}")
         say("Something to run twice:")
-        say(
-            f"  curl -i '{server}{with_key(self.assignments, new_key())}' \\\n"
-            f"    -H 'Authorization: Bearer {self.client.token}' \\\n"
-            "    -H 'Content-Type: application/json' "
-            """-d '{"title": "Read chapter 6"}'"""
-        )
+        address = with_key(self.assignments, new_key())
+        say(self.client.as_curl(address, {"title": "Read chapter 6"}))
+        self.payments.invite()
 
     def post(self, payload: Payload, key: str) -> Answer:
         """Send an assignment under a key."""
@@ -224,20 +214,10 @@ class Demo:
 
     def post_and_pause(self, payload: Payload, key: str) -> tuple[HTTPConnection, Path]:
         """Send an assignment and return when it is inserted, and not yet committed."""
-        self.pause_next()
+        pause_next(self.var_dir)
         address = with_key(self.assignments, key)
         connection = self.client.start("POST", address, payload)
-        return connection, self.wait_for_pause()
-
-    def pause_next(self) -> None:
-        """Let the next request stop where ``testproject.demo_wsgi`` says."""
-        (self.var_dir / "pause").touch()
-
-    def wait_for_pause(self) -> Path:
-        """Return the file for whose removal a stopped request waits."""
-        return wait_for(
-            lambda: next(self.var_dir.glob("paused.*"), None), "the request is executed"
-        )
+        return connection, wait_for_pause(self.var_dir)
 
     def check_count(self, payload: Payload, expected: int) -> None:
         """Check how many assignments of this title the API lists."""
@@ -245,28 +225,3 @@ class Demo:
         found = [one for one in listed if one["title"] == payload["title"]]
         claim = f'the API lists {COUNTS[expected]} "{payload["title"]}"'
         check(len(found) == expected, claim)
-
-
-def new_key() -> str:
-    """Return a key as any client should make it: random."""
-    return secrets.token_urlsafe(24)
-
-
-def with_key(address: str, key: str) -> str:
-    """Return an address with a key in its query."""
-    return f"{address}?$idempotency={key}"
-
-
-def wait_for(find: Callable[[], Found | None], claim: str) -> Found:
-    """Return what is looked for, as soon as it is there."""
-    give_up_at = time.monotonic() + LONGEST_WAIT
-    while not (found := find()):
-        if time.monotonic() > give_up_at:
-            raise DemoFailed(claim)
-        time.sleep(0.02)
-    return found
-
-
-def title(number: int, text: str) -> None:
-    """Print the title of a step."""
-    say(f"\n{number}. {text}", "bold")

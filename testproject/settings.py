@@ -5,6 +5,8 @@ Everything that differs from machine to machine comes from the environment:
 - DATABASE_URL: SQLite in DEMO_VAR_DIR by default
 - ATOMIC_REQUESTS: 1 opens a transaction around every request
 - CELERY_BROKER_URL: a broker that needs no server by default
+- PAYMENT_PROVIDER_URL: ``python -m testproject.demo_provider`` by default
+- PAYMENT_PROVIDER_TIMEOUT: how many seconds it may be silent
 - DJANGO_DEBUG: 0 where others can reach it, with a DJANGO_SECRET_KEY of your own
 - DJANGO_ALLOWED_HOSTS: names, separated by commas
 - DEMO_VAR_DIR: where SQLite and the broker keep their files, var/ by default
@@ -117,6 +119,9 @@ REST_FRAMEWORK = {
 
 # The envelope's renderer puts the warnings into the body, beside the data.
 IDEMPOTENCY = {"WARNINGS": ("header",)}
+
+PAYMENT_PROVIDER_URL = os.environ.get("PAYMENT_PROVIDER_URL", "http://127.0.0.1:8001")
+PAYMENT_PROVIDER_TIMEOUT = float(os.environ.get("PAYMENT_PROVIDER_TIMEOUT", "5"))
 
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL", "filesystem://")
 if CELERY_BROKER_URL.startswith("filesystem"):

@@ -16,11 +16,13 @@ from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connections
 from django.test import override_settings
 
 from idempotency.checks import (
     NULLABLE,
     SETTINGS,
+    check_leased_views,
     check_purge_is_scheduled,
     check_settings,
 )
@@ -55,6 +57,7 @@ RIGHT: dict[str, list[Any]] = {
     "RELEASED_STATUSES": [(), [400], {404, 429}, range(400, 500)],
     "ON_CONCURRENT": ["refuse", "wait"],
     "WAIT_TIMEOUT": [timedelta(seconds=5)],
+    "LEASE": [timedelta(seconds=60)],
     "ENABLED": [True, False],
     "QUERY_PARAM": [None, "$idempotency", "key"],
     "HEADER": [None, "Idempotency-Key", "X-Key-2"],
@@ -85,6 +88,7 @@ WRONG: dict[str, list[Any]] = {
     "RELEASED_STATUSES": [None, 400, "400", ["400"], [500], [True], [199], [[400]]],
     "ON_CONCURRENT": [None, "WAIT", True, ["wait"]],
     "WAIT_TIMEOUT": NO_DURATION,
+    "LEASE": NO_DURATION,
     "ENABLED": [None, 0, "no"],
     "QUERY_PARAM": ["", 1, ["key"]],
     "HEADER": ["", 1, "Idempotency Key", "X_Key", "X-Key:", "Schlüssel"],
@@ -185,6 +189,22 @@ def test_no_way_in() -> None:
     assert_helpful(message)
     off = {"QUERY_PARAM": None, "HEADER": None, "ENABLED": False}
     assert messages(off) == []
+
+
+# Leased views.
+
+
+def test_leased_view_in_a_transaction(settings: Any, monkeypatch: Any) -> None:
+    """X2, E11: E005, a leased function that ATOMIC_REQUESTS would wrap."""
+    settings.ROOT_URLCONF = "tests.test_leased"
+    databases = connections.settings["default"]
+    monkeypatch.setitem(databases, "ATOMIC_REQUESTS", False)
+    assert check_leased_views() == []
+    monkeypatch.setitem(databases, "ATOMIC_REQUESTS", True)
+    (message,) = check_leased_views()
+    assert message.id == "idempotency.E005"
+    assert message.msg.startswith("tests.test_leased.inside is leased")
+    assert_helpful(message)
 
 
 # The purge.

@@ -23,13 +23,13 @@ from rest_framework.response import Response
 
 from idempotency import claims
 from idempotency.claims import (
-    ClaimLost,
     Claims,
     MariaDBClaims,
     PostgreSQLClaims,
     SQLiteClaims,
     claims_in,
 )
+from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State, record_id
 from idempotency.responses import StoredResponse
 from tests.app.models import Effect
@@ -243,9 +243,9 @@ class TestRacesInOneTurn:
         here.claim(wanted("1", expires_at=now), now - timedelta(seconds=1))
         take_over = here.take_over
 
-        def another_first(expired: Any, mine: Any) -> bool:
-            assert take_over(expired, wanted("3"))
-            return take_over(expired, mine)
+        def another_first(expired: Any, mine: Any, lease: None) -> bool:
+            assert take_over(expired, wanted("3"), lease)
+            return take_over(expired, mine, lease)
 
         monkeypatch.setattr(here, "take_over", another_first)
         found = here.claim(wanted("2"), now)
@@ -263,7 +263,7 @@ class TestRacesInOneTurn:
         """E3: Who loses again and again is told that the key is in progress."""
         now = timezone.now()
         expired = [wanted(str(n), expires_at=now) for n in range(1, 9)]
-        monkeypatch.setattr(here, "insert", lambda mine: expired.pop())
+        monkeypatch.setattr(here, "insert", lambda *args: expired.pop())
         monkeypatch.setattr(here, "read_again", lambda pk: expired.pop())
         monkeypatch.setattr(here, "take_over", lambda *args: False)
         assert here.claim(wanted("9"), now) is None

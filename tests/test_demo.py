@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode, urljoin
-from urllib.request import HTTPCookieProcessor, build_opener, urlopen
+from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 from uuid import UUID, uuid4
 
 import pytest
@@ -30,11 +32,14 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
+from idempotency.models import IdempotencyRecord, State, UTCNow
 from testproject import settings as demo_settings
+from testproject.school import provider as provider_client
 from testproject.school.exceptions import exception_handler
 from testproject.school.models import Assignment, SchoolClass
+from testproject.school.views import PaymentView
 from tests.conftest import KEY, key
-from tests.processes import PATIENCE, ROOT
+from tests.processes import PATIENCE, ROOT, wait_until
 
 UNKNOWN = "7e54203d-d4d9-4eb5-8b05-60fd4539100d"
 
@@ -54,6 +59,8 @@ ELSEWHERE = {
     "DJANGO_ALLOWED_HOSTS": "example.com",
     "DJANGO_DEBUG": "0",
     "DJANGO_SETTINGS_MODULE": "tests.settings",
+    "PAYMENT_PROVIDER_TIMEOUT": "0.000001",
+    "PAYMENT_PROVIDER_URL": "http://127.0.0.1:1",
 }
 
 
@@ -62,6 +69,14 @@ def folder() -> Iterator[Path]:
     """Return where the demo makes its directory: short, since sockets are in it."""
     with TemporaryDirectory(prefix="demo-") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let SIGINT reach what is started, also where a shell's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -110,8 +125,8 @@ def test_demo_shows_every_promise(folder: Path) -> None:
         transcript, errors = process.communicate(timeout=2 * PATIENCE)
     assert (process.returncode, errors) == (0, ""), transcript
     assert "\033" not in transcript
-    _, *steps = re.split(r"\n\d\. ", transcript)
-    create, hang_up, duplicate, reuse, get, kill, purge = steps
+    _, *steps = re.split(r"\n\d+\. ", transcript)
+    create, hang_up, duplicate, reuse, get, kill, purge, *payments = steps
     assert "< 201 Created" in create
     assert "Idempotency-Expires: " in create
     assert "Idempotent-Replayed" not in create
@@ -135,7 +150,27 @@ def test_demo_shows_every_promise(folder: Path) -> None:
         assert f'the API lists one assignment "Read chapter {chapter}"' in step
     assert 'the API lists no assignment "Read chapter 4"' in reuse
     assert 'the API lists one assignment "Read chapter 5"' in kill
+    check_payments(*payments)
     assert transcript.endswith("\nAll of it held.\n")
+
+
+def check_payments(*steps: str) -> None:
+    hold, rerun, ask = steps
+    for step in steps:
+        assert "the card is charged, and process" in step
+        refused = step.count('"IDEMPOTENCY_IN_PROGRESS"')
+        assert refused == step.count("< Retry-After: 1")
+        assert refused or "this machine is slow" in step
+        assert "ok  the provider's ledger has one charge\n" in step
+    assert hold.count('"IDEMPOTENCY_OUTCOME_UNKNOWN"') == 2
+    assert "< 201 " not in hold
+    for step in (rerun, ask):
+        bodies = re.findall(r'< (\{"\$request".*"\$data".*)', step)
+        assert len(bodies) == 2
+        assert bodies[0] == bodies[1]
+        assert step.count("< Idempotent-Replayed: true") == 1
+    asked = [re.findall(r"for which it was asked (\w+)", step) for step in steps]
+    assert asked == [["once"], ["twice"], ["once"]]
 
 
 @once
@@ -159,7 +194,10 @@ def test_demo_fails_where_something_does_not_hold(folder: Path, tmp_path: Path) 
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_demo_can_be_stopped_in_the_middle(
-    folder: Path, number: signal.Signals, status: int
+    folder: Path,
+    number: signal.Signals,
+    status: int,
+    heard: None,
 ) -> None:
     with running_demo(folder) as process:
         assert process.stdout is not None
@@ -197,14 +235,23 @@ def test_demo_keeps_serving_on_a_terminal(folder: Path) -> None:
             records = screen.wait_for(r"The records: (\S+)\s")
             password = screen.wait_for(r"password (\S+)\s")
             screen.wait_for(r'(-d \'{"title": "Read chapter 6"}\')')
+            ledger = screen.wait_for(r"ledger: (http\S+)\s")
             page = log_in(records, "demo", password)
-            assert "3 idempotency records" in page
+            assert "6 idempotency records" in page
+            command = screen.wait_for(r"Something to pay once:\s+curl -i (.+\s.+\s.+)")
+            first, again = pay(command), pay(command)
+            assert first == again
+            assert "ch_" in first
+            with urlopen(ledger, timeout=PATIENCE) as response:
+                charges = json.load(response)
+            assert [charge["requests"] for charge in charges] == [1, 2, 1, 1]
             # Ctrl-C there goes to everybody in the foreground: here, to the demo.
             process.send_signal(signal.SIGINT)
         assert process.returncode == 0
         assert "\033[32m  ok  " in screen.text
-        with pytest.raises(URLError):
-            urlopen(records, timeout=PATIENCE)
+        for address in (records, ledger):
+            with pytest.raises(URLError):
+                urlopen(address, timeout=PATIENCE)
     finally:
         os.close(terminal)
         os.close(end)
@@ -231,6 +278,19 @@ def log_in(address: str, username: str, password: str) -> str:
         with browser.open(urljoin(address, sheet)) as response:
             assert response.headers["Content-Type"].startswith("text/css")
     return page
+
+
+def pay(command: str) -> str:
+    """Send what a command for curl says, and return the answer."""
+    found = re.findall(r"'([^']+)'", command)
+    address, *headers, payload = found
+    request = Request(address, payload.encode())
+    for header in headers:
+        request.add_header(*header.split(": "))
+    with urlopen(request, timeout=PATIENCE) as response:
+        assert response.status == 201
+        body: str = response.read().decode()
+        return body
 
 
 def test_demo_project_has_no_secret_key_without_debug() -> None:
@@ -477,3 +537,264 @@ def test_api_names_the_field_of_an_error() -> None:
 
 def test_api_leaves_other_exceptions_alone() -> None:
     assert exception_handler(ValueError(uuid4()), {}) is None
+
+
+# Its payments, with the demo's provider as a process of its own.
+
+PAYMENTS = "/api/v2/user/payments"
+PAYMENT = {
+    "amount": "12.50",
+    "currency": "EUR",
+    "card": "tok_visa",
+    "reference": "Excursion",
+}
+DECLINED = {**PAYMENT, "card": "tok_declined"}
+
+
+class Provider:
+    """A running payment provider."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = process
+
+    @property
+    def charges(self) -> list[dict[str, Any]]:
+        """The ledger."""
+        with urlopen(f"{self.url}/charges", timeout=PATIENCE) as response:
+            charges: list[dict[str, Any]] = json.load(response)
+        return charges
+
+    @contextmanager
+    def silenced(self, settings: Any) -> Iterator[None]:
+        """Let it accept connections and answer nothing, and be waited for briefly."""
+        before = settings.PAYMENT_PROVIDER_TIMEOUT
+        settings.PAYMENT_PROVIDER_TIMEOUT = 0.2
+        self.process.send_signal(signal.SIGSTOP)
+        yield
+        self.process.send_signal(signal.SIGCONT)
+        settings.PAYMENT_PROVIDER_TIMEOUT = before
+
+
+@pytest.fixture
+def provider(ada: APIClient, settings: Any, tmp_path: Path) -> Iterator[Provider]:
+    """Start a payment provider and tell the API where it is."""
+    command = [sys.executable, "-m", "testproject.demo_provider"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        file, port = listener.fileno(), listener.getsockname()[1]
+        process = subprocess.Popen(
+            [*command, f"--fd={file}", f"--ledger={tmp_path / 'ledger.sqlite3'}"],
+            cwd=ROOT,
+            pass_fds=[file],
+            stderr=subprocess.DEVNULL,
+        )
+    with process:
+        try:
+            started = Provider(port, process)
+            settings.PAYMENT_PROVIDER_URL = started.url
+            settings.PAYMENT_PROVIDER_TIMEOUT = PATIENCE
+            yield started
+        finally:
+            process.kill()
+
+
+@contextmanager
+def unreachable(settings: Any) -> Iterator[None]:
+    """Let nobody listen where the provider should be."""
+    before = settings.PAYMENT_PROVIDER_URL
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        settings.PAYMENT_PROVIDER_URL = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        yield
+    settings.PAYMENT_PROVIDER_URL = before
+
+
+def state() -> str:
+    """Return the state of the one record."""
+    return IdempotencyRecord.objects.get().state
+
+
+def test_payment_is_charged_once(ada: APIClient, provider: Provider) -> None:
+    """E10: The provider gets a key that no client can guess, the same every time."""
+    first, again = (ada.post(PAYMENTS, PAYMENT, **key()) for _ in range(2))
+    (charge,) = provider.charges
+    paid = {name: PAYMENT[name] for name in ("amount", "currency", "reference")}
+    assert data_of(first, 201) == {"id": charge["id"], **paid}
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again["Idempotent-Replayed"] == "true"
+    assert charge == {**charge, **PAYMENT, "status": "charged", "requests": 1}
+    assert UUID(charge["key"])
+    assert charge["key"] != KEY
+    data_of(ada.post(PAYMENTS, PAYMENT, **key("another-key")), 201)
+    assert len({charge["key"] for charge in provider.charges}) == 2
+
+
+def test_payment_is_declined(ada: APIClient, provider: Provider) -> None:
+    """O1: To be declined is an outcome: it is replayed, and another key may try."""
+    first, again = (ada.post(PAYMENTS, DECLINED, **key()) for _ in range(2))
+    assert (first.status_code, errors_of(first)) == (402, ["CARD_DECLINED"])
+    assert (again.status_code, again.content) == (402, first.content)
+    (charge,) = provider.charges
+    assert (charge["status"], charge["requests"]) == ("declined", 1)
+    assert data_of(ada.post(PAYMENTS, PAYMENT, **key("another-key")), 201)
+
+
+def test_payment_without_a_provider(
+    ada: APIClient, provider: Provider, settings: Any
+) -> None:
+    """E9: A run that could send nothing gives the key back."""
+    with unreachable(settings):
+        response = ada.post(PAYMENTS, PAYMENT, **key())
+    assert response.status_code == 503
+    assert errors_of(response) == ["PAYMENT_PROVIDER_UNREACHABLE"]
+    assert response["Retry-After"] == "5"
+    assert not IdempotencyRecord.objects.exists()
+    # The key is new, so it may stand for another payment.
+    data_of(ada.post(PAYMENTS, {**PAYMENT, "amount": "13.00"}, **key()), 201)
+    assert [charge["amount"] for charge in provider.charges] == ["13.00"]
+
+
+def test_payment_with_a_silent_provider(
+    ada: APIClient, provider: Provider, settings: Any
+) -> None:
+    """E9: After a timeout the outcome is unknown, until the provider can be asked."""
+    with provider.silenced(settings):
+        for _ in range(2):
+            response = ada.post(PAYMENTS, PAYMENT, **key())
+            assert (response.status_code, errors_of(response)) == (
+                504,
+                ["PAYMENT_UNKNOWN"],
+            )
+            assert response["Retry-After"] == "5"
+            assert state() == State.ABANDONED
+    wait_until(lambda: provider.charges, "the request that nobody waits for any more")
+    with unreachable(settings):
+        response = ada.post(PAYMENTS, PAYMENT, **key())
+    assert errors_of(response) == ["PAYMENT_PROVIDER_UNREACHABLE"]
+    assert state() == State.ABANDONED
+    found = data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201)
+    (charge,) = provider.charges
+    assert (charge["id"], charge["requests"]) == (found["id"], 1)
+
+
+def test_payment_is_not_given_back_by_a_later_run(
+    ada: APIClient, provider: Provider, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E9: What a later run could not send says nothing about the first one."""
+    with provider.silenced(settings):
+        ada.post(PAYMENTS, PAYMENT, **key())
+        with unreachable(settings), monkeypatch.context() as patch:
+            # The provider had not got to the first request when it was asked.
+            patch.setattr(provider_client, "find_charge", lambda key: None)
+            response = ada.post(PAYMENTS, PAYMENT, **key())
+        assert errors_of(response) == ["PAYMENT_PROVIDER_UNREACHABLE"]
+        assert state() == State.ABANDONED
+    data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201)
+    assert len(provider.charges) == 1
+
+
+@pytest.mark.parametrize("where", ["before the charge", "after it"])
+@pytest.mark.parametrize(("payment", "status"), [(PAYMENT, 201), (DECLINED, 402)])
+def test_payment_whose_run_ended(
+    ada: APIClient,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    payment: dict[str, str],
+    status: int,
+) -> None:
+    """E9: A retry answers with the charge that it finds, or makes it."""
+    after = where == "after it"
+    with monkeypatch.context() as patch:
+        owner, name = (
+            (PaymentView, "should_store_response")
+            if after
+            else (provider_client, "charge")
+        )
+        patch.setattr(owner, name, end_the_process)
+        with pytest.raises(KeyboardInterrupt):
+            ada.post(PAYMENTS, payment, **key())
+    assert len(provider.charges) == after
+    first, again = (ada.post(PAYMENTS, payment, **key()) for _ in range(2))
+    assert first.status_code == again.status_code == status
+    assert first.content == again.content
+    assert "Idempotent-Replayed" not in first
+    assert again["Idempotent-Replayed"] == "true"
+    (charge,) = provider.charges
+    assert charge["requests"] == 1
+
+
+def end_the_process(*args: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_payment_whose_lease_holds(ada: APIClient, provider: Provider) -> None:
+    """E7: While the first run may go on, a retry has to wait."""
+    first = ada.post(PAYMENTS, PAYMENT, **key())
+    lease = UTCNow() + PaymentView.idempotency_lease
+    IdempotencyRecord.objects.update(
+        state=State.IN_PROGRESS, status_code=None, lease_expires_at=lease
+    )
+    response = ada.post(PAYMENTS, PAYMENT, **key())
+    assert (response.status_code, response["Retry-After"]) == (409, "1")
+    assert errors_of(response) == ["IDEMPOTENCY_IN_PROGRESS"]
+    past = UTCNow() - PaymentView.idempotency_lease
+    IdempotencyRecord.objects.update(lease_expires_at=past)
+    assert data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201) == data_of(first, 201)
+    assert [charge["requests"] for charge in provider.charges] == [1]
+
+
+@pytest.mark.parametrize(
+    ("payload", "codes"),
+    [
+        ({}, ["REQUIRED"] * 4),
+        ([], ["INVALID"]),
+        ("{", ["PARSE_ERROR"]),
+        ({**PAYMENT, "amount": "0.00"}, ["MIN_VALUE"]),
+        ({**PAYMENT, "amount": "1.001"}, ["MAX_DECIMAL_PLACES"]),
+        ({**PAYMENT, "currency": "XYZ", "card": ""}, ["INVALID_CHOICE", "BLANK"]),
+    ],
+)
+def test_payment_that_is_malformed(
+    ada: APIClient, provider: Provider, payload: Any, codes: list[str]
+) -> None:
+    """O2: Who is refused before the charge may mend it under the same key."""
+    if isinstance(payload, str):
+        response = ada.post(PAYMENTS, payload, content_type="application/json", **key())
+    else:
+        response = ada.post(PAYMENTS, payload, **key())
+    assert (response.status_code, errors_of(response)) == (400, codes)
+    assert not IdempotencyRecord.objects.exists()
+    assert provider.charges == []
+    data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201)
+
+
+def test_payment_needs_a_key(ada: APIClient, provider: Provider) -> None:
+    response = ada.post(PAYMENTS, PAYMENT)
+    assert response.status_code == 400
+    assert errors_of(response) == ["IDEMPOTENCY_KEY_REQUIRED"]
+    assert provider.charges == []
+
+
+def test_payment_with_unusable_answers(
+    ada: APIClient, provider: Provider, settings: Any
+) -> None:
+    """E9: An answer of another kind says nothing about the charge."""
+    url = settings.PAYMENT_PROVIDER_URL
+    settings.PAYMENT_PROVIDER_URL += "/elsewhere"
+    for _ in range(2):
+        response = ada.post(PAYMENTS, PAYMENT, **key())
+        assert (response.status_code, errors_of(response)) == (504, ["PAYMENT_UNKNOWN"])
+        assert state() == State.ABANDONED
+    settings.PAYMENT_PROVIDER_URL = url
+    data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201)
+
+
+def test_provider_has_keys_of_its_own(provider: Provider) -> None:
+    first, again = (provider_client.charge(PAYMENT, "k") for _ in range(2))
+    assert (first["requests"], again["requests"]) == (1, 2)
+    assert {**first, "requests": 2} == again
+    with pytest.raises(provider_client.PaymentUnknown):
+        provider_client.charge({**PAYMENT, "amount": "13.00"}, "k")
+    assert [charge["amount"] for charge in provider.charges] == ["12.50"]
+    assert provider_client.find_charge("another") is None

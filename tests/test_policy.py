@@ -41,10 +41,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"released_statuses": (True,)}, "from 200 to 499"),
     ({"on_concurrent": "queue"}, '"refuse" or "wait"'),
     ({"wait_timeout": 5}, "wait_timeout must be a positive"),
-    ({"atomic": False}, "leased mode"),
-    ({"lease": timedelta(seconds=30)}, "no idempotency option 'lease'"),
-    ({"on_abandoned": "hold"}, "no idempotency option 'on_abandoned'"),
-    ({"requird": True}, "The options are atomic, methods"),
+    ({"retention": timedelta(days=40_000)}, "positive"),
+    ({"atomic": 0}, "atomic must be True or False"),
+    ({"atomic": False}, "atomic=False needs on_abandoned beside it"),
+    ({"lease": 30}, "lease must be a positive"),
+    ({"lease": timedelta(seconds=30)}, "lease means nothing without atomic=False"),
+    ({"on_abandoned": "retry"}, '"hold", "rerun" or a callable'),
+    ({"on_abandoned": "hold"}, "on_abandoned means nothing without atomic=False"),
+    ({"atomic": True, "on_abandoned": "hold"}, "on_abandoned means nothing"),
+    (
+        {
+            "atomic": False,
+            "on_abandoned": "hold",
+            "lease": timedelta(days=1),
+            "retention": timedelta(days=1),
+        },
+        "is not shorter than the retention",
+    ),
+    ({"requird": True}, "The options are atomic, lease, methods"),
     (
         {"on_concurrent": "refuse", "wait_timeout": timedelta(seconds=1)},
         "wait_timeout means nothing",
@@ -87,6 +101,8 @@ def test_right_options() -> None:
         wait_timeout=timedelta(seconds=1),
     )
     idempotent(scope=lambda request: "mine", released_statuses=())
+    idempotent(atomic=False, lease=timedelta(seconds=30), on_abandoned="hold")
+    idempotent(atomic=False, on_abandoned=lambda record, request: None)
 
 
 def test_mixin_after_the_view() -> None:

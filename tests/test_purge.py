@@ -70,7 +70,7 @@ def test_expired_only() -> None:
         "a year": timedelta(days=365),
     }.items():
         record = make_record(key=key, created_at=now - age)
-        assert record.is_expired(now) is (age >= RETENTION)
+        assert record.is_in_force(now) is (age < RETENTION)
     report = purge(now=now)
     assert left() == {"new", "29 days", "a second left"}
     assert (report.deleted, report.batches, report.more) == (3, 1, False)

@@ -1,4 +1,4 @@
-"""Claim, complete, release: the one package with SQL of its own, by database vendor.
+"""Claim, renew, complete, release: the one package with SQL of its own, by vendor.
 
 Every write carries the claim's token and must hit exactly one row (contract E5), so
 whoever lost a claim writes nothing.
@@ -10,12 +10,12 @@ from typing import Any
 
 from django.db import connections
 
-from idempotency.claims.base import ClaimLost, Claims
+from idempotency.claims.base import Claims
 from idempotency.claims.mariadb import MariaDBClaims
 from idempotency.claims.postgresql import PostgreSQLClaims
 from idempotency.claims.sqlite import SQLiteClaims
 
-__all__ = ["ClaimLost", "Claims", "claims_in"]
+__all__ = ["Claims", "claims_in"]
 
 CACHE = "_idempotency_claims"
 

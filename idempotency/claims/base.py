@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,24 +11,27 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from idempotency.models import IdempotencyRecord, State
+from idempotency.exceptions import ClaimLost
+from idempotency.models import IdempotencyRecord, State, UTCNow
 from idempotency.responses import StoredResponse
 
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
 ATTNAMES = [field.attname for field in FIELDS]
-# Null until a claim is executed, so not in its INSERT.
-LATER = ("lease_expires_at", "status_code", "headers", "body", "body_size")
-INSERTED = [f for f in ATTNAMES if f not in (*LATER, "completed_at")]
+# What a claim writes, beside the end of its lease; the answer comes later.
+LATER = ("status_code", "headers", "body", "body_size", "completed_at")
+CLAIMED = [f for f in ATTNAMES if f not in (*LATER, "lease_expires_at")]
 COMPLETED = ["state", "status_code", "headers", "body", "body_size", "completed_at"]
 CLAIM = ["id", "token"]
-
-
-class ClaimLost(Exception):
-    """A write with the claim's token did not hit exactly one row."""
+# Stands in a statement for the end of a lease.
+LEASE = "{lease}"
 
 
 class Claims:
-    """Claims in one database, by statements that any of Django's databases has."""
+    """Claims in one database, by statements that any of Django's databases has.
+
+    Claims with a ``lease`` are for leased mode, where each of these methods commits by
+    itself. Its end is by the database's clock (E7).
+    """
 
     # Whether a look-up before the transaction spares replays the INSERT.
     looks_up_first = True
@@ -42,19 +45,32 @@ class Claims:
         quote = connection.ops.quote_name
         self.table = quote(IdempotencyRecord._meta.db_table)
         columns = {field.attname: quote(field.column) for field in FIELDS}
-        self.columns = ", ".join(columns.values())
-        self.inserted = ", ".join(columns[name] for name in INSERTED)
-        self.marks = ", ".join(["%s"] * len(INSERTED))
         by_id = f"WHERE {columns['id']} = %s"
         by_claim = f"{by_id} AND {columns['token']} = %s"
-        everything = ", ".join(f"{column} = %s" for column in columns.values())
+        lease, state = columns["lease_expires_at"], columns["state"]
+        executing = f"{by_claim} AND {state} = '{State.IN_PROGRESS}'"
+        now = self._compile(UTCNow())[0]
+        self.columns = f"{', '.join(columns.values())}, {lease} > {now} AS is_leased"
+        self.inserted = ", ".join([*(columns[name] for name in CLAIMED), lease])
+        self.marks = ", ".join([*["%s"] * len(CLAIMED), LEASE])
+        claimed = ", ".join(f"{columns[name]} = %s" for name in CLAIMED)
+        emptied = ", ".join(f"{columns[name]} = NULL" for name in LATER)
         completed = ", ".join(f"{columns[name]} = %s" for name in COMPLETED)
         self.select_sql = f"SELECT {self.columns} FROM {self.table} {by_id}"
         self.take_over_sql = (
-            f"{self.AT_ONCE}UPDATE {self.table} SET {everything} {by_claim}"
+            f"{self.AT_ONCE}UPDATE {self.table} "
+            f"SET {claimed}, {lease} = {LEASE}, {emptied} {by_claim} "
+            f"AND ({lease} IS NULL OR {lease} <= {now})"
             f"{self.UNLESS_HELD.format(table=self.table)}"
         )
-        self.complete_sql = f"UPDATE {self.table} SET {completed} {by_claim}"
+        self.renew_sql = f"UPDATE {self.table} SET {lease} = {LEASE} {executing}"
+        self.complete_sql = (
+            f"UPDATE {self.table} SET {completed}, {lease} = NULL {by_claim}"
+        )
+        self.abandon_sql = (
+            f"UPDATE {self.table} SET {state} = '{State.ABANDONED}', {lease} = NULL "
+            f"{executing}"
+        )
         self.release_sql = f"DELETE FROM {self.table} {by_claim}"
         self.converters = [*self._converters()]
 
@@ -63,24 +79,26 @@ class Claims:
         wanted: IdempotencyRecord,
         now: datetime,
         seen: IdempotencyRecord | None = None,
+        *,
+        lease: timedelta | None = None,
     ) -> IdempotencyRecord | None:
         """Return the record that now stands for the key of ``wanted``.
 
         It has the token of ``wanted`` if the claim is won; another token if the record
         is in force already; and it is None while another transaction executes the key.
-        ``seen`` is the record that a look-up found. Must run inside the transaction
-        that is to hold the effects.
+        ``seen`` is the record that a look-up found. Without a ``lease`` it must run
+        inside the transaction that is to hold the effects.
 
         Raises ``DatabaseError``; ``is_busy`` tells the one that means None.
         """
         # Again only after somebody purged, released or replaced what was seen.
         for _turn in range(3):
-            record = seen or self.insert(wanted)
+            record = seen or self.insert(wanted, lease)
             if record is None or record.token == wanted.token:
                 return record
-            if not record.is_expired(now):
+            if record.is_in_force(now):
                 return record
-            if self.take_over(record, wanted):
+            if self.take_over(record, wanted, lease):
                 return wanted
             seen = self.read_again(record.pk)
             if seen is not None and seen.token == record.token:
@@ -95,37 +113,61 @@ class Claims:
         """Return the record as it is now, whatever the transaction saw before."""
         return self.look_up(record_id)
 
-    def insert(self, wanted: IdempotencyRecord) -> IdempotencyRecord | None:
+    def insert(
+        self, wanted: IdempotencyRecord, lease: timedelta | None
+    ) -> IdempotencyRecord | None:
         """Insert ``wanted``, or quietly lose, and return the record that stands."""
+        wanted.lease_expires_at = lease and UTCNow() + lease  # type: ignore[assignment]  # an expression
         manager = IdempotencyRecord.objects.using(self.connection.alias)
         manager.bulk_create([wanted], ignore_conflicts=True)
         return self.look_up(wanted.pk)
 
-    def take_over(self, expired: IdempotencyRecord, wanted: IdempotencyRecord) -> bool:
-        """Put ``wanted`` in the place of an expired record, if it is still that one."""
-        values = [*self._values(wanted, ATTNAMES), *self._values(expired, CLAIM)]
-        return self._execute(self.take_over_sql, values + self._lock_key(wanted)) == 1
+    def take_over(
+        self,
+        earlier: IdempotencyRecord,
+        wanted: IdempotencyRecord,
+        lease: timedelta | None,
+    ) -> bool:
+        """Put ``wanted`` in the place of an expired or abandoned record.
+
+        False if it is no longer that one, or has a live lease again.
+        """
+        sql, ends = self._with_lease(self.take_over_sql, lease)
+        values = [*self._values(wanted, CLAIMED), *ends, *self._values(earlier, CLAIM)]
+        return self._execute(sql, values + self._lock_key(wanted)) == 1
+
+    def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
+        """Let the lease end ``lease`` from now (E8).
+
+        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        """
+        sql, ends = self._with_lease(self.renew_sql, lease)
+        self._write(sql, [*ends, *self._values(claimed, CLAIM)])
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Store the response in the claimed record.
 
         Raises ``ClaimLost`` if the record no longer has the claim's token.
         """
-        body = stored.body
         claimed.state = State.COMPLETED
-        claimed.status_code = stored.status_code
-        claimed.headers = stored.headers
-        claimed.body = body
-        claimed.body_size = None if body is None else len(body)
         claimed.completed_at = timezone.now()
-        self._write(self.complete_sql, claimed, [*COMPLETED, *CLAIM])
+        for name, value in stored.as_fields().items():
+            setattr(claimed, name, value)
+        self._write(self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM]))
+
+    def abandon(self, claimed: IdempotencyRecord) -> None:
+        """Give the claim up, its outcome unknown (E9).
+
+        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        """
+        self._write(self.abandon_sql, self._values(claimed, CLAIM))
 
     def release(self, claimed: IdempotencyRecord) -> None:
         """Give the key back with nothing stored.
 
         Raises ``ClaimLost`` if the record no longer has the claim's token.
         """
-        self._write(self.release_sql, claimed, CLAIM)
+        self._write(self.release_sql, self._values(claimed, CLAIM))
 
     def is_busy(self, error: DatabaseError) -> bool:
         """Tell whether a claim failed because another transaction holds the key."""
@@ -139,9 +181,23 @@ class Claims:
         """Tell whether an earlier error had ended the transaction already (O2)."""
         return False
 
-    def _write(self, sql: str, claimed: IdempotencyRecord, names: list[str]) -> None:
-        if self._execute(sql, self._values(claimed, names)) != 1:
+    def _write(self, sql: str, values: list[Any]) -> None:
+        if self._execute(sql, values) != 1:
             raise ClaimLost
+
+    def _with_lease(self, sql: str, lease: timedelta | None) -> tuple[str, list[Any]]:
+        """Return a statement with the end of a lease in it, and that end's values."""
+        end, values = self._lease_end(lease) if lease else ("NULL", [])
+        return sql.format(lease=end), values
+
+    def _lease_end(self, lease: timedelta) -> tuple[str, list[Any]]:
+        return self._compile(UTCNow() + lease)
+
+    def _compile(self, expression: Any) -> tuple[str, list[Any]]:
+        query = IdempotencyRecord.objects.using(self.connection.alias).query
+        compiler = query.get_compiler(using=self.connection.alias)
+        sql, values = compiler.compile(expression.resolve_expression(query))
+        return sql, [*values]
 
     def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
         return []
@@ -168,10 +224,12 @@ class Claims:
             row = cursor.fetchone()
         if row is None:
             return None
-        found = list(row)
+        *found, is_leased = row
         for index, column, convert in self.converters:
             found[index] = convert(found[index], column, self.connection)
-        return IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
+        record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
+        record.is_leased = bool(is_leased)
+        return record
 
     def _converters(self) -> Iterator[tuple[int, Any, Any]]:
         """Yield what makes of a column's value what the model's field wants."""
@@ -193,8 +251,11 @@ class RowCountClaims(Claims):
         super().__init__(connection)
         self.insert_sql = self.INSERT.format(self.table, self.inserted, self.marks)
 
-    def insert(self, wanted: IdempotencyRecord) -> IdempotencyRecord | None:
-        if self._execute(self.insert_sql, self._values(wanted, INSERTED)) == 1:
+    def insert(
+        self, wanted: IdempotencyRecord, lease: timedelta | None
+    ) -> IdempotencyRecord | None:
+        sql, ends = self._with_lease(self.insert_sql, lease)
+        if self._execute(sql, [*self._values(wanted, CLAIMED), *ends]) == 1:
             return wanted
         return self.read_again(wanted.pk)
 

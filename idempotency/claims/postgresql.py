@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from idempotency.claims.base import INSERTED, Claims, causes
+from idempotency.claims.base import CLAIMED, Claims, causes
 from idempotency.models import IdempotencyRecord
 
 
@@ -39,13 +40,17 @@ class PostgreSQLClaims(Claims):
             f"WITH claim AS (INSERT INTO {self.table} ({self.inserted}) "
             f"SELECT {self.marks} WHERE {self.LOCK.format(table=self.table)} "
             f"ON CONFLICT DO NOTHING RETURNING {self.columns}) "
-            f"SELECT {self.columns} FROM claim UNION ALL {self.select_sql} LIMIT 1"
+            f"SELECT * FROM claim UNION ALL {self.select_sql} LIMIT 1"
         )
 
-    def insert(self, wanted: IdempotencyRecord) -> IdempotencyRecord | None:
-        values = [*self._values(wanted, INSERTED), *self._lock_key(wanted), wanted.pk]
+    def insert(
+        self, wanted: IdempotencyRecord, lease: timedelta | None
+    ) -> IdempotencyRecord | None:
+        sql, ends = self._with_lease(self.insert_sql, lease)
+        values = [*self._values(wanted, CLAIMED), *ends]
+        values += [*self._lock_key(wanted), wanted.pk]
         # No row: held by another transaction, or committed after the snapshot.
-        return self._fetch(self.insert_sql, values) or self.look_up(wanted.pk)
+        return self._fetch(sql, values) or self.look_up(wanted.pk)
 
     def is_transient(self, error: DatabaseError) -> bool:
         return self._has_state(error, self.TRANSIENT)

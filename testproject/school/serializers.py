@@ -1,6 +1,9 @@
-"""What a class and an assignment look like on the wire."""
+"""What a class, an assignment and a payment look like on the wire."""
 
 from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
 
 from rest_framework import serializers
 
@@ -21,3 +24,15 @@ class AssignmentSerializer(serializers.ModelSerializer[Assignment]):
     class Meta:
         model = Assignment
         fields = ("id", "title", "due_date", "created_at")
+
+
+class PaymentSerializer(serializers.Serializer[Any]):
+    """A payment; ``card`` is the provider's token for a card, never its number."""
+
+    id = serializers.CharField(read_only=True)
+    amount = serializers.DecimalField(
+        max_digits=8, decimal_places=2, min_value=Decimal("0.01")
+    )
+    currency = serializers.ChoiceField(choices=("EUR", "USD"))
+    card = serializers.CharField(max_length=100, write_only=True)
+    reference = serializers.CharField(max_length=100)

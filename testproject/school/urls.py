@@ -1,4 +1,4 @@
-"""``classes/`` and ``classes/<uuid>/assignments``, without trailing slashes."""
+"""``classes``, ``classes/<uuid>/assignments`` and ``payments``, no trailing slashes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from django.urls import path
 
 from testproject.school.views import (
     AssignmentViewSet,
+    PaymentView,
     SchoolClassViewSet,
     UnknownAddressView,
 )
@@ -25,5 +26,6 @@ urlpatterns = [
         ),
         name="assignment",
     ),
+    path("payments", PaymentView.as_view(), name="payments"),
     path("<path:unknown>", UnknownAddressView.as_view()),
 ]

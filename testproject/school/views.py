@@ -1,7 +1,12 @@
-"""The API. ``IdempotencyMixin`` is all that a view needs to be safe to retry."""
+"""The API. ``IdempotencyMixin`` is all that a view needs to be safe to retry.
+
+A view that acts outside the database also says what is to happen where nobody knows
+whether it did: see ``PaymentView``.
+"""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import QuerySet
@@ -9,13 +14,21 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import ModelViewSet, ReadOnlyModelViewSet
 
+from idempotency.context import RequestContext
 from idempotency.mixins import IdempotencyMixin
+from idempotency.models import IdempotencyRecord
+from testproject.school import provider
 from testproject.school.models import Assignment, SchoolClass
-from testproject.school.serializers import AssignmentSerializer, SchoolClassSerializer
+from testproject.school.serializers import (
+    AssignmentSerializer,
+    PaymentSerializer,
+    SchoolClassSerializer,
+)
 
 
 class SchoolClassViewSet(ReadOnlyModelViewSet[SchoolClass]):
@@ -50,6 +63,52 @@ class AssignmentViewSet(IdempotencyMixin, ModelViewSet[Assignment]):
         """Return the class, or answer 404 to a user who does not teach it."""
         own = SchoolClass.objects.filter(teacher=self.request.user.pk)
         return get_object_or_404(own, pk=self.kwargs["class_pk"])
+
+
+def ask_provider(record: IdempotencyRecord, request: Request) -> Response | None:
+    """Find out what became of a payment whose run was abandoned.
+
+    None, if the provider knows nothing of it: then it is safe to run the handler.
+    """
+    idempotency: RequestContext = request.idempotency  # type: ignore[attr-defined]  # set by the mixin
+    charge = provider.find_charge(idempotency.derive("charge"))
+    return None if charge is None else answer_payment(charge)
+
+
+class PaymentView(IdempotencyMixin, APIView):
+    """Charge a card at the provider: an act that no transaction can take back."""
+
+    idempotency_required = True
+    idempotency_atomic = False
+    # Far longer than the provider may take, so that no live run loses its claim.
+    idempotency_lease = timedelta(seconds=60)
+    idempotency_on_abandoned = ask_provider
+
+    def post(self, request: Request) -> Response:
+        """Hand the payment on, under a key that is the same in every run."""
+        serializer = PaymentSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        idempotency: RequestContext = request.idempotency  # type: ignore[attr-defined]  # set by the mixin
+        key = idempotency.derive("charge")
+        try:
+            charge = provider.charge(serializer.validated_data, key)
+        except provider.ProviderUnreachable:
+            # This run charged nothing. Of an earlier one that can't be said.
+            if idempotency.attempt == 1:
+                idempotency.release()
+            raise
+        return answer_payment(charge)
+
+
+def answer_payment(charge: provider.Charge) -> Response:
+    """Answer for a charge, or for a declined one.
+
+    Returned, not raised, so that it is stored: to be declined is an outcome, too.
+    """
+    if charge["status"] == "declined":
+        error = {"code": "CARD_DECLINED", "message": "The card was declined."}
+        return Response([error], status=402, exception=True)
+    return Response(PaymentSerializer(charge).data, status=201)
 
 
 class UnknownAddressView(APIView):

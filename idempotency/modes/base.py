@@ -1,0 +1,82 @@
+"""What both modes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import PermissionDenied
+from django.db import connections
+from django.http import Http404, HttpResponseBase
+from rest_framework.exceptions import APIException
+
+from idempotency.claims import claims_in
+from idempotency.context import RequestContext
+from idempotency.finishing import Finisher
+from idempotency.hooks import Hooks
+from idempotency.models import IdempotencyRecord
+from idempotency.policy import Policy
+from idempotency.responses import StoredResponse
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
+
+Handler = Callable[[], HttpResponseBase]
+# What a run ends in: a finished answer, or the handler's own refusal, to be raised.
+Outcome = HttpResponseBase | Exception
+
+# What a handler raises to refuse. From status 500 up it is a failure instead.
+REFUSALS = (APIException, Http404, PermissionDenied)
+
+
+@dataclass(kw_only=True)
+class Mode:
+    """How the handler of one keyed request is executed."""
+
+    request: Request
+    handler: Handler
+    policy: Policy
+    context: RequestContext
+    hooks: Hooks
+    finisher: Finisher
+    alias: str
+
+    def __post_init__(self) -> None:
+        # The stubs do not know all of its attributes.
+        self.connection: Any = connections[self.alias]
+        self.claims = claims_in(self.alias)
+
+    def run(
+        self, wanted: IdempotencyRecord, now: datetime
+    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+        """Claim the key and run the handler, or find the record that is in force.
+
+        Returns the record and the outcome. There is no outcome if the record was in
+        force already, and no record either if another request has the key.
+        """
+        raise NotImplementedError
+
+    def recover(
+        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord
+    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+        """Do what the policy says of a record whose outcome is unknown.
+
+        Returns what ``run`` does. Raises ``OutcomeUnknown`` if it is to be left alone.
+        """
+        raise NotImplementedError
+
+    def is_released_by(self, response: HttpResponseBase) -> bool:
+        """Tell whether an answer gives the key back (O2)."""
+        return response.status_code in self.policy.released_statuses
+
+    def to_store(self, response: HttpResponseBase) -> StoredResponse:
+        """Return what is to be kept of an answer (O4, R4)."""
+        keep = self.hooks.should_store_response(response)
+        return StoredResponse.from_http(response, keep=keep)
+
+
+def is_failure(error: Exception) -> bool:
+    """Tell whether a handler failed, instead of refusing the request (O3)."""
+    return not isinstance(error, REFUSALS) or getattr(error, "status_code", 0) >= 500
