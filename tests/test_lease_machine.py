@@ -124,6 +124,10 @@ class LeaseMachine(RuleBasedStateMachine):
     @invariant()
     def is_as_it_must_be(self) -> None:
         assert read_row() == self.row
+        # Somebody has just looked, and may act upon it now or later.
+        seen = self.claims.look_up(wanted().pk)
+        if seen is not None:
+            self.reads.append(seen)
 
     def teardown(self) -> None:
         """Of all who have ever claimed, at most one can still write."""
@@ -157,25 +161,15 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # Requests.
 
-    @precondition(lambda self: self.row is not None)
-    @rule()
-    def look_up(self) -> None:
-        found = self.claims.look_up(wanted().pk)
-        assert found is not None
-        self.reads.append(found)
-
     @initialize()
     def claim_first(self) -> None:
         self.claim_after(None)
 
-    @rule()
-    def claim_at_once(self) -> None:
-        self.claim_after(None)
-
-    @precondition(lambda self: self.reads)
-    @rule(which=RECENT)
-    def claim_what_was_seen(self, which: int) -> None:
-        self.claim_after(recent(self.reads, which))
+    @rule(which=st.none() | RECENT)
+    def claim(self, which: int | None) -> None:
+        """Claim at once, or what a look-up has seen."""
+        is_seen = which is not None and self.reads
+        self.claim_after(recent(self.reads, which or 0) if is_seen else None)
 
     def claim_after(self, seen: IdempotencyRecord | None) -> None:
         """Claim a key that is new or expired, as ``LeasedMode.run`` does (P1, E7)."""
@@ -275,10 +269,10 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(which=RECENT)
     def write_again(self, which: int) -> None:
         """Repeat a write whose reply was lost: it was done, so nothing changes (E5)."""
-        last = recent(self.ended, which).last
-        assert last is not None
+        worker = recent(self.ended, which)
+        assert worker.last is not None
         with suppress(ClaimLost):
-            last()
+            worker.last()
 
     # The clocks.
 
@@ -327,6 +321,7 @@ class LeaseMachine(RuleBasedStateMachine):
         seen.release()
         self.row = None
 
+    @precondition(lambda self: self.row is not None and self.row.is_expired)
     @rule()
     def purge(self) -> None:
         """Delete the record if it is expired, unless its lease is live (P2)."""

@@ -874,6 +874,25 @@ def fail(*args: Any, **kwargs: Any) -> Any:
     raise OperationalError("gone")
 
 
+def test_lost_in_a_testcase(handle: Handle, monkeypatch: Any) -> None:
+    """E11: In a TestCase's transaction no new connection could help."""
+    answers = []
+
+    def handler(request: Request) -> Any:
+        monkeypatch.setattr(claims_in("default"), "_execute", fail)
+        return create_effect(request)
+
+    class Case(TestCase):
+        def test_leased(self) -> None:
+            client = APIClient(raise_request_exception=False)
+            client.credentials(HTTP_X_USER="ada")
+            answers.append(client.post("/leased/", {}, **key()).status_code)
+
+    handle(handler)
+    run_case(Case)
+    assert answers == [500]
+
+
 class TestDecisions:
     """E9, A3: what a person can do."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,7 +33,7 @@ REFUSALS = (APIException, Http404, PermissionDenied)
 
 
 @dataclass(kw_only=True)
-class Mode:
+class Mode(ABC):
     """How the handler of one keyed request is executed."""
 
     request: Request
@@ -48,6 +49,7 @@ class Mode:
         self.connection: Any = connections[self.alias]
         self.claims = claims_in(self.alias)
 
+    @abstractmethod
     def run(
         self, wanted: IdempotencyRecord, now: datetime
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
@@ -56,8 +58,8 @@ class Mode:
         Returns the record and the outcome. There is no outcome if the record was in
         force already, and no record either if another request has the key.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def recover(
         self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
@@ -65,7 +67,6 @@ class Mode:
 
         Returns what ``run`` does. Raises ``OutcomeUnknown`` if it is to be left alone.
         """
-        raise NotImplementedError
 
     def is_released_by(self, response: HttpResponseBase) -> bool:
         """Tell whether an answer gives the key back (O2)."""
