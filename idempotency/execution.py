@@ -165,8 +165,9 @@ class Execution:
             self.context.attempt = record.attempt
             if not self.identity.is_that_of(record):
                 raise KeyReused
-            if record.stored_response is not None:
-                return self._replay(record, record.stored_response)
+            stored = record.stored_response
+            if stored is not None:
+                return self._replay(record, stored)
             if record.is_leased:
                 return None
             record, outcome = self.mode.recover(record, wanted)

@@ -5,7 +5,12 @@ its boundaries: its process is killed, its client hangs up, its connection to th
 database is terminated, the database server crashes and comes back. Then it is retried
 once. The command fails unless nothing was doubled, lost or stuck.
 
+In leased mode it is retried while the lease is live, and twice after that, under each
+policy: what clients were told, how many outside calls there were, and under how many
+derived keys at most. The command fails unless all is as the policies promise.
+
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
+    python -m tests.crash_matrix --mode leased
 """
 
 from __future__ import annotations
@@ -13,9 +18,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +30,13 @@ from tests.database_servers import DatabaseServer, NotInstalled, mariadb, postgr
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 HOWS = ("kill", "hang-up", "terminate", "restart")
-HANDLERS = ("plain", "released", "expired", "savepoint")
-COLUMNS = ("boundaries", "doubled", "lost", "stuck", "replayed", "ran")
+HANDLERS = {
+    "atomic": ("plain", "released", "expired", "savepoint"),
+    "leased": (
+        *("plain", "renewing", "refused", "released"),
+        *("failed-before", "failed-after"),
+    ),
+}
 
 
 @contextmanager
@@ -39,7 +50,7 @@ def database_server(name: str) -> Iterator[DatabaseServer | None]:
 
 
 def run_database(
-    name: str, hows: list[str], handlers: list[str]
+    name: str, mode: str, hows: list[str], handlers: list[str]
 ) -> tuple[int, list[str]]:
     """Print the rows of one database; return how many requests were cut, and faults.
 
@@ -52,11 +63,15 @@ def run_database(
             ATOMIC_REQUESTS="0",
             DATABASE_URL=database.url if database else f"sqlite:///{folder}/db.sqlite3",
         )
-        return _run_matrix(name, database, hows, handlers)
+        return _run_matrix(name, database, mode, hows, handlers)
 
 
 def _run_matrix(
-    name: str, database: DatabaseServer | None, hows: list[str], handlers: list[str]
+    name: str,
+    database: DatabaseServer | None,
+    mode: str,
+    hows: list[str],
+    handlers: list[str],
 ) -> tuple[int, list[str]]:
     import django  # noqa: PLC0415  # the environment says now which database
 
@@ -65,37 +80,37 @@ def _run_matrix(
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connections  # noqa: PLC0415
 
-    from tests.crashes import (  # noqa: PLC0415
-        HANDLERS as KINDS,
-    )
-    from tests.crashes import Crashes, Tally, serving  # noqa: PLC0415
+    from tests import crashes, leased_crashes  # noqa: PLC0415
+    from tests.cuts import serving  # noqa: PLC0415
     from tests.meetings import Meeting  # noqa: PLC0415
 
+    modes = {"atomic": crashes, "leased": leased_crashes}
+    tried = modes[mode]
+    chosen = [tried.HANDLERS[handler] for handler in handlers]
     call_command("migrate", run_syncdb=True, verbosity=0)
+    say(tried.COLUMNS, "database", "ATOMIC_REQUESTS", "how", *tried.COLUMNS)
     boundaries, faults = 0, []
     for atomic_requests in (False, True):
         connections.settings["default"]["ATOMIC_REQUESTS"] = atomic_requests
+        switch = "on" if atomic_requests else "off"
         with (
             TemporaryDirectory(prefix="idem") as folder,
             Meeting(Path(folder)) as meeting,
             serving() as server,
         ):
-            crashes = Crashes(server, meeting, database)
-            for how in (how for how in crashes.hows() if how in hows):
-                total = Tally()
-                for handler in handlers:
-                    total.add(crashes.run(KINDS[handler], how))
-                boundaries += total.boundaries
-                mode = "on" if atomic_requests else "off"
-                say(name, mode, how, *(getattr(total, column) for column in COLUMNS))
-                faults += [f"{name}, {mode}, {fault}" for fault in total.faults]
+            cuts = tried.Crashes(server, meeting, database)
+            for how in (how for how in cuts.hows() if how in hows):
+                for tally in cuts.rows(how, chosen):
+                    boundaries += tally.boundaries
+                    say(tried.COLUMNS, name, switch, how, *tally.cells)
+                    faults += [f"{name}, {switch}, {fault}" for fault in tally.faults]
     connections.close_all()
     return boundaries, faults
 
 
-def say(*cells: object) -> None:
+def say(columns: Sequence[str], *cells: object) -> None:
     """Print one row of the table."""
-    widths = (11, 16, 10, *(11 for _ in COLUMNS))
+    widths = (11, 16, 10, *(len(column) + 2 for column in columns))
     row = (f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True))
     print("".join(row).rstrip(), flush=True)  # noqa: T201  # for people
 
@@ -103,30 +118,34 @@ def say(*cells: object) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return what was asked for; by default all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mode", choices=[*HANDLERS], default="atomic")
     for name, choices in (
         ("database", DATABASES),
         ("how", HOWS),
-        ("handler", HANDLERS),
+        ("handler", sorted({*chain.from_iterable(HANDLERS.values())})),
     ):
         parser.add_argument(
             f"--{name}", action="append", choices=choices, help="(repeatable)"
         )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.handler = arguments.handler or [*HANDLERS[arguments.mode]]
+    for handler in arguments.handler:
+        if handler not in HANDLERS[arguments.mode]:
+            parser.error(f"{arguments.mode} mode has no handler {handler}")
+    return arguments
 
 
 def main() -> int:
     """Run what was asked for, database by database."""
     arguments = parse_arguments()
-    hows = arguments.how or [*HOWS]
-    handlers = arguments.handler or [*HANDLERS]
+    chosen = (arguments.mode, arguments.how or [*HOWS], arguments.handler)
     boundaries = 0
     faults: list[str] = []
     missing: dict[str, str] = {}
-    say("database", "ATOMIC_REQUESTS", "how", *COLUMNS)
     for name in arguments.database or DATABASES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
-                done = pool.submit(run_database, name, hows, handlers).result()
+                done = pool.submit(run_database, name, *chosen).result()
             except NotInstalled as reason:
                 missing[name] = str(reason)
             else:

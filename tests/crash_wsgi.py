@@ -1,6 +1,7 @@
 """``gunicorn tests.crash_wsgi`` serves the tests' views, to be cut at any boundary.
 
-Every door does what the request's ``handler`` says.
+Every door does what the request's ``handler`` says; those in leased mode are of
+``tests.charging``.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tests.boundaries import Boundaries, watch
+from tests.pauses import Pauses, watch_pauses
 
-application = Boundaries(get_wsgi_application())
+settings.ROOT_URLCONF = "tests.charging"
+application = Pauses(Boundaries(get_wsgi_application()))
 watch()
+watch_pauses()
 
 # Only now, as Django is set up.
 from tests.app.models import Effect  # noqa: E402

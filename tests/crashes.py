@@ -7,31 +7,22 @@ table is ``python -m tests.crash_matrix``.
 
 from __future__ import annotations
 
-import http.client
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from django.db import connection
 from django.utils import timezone
 
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.boundaries import Visit, wait_for_visit
-from tests.database_servers import DatabaseServer
-from tests.meetings import Meeting
-from tests.processes import PATIENCE, running, wait_until
-from tests.servers import Answer, Server, UnixConnection, is_replayed, is_up, read
+from tests.boundaries import Visit
+from tests.cuts import Cuts, Sending
+from tests.servers import Answer, is_replayed
 
 DOOR = "/function/"
-# A worker that waits at a meeting must not be taken for one that hangs.
-WORKER_TIMEOUT = 10 * PATIENCE
+COLUMNS = ("boundaries", "doubled", "lost", "stuck", "replayed", "ran")
 
 
 @dataclass(frozen=True)
@@ -142,30 +133,26 @@ class Tally:
             self.replayed += is_replayed(outcome.retry)
             self.ran += not is_replayed(outcome.retry)
 
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """What stands in the table."""
+        return tuple(getattr(self, name) for name in COLUMNS)
+
     def add(self, other: Tally) -> None:
         """Count all that another one has counted."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
-class Crashes:
-    """A server whose requests are cut, and what cuts them."""
+class Crashes(Cuts):
+    """First-time requests in atomic mode that are cut, and retried once."""
 
-    def __init__(
-        self, server: Server, meeting: Meeting, database: DatabaseServer | None = None
-    ) -> None:
-        self.server = server
-        self.meeting = meeting
-        self.database = database
-
-    def hows(self) -> list[str]:
-        """Return the ways in which a request can be cut here."""
-        names = ["kill", "hang-up"]
-        if connection.vendor != "sqlite":
-            names.append("terminate")
-        if self.database is not None:
-            names.append("restart")
-        return names
+    def rows(self, how: str, handlers: Iterable[Handler]) -> Iterator[Tally]:
+        """Yield what became of all handlers, as one row of the table."""
+        total = Tally()
+        for handler in handlers:
+            total.add(self.run(handler, how))
+        yield total
 
     def run(self, handler: Handler, how: str) -> Tally:
         """Cut one request at each boundary."""
@@ -178,126 +165,48 @@ class Crashes:
 
     def record(self, handler: Handler) -> Visit:
         """Send a request that is not cut; it tells its boundaries."""
-        self.send(handler, key := str(uuid4()))  # now the connection is open
+        # After this one the server's connection is open.
+        sending = request_of(handler)
+        self.send(sending)
         if not handler.is_expired:
-            key = str(uuid4())
-        self.expire(key)
-        with self.start(handler, key, 0) as uncut:
-            answer = read(uncut)
-            assert answer.status == handler.status, answer
-            with closing(wait_for_visit(self.meeting)) as visit:
-                return visit
+            sending = request_of(handler)
+        self.expire(sending.key)
+        answer, visit = self.send_uncut(sending)
+        assert answer.status == handler.status, answer
+        return visit
 
     def cut(self, handler: Handler, how: str, labels: list[str]) -> Outcome:
         """Cut a request at the last of some boundaries, and retry it."""
-        key = str(uuid4())
+        sending = request_of(handler)
         if handler.is_expired:
-            self.send(handler, key)
-            self.expire(key)
-        before = effects_of(key)
-        with self.start(handler, key, len(labels)) as request:
-            with closing(wait_for_visit(self.meeting)) as visit:
-                assert visit.labels == labels
-                getattr(self, f"_{how.replace('-', '_')}")(visit, request)
-            first = read_if_any(request)
-        # One at a time: when this is answered, the request that was cut is over.
-        assert is_up(self.server)
-        between = effects_of(key)
-        retry = self.send(handler, key)
-        after = effects_of(key)
+            self.send(sending)
+            self.expire(sending.key)
+        before = effects_of(sending.key)
+        first = self.send_and_cut(sending, how, labels)
+        between = effects_of(sending.key)
+        retry = self.send(sending)
+        after = effects_of(sending.key)
         return Outcome(
             handler=handler,
             first=first,
             first_effects=between - before,
             retry=retry,
             retry_effects=after - between,
-            again=self.send(handler, key) if handler.is_stored else None,
+            again=self.send(sending) if handler.is_stored else None,
         )
-
-    def send(self, handler: Handler, key: str) -> Answer:
-        """Send a request that nobody cuts."""
-        return self.server.send(DOOR, payload(handler, key), key)
-
-    @contextmanager
-    def start(
-        self, handler: Handler, key: str, number: int
-    ) -> Iterator[UnixConnection]:
-        """Send a request that stops at a boundary."""
-        headers = {"X-Crash-At": str(number), **self.meeting.header}
-        request = self.server.start(DOOR, payload(handler, key), key, **headers)
-        try:
-            yield request
-        finally:
-            request.close()
 
     def expire(self, key: str) -> None:
         """Let a key's record, if there is one, be past its time."""
         past = timezone.now() - timedelta(seconds=1)
         IdempotencyRecord.objects.filter(key=key).update(expires_at=past)
 
-    def _kill(self, visit: Visit, request: UnixConnection) -> None:
-        """End the server's process, as a power cut would."""
-        visit.guest.kill()
 
-    def _hang_up(self, visit: Visit, request: UnixConnection) -> None:
-        """Leave, as an impatient client would; the request goes on."""
-        request.close()
-        visit.close()
-
-    def _terminate(self, visit: Visit, request: UnixConnection) -> None:
-        """End the request's connection to the database; the request goes on."""
-        by_vendor = {
-            "postgresql": "SELECT pg_terminate_backend(%s)",
-            "mysql": "KILL CONNECTION %s",
-        }
-        with connection.cursor() as cursor:
-            cursor.execute(by_vendor[connection.vendor], [visit.guest.session])
-        visit.guest.wait_until_rolled_back()
-        visit.close()
-
-    def _restart(self, visit: Visit, request: UnixConnection) -> None:
-        """Let the database server crash and come back; the request goes on."""
-        assert self.database is not None
-        connection.close()
-        self.database.restart()
-        visit.close()
-
-
-def payload(handler: Handler, key: str) -> dict[str, str]:
-    """Return what makes the server run a handler, and its effects be those of a key."""
-    return {"handler": handler.name, "note": key}
+def request_of(handler: Handler) -> Sending:
+    """Return what runs a handler; its effects are those of the key."""
+    key = str(uuid4())
+    return Sending(DOOR, {"handler": handler.name, "note": key}, key)
 
 
 def effects_of(key: str) -> set[int]:
     """Return the effects of all runs for a key."""
     return {*Effect.objects.filter(note=key).values_list("pk", flat=True)}
-
-
-def read_if_any(request: UnixConnection) -> Answer | None:
-    """Return the answer to a request, or None if there will be none."""
-    if request.sock is None:
-        return None
-    try:
-        return read(request)
-    except (http.client.HTTPException, ConnectionError):
-        return None
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    """Serve requests that can be cut, one at a time, from a process of their own.
-
-    A process that is killed has a successor at once, made from the same parent.
-    """
-    with TemporaryDirectory(prefix="idem") as directory:
-        address, log = Path(directory, "server.sock"), Path(directory, "server.log")
-        command = [
-            *(sys.executable, "-m", "gunicorn", "tests.crash_wsgi", "--preload"),
-            *("--bind", f"unix:{address}", "--workers", "1", "--worker-class", "sync"),
-            *("--timeout", str(WORKER_TIMEOUT), "--graceful-timeout", "1"),
-            "--no-control-socket",
-        ]
-        with running(command, log):
-            server = Server(address)
-            wait_until(lambda: is_up(server), "the server", {"server": log})
-            yield server

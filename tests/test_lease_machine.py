@@ -1,24 +1,22 @@
-"""Any order of what workers, people, the clock and purges do to one leased record.
+"""Any order of what workers, people, the clocks and a purge do to one leased record.
 
-Each statement of leased mode commits by itself, so an interleaving of workers is an
-order of their statements: one connection plays them all. What is read is kept, and may
-be acted upon when it is stale.
+Each statement of leased mode commits by itself, so any interleaving of workers is an
+order of their statements, and one connection plays them all. Between two steps
+somebody looks the record up, and may act upon what was seen when it is no longer so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from typing import TypeVar
 
 import pytest
 from django.db import connection
 from django.http import HttpResponse
 from django.utils import timezone
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,251 +28,124 @@ from hypothesis.stateful import (
 )
 
 from idempotency import claims
-from idempotency.claims import Claims, claims_in
+from idempotency.claims import Claims
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, RecordChanged, State, UTCNow
 from idempotency.responses import StoredResponse
-from tests.test_claims import wanted
+from tests.lease_model import LEASE, Judge, Row, Worker, looks_abandoned
 
-LEASE = timedelta(hours=1)
 MOMENT = timedelta(seconds=1)
-RECENT = st.integers(0, 2)
-ANSWERS = st.sampled_from([b"one", b"two", b"three"])
-
+# How far back among the things of a kind, the newest first.
+BACK = st.integers(0, 2)
+BODIES = st.sampled_from([b"one", b"two"])
 Thing = TypeVar("Thing")
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the record must be."""
-
-    token: UUID
-    attempt: int
-    state: str = State.IN_PROGRESS
-    # None in a record without a lease.
-    is_leased: bool | None = True
-    is_expired: bool = False
-    body: bytes | None = None
-
-    @property
-    def is_in_force(self) -> bool:
-        """Whether the key is not new (P1)."""
-        return bool(self.is_leased) or not self.is_expired
-
-    @property
-    def has_answer(self) -> bool:
-        """Whether this is what retries get, until the retention is over."""
-        return self.state == State.COMPLETED and not self.is_expired
+def pick(things: list[Thing], back: int) -> Thing:
+    """Return one of the newest."""
+    return things[-1 - back % len(things)]
 
 
-@dataclass
-class Worker:
-    """A handler that has claimed, and what it has done at last."""
+class LeaseMachine(Judge, RuleBasedStateMachine):
+    """One key, whose record each step may change only as its model says.
 
-    record: IdempotencyRecord
-    last: Callable[[], None] | None = None
+    Few rules, as each of them is then chosen often: what they do is an argument.
+    """
 
-
-def read_row() -> Row | None:
-    """Return what the record is, by the database's clock."""
-    found = IdempotencyRecord.objects.annotate(clock=UTCNow()).first()
-    if found is None:
-        return None
-    ends = found.lease_expires_at
-    answer = found.stored_response
-    assert (answer is None) is (found.completed_at is None)
-    return Row(
-        token=found.token,
-        attempt=found.attempt,
-        state=found.state,
-        is_leased=None if ends is None else ends > found.clock,
-        is_expired=found.expires_at <= timezone.now(),
-        body=None if answer is None else answer.body,
-    )
-
-
-def stored(body: bytes) -> StoredResponse:
-    """Return an answer as a handler's response becomes one."""
-    return StoredResponse(status_code=201, headers=[], body=body)
-
-
-def looks_abandoned(seen: IdempotencyRecord) -> bool:
-    """Tell whether an unexpired record would be recovered by who has read it."""
-    is_done = seen.state == State.COMPLETED
-    return not is_done and not seen.is_leased and seen.expires_at > timezone.now()
-
-
-def recent(things: list[Thing], which: int) -> Thing:
-    """Return one of the last few."""
-    return things[-1 - which % len(things)]
-
-
-class LeaseMachine(RuleBasedStateMachine):
-    """One key, whose record every rule may change only as its model says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        IdempotencyRecord.objects.all()._raw_delete("default")
-        self.claims = claims_in("default")
-        self.row: Row | None = None
-        self.reads: list[IdempotencyRecord] = []
-        self.running: list[Worker] = []
-        self.ended: list[Worker] = []
+    @initialize(is_over=st.booleans())
+    def begin(self, is_over: bool) -> None:
+        """Begin with a handler, half of the time with a late one."""
+        self.claim(None)
+        if is_over:
+            self.lease_ends()
 
     @invariant()
     def is_as_it_must_be(self) -> None:
-        assert read_row() == self.row
-        # Somebody has just looked, and may act upon it now or later.
-        seen = self.claims.look_up(wanted().pk)
-        if seen is not None:
-            self.reads.append(seen)
+        self.look()
 
     def teardown(self) -> None:
-        """Of all who have ever claimed, at most one can still write."""
-        able = [
-            worker for worker in self.running + self.ended if self.can_renew(worker)
-        ]
-        assert len(able) <= 1
-
-    def can_renew(self, worker: Worker) -> bool:
-        try:
-            self.claims.renew(worker.record, LEASE)
-        except ClaimLost:
-            return False
-        assert self.row is not None
-        assert self.row.token == worker.record.token
-        return True
-
-    def owns(self, worker: Worker) -> bool:
-        """Tell whether the record is a worker's own, lease or no lease."""
-        return self.row is not None and self.row.token == worker.record.token
-
-    def is_still(self, seen: IdempotencyRecord) -> bool:
-        """Tell whether the record is what somebody has read, whatever its lease."""
-        row = self.row
-        return row is not None and (row.token, row.state) == (seen.token, seen.state)
-
-    def won(self, record: IdempotencyRecord) -> None:
-        assert self.row is None or not self.row.is_leased, "a live claim was taken"
-        self.running.append(Worker(record))
-        self.row = Row(token=record.token, attempt=record.attempt)
+        """Of all who have ever claimed, one at most can still write."""
+        for worker in self.running + self.ended + self.gone:
+            with suppress(ClaimLost):
+                self.claims.renew(worker.record, LEASE)
+                assert self.owns(worker), "a stale token renewed"
 
     # Requests.
 
-    @initialize()
-    def claim_first(self) -> None:
-        self.claim_after(None)
-
-    @rule(which=st.none() | RECENT)
-    def claim(self, which: int | None) -> None:
-        """Claim at once, or what a look-up has seen."""
-        is_seen = which is not None and self.reads
-        self.claim_after(recent(self.reads, which or 0) if is_seen else None)
-
-    def claim_after(self, seen: IdempotencyRecord | None) -> None:
-        """Claim a key that is new or expired, as ``LeasedMode.run`` does (P1, E7)."""
-        now, row, mine = timezone.now(), self.row, wanted(token=str(uuid4().int))
-        record = self.claims.claim(mine, now, seen, lease=LEASE)
-        if seen is not None and seen.is_in_force(now):
-            assert record is seen
-        elif record is not None and record.token == mine.token:
-            assert row is None or not row.is_in_force, "a record in force was replaced"
-            self.won(record)
-        elif record is not None:
-            assert row is not None
-            assert (row.is_in_force, row.token) == (True, record.token)
+    @rule(back=st.sampled_from([0, 1, 2, None]))
+    def request(self, back: int | None) -> None:
+        """Act upon what a look-up has seen, or without one."""
+        seen = pick(self.seen, back) if back is not None and self.seen else None
+        if seen is not None and looks_abandoned(seen):
+            self.recover(seen)
         else:
-            # Whoever holds the token has renewed or ended since it was read.
-            assert row is not None, "a new key was refused"
-            assert seen is not None
-            assert seen.token == row.token
-            assert row.is_leased or not self.is_still(seen)
+            self.claim(seen)
 
-    @precondition(lambda self: any(map(looks_abandoned, self.reads)))
-    @rule(which=RECENT)
-    def take_over(self, which: int) -> None:
-        """Take over what looked abandoned, as ``LeasedMode.recover`` does (E9)."""
-        seen = recent([*filter(looks_abandoned, self.reads)], which)
-        row = self.row
-        mine = wanted(token=str(uuid4().int), attempt=seen.attempt + 1)
-        if self.claims.take_over(seen, mine, LEASE):
-            assert row is not None
-            assert row.token == seen.token
-            assert not row.has_answer, "an answer was replaced"
-            self.won(mine)
-        else:
-            assert not self.is_still(seen) or (row is not None and row.is_leased)
+    @precondition(lambda self: any(map(looks_abandoned, self.seen)))
+    @rule(back=BACK)
+    def retry(self, back: int) -> None:
+        """Act upon what looked abandoned, which is where most can go wrong."""
+        self.recover(pick([*filter(looks_abandoned, self.seen)], back))
 
     # Handlers, in time or late.
 
-    def write(self, worker: Worker, write: Callable[[], None], **after: Any) -> None:
-        """Write under a worker's token; a stale one writes nothing (E7)."""
-        worker.last = write
-        if self.owns(worker):
-            write()
-            assert self.row is not None
-            self.row = replace(self.row, **after)
-        else:
-            with pytest.raises(ClaimLost):
-                write()
-
     @precondition(lambda self: self.running)
-    @rule(which=RECENT)
-    def renew(self, which: int) -> None:
-        """Extend the lease, also one that is over while nobody has taken over (E8)."""
-        worker = recent(self.running, which)
+    @rule(back=BACK)
+    def renew(self, back: int) -> None:
+        """Extend the lease, also one that is over while nobody took over (E7, E8)."""
+        worker = pick(self.running, back)
         self.write(
             worker, lambda: self.claims.renew(worker.record, LEASE), is_leased=True
         )
 
     @precondition(lambda self: self.running)
-    @rule(which=RECENT, body=ANSWERS)
-    def complete(self, which: int, body: bytes) -> None:
-        worker, answer = self.end(which), stored(body)
+    @rule(back=BACK)
+    def complete(self, back: int) -> None:
+        """End in an answer of the worker's own."""
+        worker = self.end(back)
+        body = worker.record.token.bytes
+        stored = StoredResponse(status_code=201, headers=[], body=body)
         self.write(
             worker,
-            lambda: self.claims.complete(worker.record, answer),
+            lambda: self.claims.complete(worker.record, stored),
             state=State.COMPLETED,
             is_leased=None,
             body=body,
         )
 
     @precondition(lambda self: self.running)
-    @rule(which=RECENT)
-    def abandon(self, which: int) -> None:
-        worker = self.end(which)
-        self.write(
-            worker,
-            lambda: self.claims.abandon(worker.record),
-            state=State.ABANDONED,
-            is_leased=None,
-        )
+    @rule(back=BACK, is_free=st.booleans())
+    def give_up(self, back: int, is_free: bool) -> None:
+        """End without an answer to store: the key is free, or abandoned."""
+        worker = self.end(back)
+        if is_free:
+            self.write(worker, lambda: self.claims.release(worker.record))
+            self.row = None if self.owns(worker) else self.row
+        else:
+            self.write(
+                worker,
+                lambda: self.claims.abandon(worker.record),
+                state=State.ABANDONED,
+                is_leased=None,
+            )
 
-    @precondition(lambda self: self.running)
-    @rule(which=RECENT)
-    def release(self, which: int) -> None:
-        worker = self.end(which)
-        is_owner = self.owns(worker)
-        self.write(worker, lambda: self.claims.release(worker.record))
-        if is_owner:
-            self.row = None
-
-    def end(self, which: int) -> Worker:
-        worker = recent(self.running, which)
+    def end(self, back: int) -> Worker:
+        worker = pick(self.running, back)
         self.running.remove(worker)
         self.ended.append(worker)
         return worker
 
     @precondition(lambda self: self.ended)
-    @rule(which=RECENT)
-    def write_again(self, which: int) -> None:
+    @rule(back=BACK)
+    def write_again(self, back: int) -> None:
         """Repeat a write whose reply was lost: it was done, so nothing changes (E5)."""
-        worker = recent(self.ended, which)
+        worker = self.ended.pop(-1 - back % len(self.ended))
+        self.gone.append(worker)
         assert worker.last is not None
         with suppress(ClaimLost):
             worker.last()
 
-    # The clocks.
+    # The clocks, people, and the purge.
 
     @precondition(lambda self: self.row is not None and self.row.is_leased)
     @rule()
@@ -290,50 +161,50 @@ class LeaseMachine(RuleBasedStateMachine):
         self.row = replace(self.row, is_expired=True)
         IdempotencyRecord.objects.update(expires_at=timezone.now() - MOMENT)
 
-    # People, and the purge.
-
-    @precondition(lambda self: self.reads)
-    @rule(which=RECENT, body=ANSWERS)
-    def resolve(self, which: int, body: bytes) -> None:
-        """Decide about an abandoned record, if it still is one (E9, A3)."""
-        seen, row = recent(self.reads, which), self.row
-        may = self.is_still(seen) and seen.state != State.COMPLETED
-        if row is None or not may or row.is_leased:
-            with pytest.raises(RecordChanged):
-                seen.resolve(HttpResponse(body))
-            return
+    @precondition(lambda self: self.seen)
+    @rule(back=BACK, body=st.none() | BODIES)
+    def decide(self, back: int, body: bytes | None) -> None:
+        """Resolve or release what a person has seen, if it still is that (E9, A3)."""
+        seen, row = pick(self.seen, back), self.row
+        may = self.is_still(seen) and row is not None and not row.is_leased
+        if body is not None:
+            may = may and seen.state != State.COMPLETED
         before = seen.token
-        seen.resolve(HttpResponse(body))
-        assert seen.token != before
-        self.row = replace(
-            row, token=seen.token, state=State.COMPLETED, is_leased=None, body=body
-        )
-
-    @precondition(lambda self: self.reads)
-    @rule(which=RECENT)
-    def give_back(self, which: int) -> None:
-        """Arm the key again, unless a handler holds the record (A3)."""
-        seen = recent(self.reads, which)
-        if self.row is None or not self.is_still(seen) or self.row.is_leased:
-            with pytest.raises(RecordChanged):
-                seen.release()
+        try:
+            seen.release() if body is None else seen.resolve(HttpResponse(body))
+        except RecordChanged:
+            assert not may, "a decision was refused"
             return
-        seen.release()
-        self.row = None
+        assert may, "a decision was about something else"
+        assert row is not None
+        if body is None:
+            self.row = None
+        else:
+            assert seen.token != before
+            self.row = Row(
+                token=seen.token,
+                attempt=row.attempt,
+                state=State.COMPLETED,
+                is_leased=None,
+                is_expired=row.is_expired,
+                body=body,
+            )
 
     @precondition(lambda self: self.row is not None and self.row.is_expired)
     @rule()
     def purge(self) -> None:
-        """Delete the record if it is expired, unless its lease is live (P2)."""
-        report = IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
-        is_doomed = self.row is not None and not self.row.is_in_force
-        assert report.deleted == is_doomed
-        if is_doomed:
+        """Delete the record, unless its lease is live (P2)."""
+        report = IdempotencyRecord.objects.purge()
+        assert self.row is not None
+        assert report.deleted == (not self.row.is_in_force)
+        if report.deleted:
             self.row = None
 
 
-@pytest.mark.parametrize("kind", ["vendor", "any database"])
-def test_any_order(database: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "examples"), [("vendor", 200), ("any database", 60)])
+def test_any_order(
+    database: None, monkeypatch: pytest.MonkeyPatch, kind: str, examples: int
+) -> None:
     """E5, E7, E8, E9, P1, P2: One live claim at most, and a stale token never writes.
 
     A completed answer changes only when its retention is over or a person gives the
@@ -343,12 +214,5 @@ def test_any_order(database: None, monkeypatch: pytest.MonkeyPatch, kind: str) -
         monkeypatch.setattr(connection, claims.CACHE, Claims(connection), raising=False)
     run_state_machine_as_test(
         LeaseMachine,
-        settings=settings(
-            max_examples=50,
-            stateful_step_count=30,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=[*HealthCheck],
-        ),
+        settings=settings(max_examples=examples, stateful_step_count=30, deadline=None),
     )

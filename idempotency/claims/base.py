@@ -60,7 +60,7 @@ class Claims:
         self.take_over_sql = (
             f"{self.AT_ONCE}UPDATE {self.table} "
             f"SET {claimed}, {lease} = {LEASE}, {emptied} {by_claim} "
-            f"AND ({lease} IS NULL OR {lease} <= {now})"
+            f"AND {state} = %s AND ({lease} IS NULL OR {lease} <= {now})"
             f"{self.UNLESS_HELD.format(table=self.table)}"
         )
         self.renew_sql = f"UPDATE {self.table} SET {lease} = {LEASE} {executing}"
@@ -130,10 +130,12 @@ class Claims:
     ) -> bool:
         """Put ``wanted`` in the place of an expired or abandoned record.
 
-        False if it is no longer that one, or has a live lease again.
+        False if it is no longer that one, has a live lease again, or was completed by
+        a late handler meanwhile: a stored answer is not replaced (E9).
         """
         sql, ends = self._with_lease(self.take_over_sql, lease)
-        values = [*self._values(wanted, CLAIMED), *ends, *self._values(earlier, CLAIM)]
+        values = [*self._values(wanted, CLAIMED), *ends]
+        values += self._values(earlier, [*CLAIM, "state"])
         return self._execute(sql, values + self._lock_key(wanted)) == 1
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:

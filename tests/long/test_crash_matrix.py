@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import Callable
 
 import pytest
 from django.db import connection
 
 from tests.boundaries import statements_in
-from tests.crashes import HANDLERS, Crashes, serving
+from tests.crashes import HANDLERS, Crashes
 from tests.database_servers import NotInstalled, find_postgresql, find_program
 from tests.meetings import Meeting
 from tests.processes import ROOT
@@ -21,18 +19,6 @@ from tests.servers import Server
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":
     HOWS.append("terminate")
-
-
-@pytest.fixture(scope="module")
-def crash_servers(django_db_setup: None) -> Iterator[Callable[[bool], Server]]:
-    """Start a server for each kind of project, once."""
-    with ExitStack() as stack:
-
-        @cache
-        def start(atomic_requests: bool) -> Server:
-            return stack.enter_context(serving())
-
-        yield start
 
 
 @pytest.fixture

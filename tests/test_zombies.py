@@ -1,0 +1,189 @@
+"""Handlers that are stopped past their lease, and go on when others have their key.
+
+Real processes and real signals: a process that is stopped does nothing at all, as one
+on a machine that was suspended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.http import HttpResponse
+
+from idempotency.exceptions import ClaimLost, OutcomeUnknown
+from idempotency.models import IdempotencyRecord, State, UTCNow
+from tests.boundaries import wait_for_visit
+from tests.cuts import serving
+from tests.leased_crashes import HANDLERS, Crashes
+from tests.ledger import Ledger
+from tests.meetings import Meeting
+from tests.processes import wait_until
+from tests.servers import Answer, Server, is_replayed, read
+
+LOST, UNKNOWN = str(ClaimLost.default_detail), str(OutcomeUnknown.default_detail)
+
+
+@pytest.fixture(scope="module")
+def two_servers(django_db_setup: None) -> Iterator[tuple[Server, Server]]:
+    """Start two servers of one process each: one can be stopped."""
+    with serving() as first, serving() as second:
+        yield first, second
+
+
+class Stage:
+    """A handler that is stopped in one server, and what goes on in the other."""
+
+    def __init__(self, servers: tuple[Server, Server], meeting: Meeting) -> None:
+        self.first, self.second = servers
+        self.meeting = meeting
+        self.ledger = Ledger(meeting.address.with_name("ledger"))
+        self.request: tuple[str, dict[str, str]]
+        # None until the zombie has its answer.
+        self.late: Answer | None = None
+
+    @contextmanager
+    def zombie(self, door: str, handler: str) -> Iterator[None]:
+        """Stop a handler past its lease for as long as the block lasts."""
+        self.request = (door, {"handler": handler})
+        headers = {**self.meeting.header, **self.ledger.header}
+        slow = self.first.start(*self.request, **headers)
+        guest = self.meeting.wait()
+        os.kill(guest.pid, signal.SIGSTOP)
+        try:
+            # It would go on now, if it could.
+            guest.let_go()
+            over = UTCNow() - timedelta(seconds=1)
+            assert IdempotencyRecord.objects.update(lease_expires_at=over) == 1
+            yield
+        finally:
+            os.kill(guest.pid, signal.SIGCONT)
+        self.late = read(slow)
+
+    def send(self) -> Answer:
+        """Send the same request to the other server."""
+        return self.second.send(*self.request, **self.ledger.header)
+
+    def log(self) -> str:
+        """Return what the zombie's server has logged."""
+        log = self.first.address.with_name("server.log")
+        return log.read_text(encoding="utf-8", errors="replace")
+
+    def assert_lost(self, before: dict[str, Any], by_now: int) -> None:
+        """Check that the late answer is a refusal, changed nothing and was logged."""
+        assert self.late is not None
+        assert (self.late.status, self.late.code) == (409, LOST)
+        assert the_row() == before
+        told = (
+            "A handler had lost its claim, and its answer was not stored: "
+            f"record {before['id']}, attempt 1, by now attempt {by_now}\n"
+        )
+        # The process is not ours: its log may come a moment after its answer.
+        wait_until(lambda: told in self.log(), "the warning")
+
+
+def the_row() -> dict[str, Any]:
+    """Return every column of the one record."""
+    return dict(IdempotencyRecord.objects.values().get())
+
+
+@pytest.fixture
+def stage(
+    database: None, two_servers: tuple[Server, Server], meeting: Meeting
+) -> Stage:
+    """Return where a handler can be stopped."""
+    return Stage(two_servers, meeting)
+
+
+class TestZombies:
+    """E7: Whoever comes late changes nothing."""
+
+    def test_taken_over(self, stage: Stage) -> None:
+        """E7, E9, E10: A retry takes over and is answered; the late answer is not kept.
+
+        Both have acted outside, under the same derived key.
+        """
+        with stage.zombie("/rerun/", "paused"):
+            rerun = stage.send()
+            assert (rerun.status, is_replayed(rerun)) == (201, False)
+            before = the_row()
+            assert (before["state"], before["attempt"]) == (State.COMPLETED, 2)
+        stage.assert_lost(before, by_now=2)
+        retry = stage.send()
+        assert is_replayed(retry)
+        assert retry.body == rerun.body
+        taken, late = stage.ledger.charges()
+        assert taken.run in rerun.body.decode()
+        assert taken.key == late.key
+
+    def test_renewing(self, stage: Stage) -> None:
+        """E7, E8: A late handler that renews before it acts does not act."""
+        with stage.zombie("/rerun/", "paused-and-renewing"):
+            rerun = stage.send()
+            assert rerun.status == 201
+            before = the_row()
+        stage.assert_lost(before, by_now=2)
+        assert len(stage.ledger.charges()) == 1
+
+    def test_resolved(self, stage: Stage) -> None:
+        """E7, E9: What a person has resolved meanwhile stays as it was resolved."""
+        with stage.zombie("/hold/", "paused"):
+            held = stage.send()
+            assert (held.status, held.code) == (409, UNKNOWN)
+            IdempotencyRecord.objects.get().resolve(HttpResponse(b"paid", status=200))
+            before = the_row()
+        stage.assert_lost(before, by_now=1)
+        retry = stage.send()
+        assert (retry.status, retry.body) == (200, b"paid")
+
+    def test_released(self, stage: Stage) -> None:
+        """E7, E9: A key that a person gave back belongs to the run that came then."""
+        with stage.zombie("/hold/", "paused"):
+            IdempotencyRecord.objects.get().release()
+            again = stage.send()
+            assert again.status == 201
+            before = the_row()
+        stage.assert_lost(before, by_now=1)
+        assert stage.send().body == again.body
+
+    def test_still_alone(self, stage: Stage) -> None:
+        """E7: Past its lease, but with nobody after it, its answer is stored."""
+        with stage.zombie("/hold/", "paused"):
+            assert stage.send().code == UNKNOWN
+        assert stage.late is not None
+        assert stage.late.status == 201
+        retry = stage.send()
+        assert is_replayed(retry)
+        assert retry.body == stage.late.body
+        assert len(stage.ledger.charges()) == 1
+
+
+def test_ends_while_another_takes_over(
+    database: None, two_servers: tuple[Server, Server], meeting: Meeting
+) -> None:
+    """E7, E9: Who finds a late run, which then ends after all, does not run again."""
+    late, other = (Crashes(server, meeting) for server in two_servers)
+    charged = late.record("rerun", HANDLERS["plain"]).labels.index("charged") + 1
+    taking_over = other.record("rerun", HANDLERS["failed-before"]).labels
+    before_it = taking_over.index("about to charge") - 1
+    sending = late.prepare("rerun", HANDLERS["plain"])
+    with late.start(sending, charged) as slow:
+        acted = wait_for_visit(meeting)
+        late.end_lease(sending.key)
+        with other.start(sending, before_it) as overtaken:
+            has_looked = wait_for_visit(meeting)
+            acted.close()
+            first = read(slow)
+            has_looked.close()
+            second = read(overtaken)
+    assert first.status == 201
+    assert second.status == 409 or is_replayed(second)
+    retry = other.send(sending)
+    assert is_replayed(retry)
+    assert retry.body == first.body
+    assert len(other.ledger.charges_of(sending.key)) == 1
