@@ -149,7 +149,7 @@ class Run:
         times: Counter[int] = Counter()
         rows = Effect.objects.values_list("note", flat=True)
         for note in rows.iterator():
-            told, record, route = note.split()
+            told, record, route = note.rsplit(" ", 2)
             number, again = [*told.split("."), ""][:2]
             known = int(number) if number.isdigit() and number == again else None
             if record != "-":

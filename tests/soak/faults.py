@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
 
 from tests.processes import wait_until
 from tests.soak.ledger import Ledger
@@ -136,7 +136,15 @@ def wait_until_idle() -> None:
 
 
 def execute(sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Run a statement on this process's own connection."""
+    """Run a statement on this process's own connection, or on its successor."""
+    try:
+        return _execute(sql, values)
+    except OperationalError:  # the server was crashed since the connection was made
+        connection.close()
+        return _execute(sql, values)
+
+
+def _execute(sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(sql, values)
         return list(cursor.fetchall()) if cursor.description else []
