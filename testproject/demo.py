@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import django
 from django.core.management import call_command
 
-from testproject.demo_client import CONNECTIONS, DemoFailed
+from testproject.demo_client import DemoFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 # As many requests at once as the demo sends.
@@ -32,19 +33,31 @@ SECONDS_TO_STOP = 2.0
 
 def main() -> int:
     """Run the demo and return its exit status."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="idempotency-demo-") as name:
             var_dir = Path(name)
             prepare(var_dir)
-            with Children(var_dir) as children, CONNECTIONS:
+            with Children(var_dir) as children:
                 show(children)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except DemoFailed as failure:
         sys.exit(f"\nThis did not hold: {failure}")
     return 0
+
+
+def interrupt(number: int, frame: object) -> None:
+    """End the demo, wherever it is: its files and processes go, and so do sockets.
+
+    Between the making of a socket and its name nobody could close it.
+    """
+    warnings.simplefilter("ignore", ResourceWarning)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def prepare(var_dir: Path) -> None:

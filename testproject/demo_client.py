@@ -8,7 +8,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
 from typing import Any, TypeVar
@@ -26,9 +25,6 @@ SHOWN_HEADERS = (
 
 Payload = dict[str, str]
 Found = TypeVar("Found")
-
-# Closes what an interrupt left open.
-CONNECTIONS = ExitStack()
 
 
 class DemoFailed(Exception):
@@ -85,7 +81,6 @@ class Client:
             headers["Content-Type"] = "application/json"
             body = json.dumps(payload)
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS_TO_ANSWER)
-        CONNECTIONS.enter_context(closing(connection))
         connection.request(method, address, body, headers)
         return connection
 

@@ -209,6 +209,25 @@ def test_demo_can_be_stopped_in_the_middle(
         assert (process.returncode, errors) == (status, "")
 
 
+@once
+def test_demo_can_be_stopped_while_it_connects(folder: Path, tmp_path: Path) -> None:
+    # Where a socket has been made, and nothing has a name for it yet.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, socket, sys\n"
+        "connect = socket.create_connection\n"
+        "def connect_and_end(*args, **kwargs):\n"
+        "    made = connect(*args, **kwargs)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return made\n"
+        "if 'testproject.demo' in sys.orig_argv:\n"
+        "    socket.create_connection = connect_and_end\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    with running_demo(folder, PYTHONPATH=path) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (143, "")
+
+
 class Screen:
     """What a process wrote to a terminal."""
 
