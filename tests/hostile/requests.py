@@ -22,6 +22,9 @@ OPTIONAL = (
     "/waiting/",
 )
 UNPROTECTED = "/unprotected/"
+# The same views without the app: Django answers HEAD where a class has ``get``.
+UNPROTECTED_VIEW = "/unprotected-view/"
+ANSWER_HEAD = ("/mixin-view/", "/mixin-viewset/", "/method/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,8 @@ class Sent:
 
     def elsewhere(self) -> bytes:
         """Return the same bytes for the endpoint that the app does not protect."""
-        return self.content.replace(self.path.encode(), UNPROTECTED.encode(), 1)
+        other = UNPROTECTED_VIEW if self.path in ANSWER_HEAD else UNPROTECTED
+        return self.content.replace(self.path.encode(), other.encode(), 1)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import UUID
 
 from django.db import connections
+from django.urls import Resolver404, resolve
 
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
@@ -39,6 +40,9 @@ FULL_KEY = re.compile(re.escape(KEY_START) + rb"[\w-]+" + re.escape(KEY_END))
 BY_THE_HTTP_SERVER = re.compile(
     rb"\[[^]]+\] \[\d+\] \[[A-Z]+\] (Invalid request|Error handling request) "
 )
+# Django names the path that it has no view for. A broken request line can make a key a
+# part of that path; no view, and so nothing of the app, has seen it then.
+BY_DJANGO = re.compile(rb"django\.request WARNING Not Found: (?P<path>/.*)")
 SHOWN = 1000
 # So many numbers are asked for at once, so that memory stays bounded.
 BATCH = 5000
@@ -185,7 +189,7 @@ class Run:
         sent = make_request(self.report.seed, number)
         if has_record and sent.key in ("none", "invalid"):
             self.add("An effect with a key that is none", note, sent)
-        is_protected = f"/{note.split()[2]}" != UNPROTECTED
+        is_protected = f"/{note.rsplit(maxsplit=1)[1]}" != UNPROTECTED
         has_key = sent.is_post and sent.key in ("valid", "invalid")
         if has_key and is_protected and not has_record:
             self.add("A key was overlooked", note, sent)
@@ -204,11 +208,23 @@ class Run:
         with path.open("rb") as log:
             for line in log:
                 self.report.log_lines += 1
-                if BY_THE_HTTP_SERVER.match(line):
+                if BY_THE_HTTP_SERVER.match(line) or names_no_view(line):
                     continue
                 if BODY_MARK in line or FULL_KEY.search(line):
                     found = Violation("A body or a key in the log", path.name, line)
                     self.report.violations.append(found)
+
+
+def names_no_view(line: bytes) -> bool:
+    """Tell whether Django says of a path that it has no view, and it has none."""
+    told = BY_DJANGO.match(line)
+    if told is None:
+        return False
+    try:
+        resolve(told["path"].decode(errors="replace"), "tests.hostile.urls")
+    except Resolver404:
+        return True
+    return False
 
 
 def exchange(address: Path, sent: Sent, content: bytes | None = None) -> bytes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.urls import path
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from tests.app.models import Effect
 from tests.app.views import Behaviour
-from tests.urls import urlpatterns
-
-__all__ = ["urlpatterns"]
+from tests.urls import urlpatterns as usual_patterns
 
 
 def take(request: Request) -> Any:
@@ -26,4 +26,13 @@ def take(request: Request) -> Any:
     return Response({"effect": effect.pk, "shape": shape}, status=201)
 
 
+class UnprotectedView(APIView):
+    def post(self, request: Request) -> Any:
+        return take(request)
+
+    def get(self, request: Request) -> Any:
+        return take(request)
+
+
 Behaviour.handler = staticmethod(take)
+urlpatterns = [*usual_patterns, path("unprotected-view/", UnprotectedView.as_view())]
