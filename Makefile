@@ -12,7 +12,7 @@ DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check style types imports migrations docs format
-.PHONY: tox long soak clean
+.PHONY: tox long soak breaks clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -54,6 +54,9 @@ long: $(DEV) ## the tests that take minutes: crashes at every boundary, hostile 
 
 soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the server die
 	$(BIN)/python -m tests.soak $(ARGS)
+
+breaks: $(DEV) ## break the code on purpose, and see the named test go red
+	$(BIN)/python -m tests.breaks $(ARGS)
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .tox build dist htmlcov var *.egg-info .coverage .coverage.*

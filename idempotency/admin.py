@@ -23,8 +23,9 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.answers import SHOWN_CHARACTERS, decode
+from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
-from idempotency.models import IdempotencyRecord, State, UTCNow
+from idempotency.models import IdempotencyRecord, State
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString

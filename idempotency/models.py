@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import UUID, uuid4
 
-from django.db import connections, models, router, transaction
+from django.db import models, router
 from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, scopes
+from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
+from idempotency.purging import PurgeReport, purge_in_batches
 from idempotency.responses import StoredResponse
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PurgeReport:
-    """What one purge did: ``more`` is true if its time ended before the work did."""
-
-    deleted: int
-    batches: int
-    seconds: float
-    more: bool
-
-
-class UTCNow(models.Func):
-    """The database's clock in UTC, whatever the session's time zone."""
-
-    output_field = models.DateTimeField()
-    arity = 0
-    template = "CURRENT_TIMESTAMP"
-
-    def as_postgresql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the statement's time: the transaction's stands still."""
-        template = "STATEMENT_TIMESTAMP()"
-        return self.as_sql(compiler, connection, template=template, **kwargs)
-
-    def as_mysql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the time in UTC: CURRENT_TIMESTAMP follows the session's zone."""
-        template = "UTC_TIMESTAMP(6)"
-        return self.as_sql(compiler, connection, template=template, **kwargs)
-
-    def as_sqlite(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the time in Django's own form: text is what is compared."""
-        template = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
-        return self.as_sql(compiler, connection, template=template, **kwargs)
 
 
 class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
@@ -79,56 +47,63 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         *,
         batch_size: int | None = None,
         time_budget: timedelta | None = None,
+        older_than: timedelta | None = None,
     ) -> PurgeReport:
         """Delete expired records in batches, each its own short transaction (P2).
 
-        ``batch_size`` is in rows (PURGE_BATCH_SIZE), ``time_budget`` ends the work
-        between two batches (PURGE_TIME_BUDGET). Rows that other transactions hold are
-        skipped where the database can, so several purges can run at once.
+        ``batch_size`` is the most rows of a batch (PURGE_BATCH_SIZE); it is smaller
+        where that many take long. ``time_budget`` ends the work between two batches
+        (PURGE_TIME_BUDGET). ``older_than`` spares expired records that were claimed
+        less than that ago. Rows that other transactions hold are skipped where the
+        database can, so several purges can run at once.
 
         Raises ``RuntimeError`` inside an open transaction, which would make all
-        batches one, and ``ValueError`` for a batch of less than one row.
+        batches one, and ``ValueError`` for a batch of less than one row and for an
+        ``older_than`` below 0.
         """
-        alias = self._db or get_settings().USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
+        *_earlier, report = self.purge_in_batches(
+            now, batch_size=batch_size, time_budget=time_budget, older_than=older_than
+        )
+        return report
+
+    def purge_in_batches(
+        self,
+        now: datetime | None = None,
+        *,
+        batch_size: int | None = None,
+        time_budget: timedelta | None = None,
+        older_than: timedelta | None = None,
+    ) -> Iterator[PurgeReport]:
+        """Do what ``purge()`` does, and yield after each batch the report so far.
+
+        Who stops iterating stops the purge.
+        """
         limit = get_settings().PURGE_BATCH_SIZE if batch_size is None else batch_size
         if limit < 1:
             raise ValueError(f"batch_size must be at least 1, not {limit}.")
         budget = (
             get_settings().PURGE_TIME_BUDGET if time_budget is None else time_budget
         )
-        doomed = self.using(alias).expired(now).without_live_lease()
-        started = time.monotonic()
-        deleted = batches = 0
-        more = True
-        while more:
-            if batches and time.monotonic() - started >= budget.total_seconds():
-                break
-            found = doomed._delete_batch(alias, limit)
-            deleted += found
-            batches += 1
-            more = found == limit
-        return PurgeReport(
-            deleted=deleted,
-            batches=batches,
-            seconds=time.monotonic() - started,
-            more=more,
+        doomed = self.doomed(now, older_than)
+        return purge_in_batches(
+            doomed, alias=doomed.db, batch_size=limit, time_budget=budget
         )
 
-    def _delete_batch(self, alias: str, limit: int) -> int:
-        connection = connections[alias]
-        features = connection.features
-        oldest = self.order_by("expires_at").values_list("pk", flat=True)
-        # Deleted by _raw_delete(): delete() loads whole rows for its signals.
-        with transaction.atomic(using=alias, durable=True):
-            if not features.has_select_for_update:
-                # SQLite: a transaction that reads first may find that it can't write.
-                return self.filter(pk__in=oldest[:limit])._raw_delete(alias)
-            skip_locked = features.has_select_for_update_skip_locked
-            mine = list(oldest.select_for_update(skip_locked=skip_locked)[:limit])
-            if connection.vendor == "mysql":
-                # IN may scan a small table, and a scan waits for rows that others hold.
-                return sum(self.filter(pk=pk)._raw_delete(alias) for pk in mine)
-            return self.filter(pk__in=mine)._raw_delete(alias) if mine else 0
+    def doomed(
+        self, now: datetime | None = None, older_than: timedelta | None = None
+    ) -> IdempotencyRecordQuerySet:
+        """Return the records that a purge with the same arguments deletes (P2).
+
+        In the database that is written to.
+        """
+        alias = self._db or get_settings().USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
+        now = now or timezone.now()
+        found = self.using(alias).expired(now).without_live_lease()
+        if older_than is None:
+            return found
+        if older_than < timedelta(0):
+            raise ValueError(f"older_than must not be negative, but is {older_than!r}.")
+        return found.filter(created_at__lte=now - older_than)
 
 
 class State(models.TextChoices):

@@ -15,7 +15,8 @@ BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "purge-expired-idempotency-records": {
         "task": PURGE_TASK,
         "schedule": timedelta(hours=1),
-        # A purge that waited for its successor has nothing left to do.
-        "options": {"expires": 3600},
+        # A purge that waited for its successor has nothing left to do. The schedulers
+        # of Celery and of django-celery-beat each have a name of their own for that.
+        "options": {"expires": 3600, "expire_seconds": 3600},
     },
 }

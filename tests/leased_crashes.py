@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from django.db.models import Q
 
-from idempotency.models import IdempotencyRecord, UTCNow
+from idempotency.clocks import UTCNow
+from idempotency.models import IdempotencyRecord
 from tests.boundaries import Visit
 from tests.cuts import Cuts, Sending
 from tests.database_servers import DatabaseServer

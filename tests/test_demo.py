@@ -32,7 +32,8 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
-from idempotency.models import IdempotencyRecord, State, UTCNow
+from idempotency.clocks import UTCNow
+from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo_settings
 from testproject.school import provider as provider_client
 from testproject.school.exceptions import exception_handler

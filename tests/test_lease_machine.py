@@ -29,8 +29,9 @@ from hypothesis.stateful import (
 
 from idempotency import claims
 from idempotency.claims import Claims
+from idempotency.clocks import UTCNow
 from idempotency.exceptions import ClaimLost
-from idempotency.models import IdempotencyRecord, RecordChanged, State, UTCNow
+from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
 from tests.lease_model import LEASE, Judge, Row, Worker, looks_abandoned
 

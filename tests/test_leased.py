@@ -25,9 +25,10 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from idempotency.claims import claims_in
+from idempotency.clocks import UTCNow
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
-from idempotency.models import IdempotencyRecord, RecordChanged, State, UTCNow
+from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.app.views import behave, create_effect
 from tests.conftest import KEY, code_of, key

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from io import StringIO
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.core.management import CommandError, call_command
-from django.db import connection, models, transaction
-from django.test.utils import CaptureQueriesContext
+from django.db import OperationalError, connection, models, transaction
+from django.test.utils import CaptureQueriesContext, override_settings
 from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
-from idempotency.models import IdempotencyRecord, PurgeReport, State, UTCNow
+from idempotency.clocks import UTCNow
+from idempotency.models import IdempotencyRecord, State
+from idempotency.purging import PurgeReport
 from idempotency.tasks import purge_expired_records
-from tests.processes import PATIENCE, ROOT, environment
+from tests.boundaries import wait_for_visit
+from tests.meetings import Meeting
+from tests.processes import PATIENCE, ROOT, environment, running
 from tests.records import RETENTION, left, make_record, make_records, new_record
 
 SECOND = timedelta(seconds=1)
@@ -184,7 +194,6 @@ def test_done_batches_stay_done() -> None:
             raise ZeroDivisionError
         return result
 
-    # MariaDB deletes row by row: there a batch of one statement is a batch of one row.
     with (
         connection.execute_wrapper(fail_in_the_third),
         pytest.raises(ZeroDivisionError),
@@ -193,17 +202,36 @@ def test_done_batches_stay_done() -> None:
     assert len(left()) == 4
 
 
+def use_clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Let the purge look at a clock that shows these times, one after another."""
+    clock = SimpleNamespace(monotonic=iter(seconds).__next__)
+    monkeypatch.setattr("idempotency.purging.time", clock)
+
+
 def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: No batch begins after the time is up; the report says that more is left."""
     make_records(10, EXPIRED)
-    seconds = iter([100.0, 104.0, 108.0, 112.0, 113.0])
-    clock = SimpleNamespace(monotonic=seconds.__next__)
     with monkeypatch.context() as patch:
-        patch.setattr("idempotency.models.time", clock)
+        use_clock(patch, 100.0, 100.3, 100.6, 113.0)
         report = purge(batch_size=2, time_budget=timedelta(seconds=10))
     assert report == PurgeReport(deleted=6, batches=3, seconds=13.0, more=True)
     report = purge()
     assert (report.deleted, report.more) == (4, False)
+
+
+def test_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: A batch doubles while it is quick, and halves when it was slow."""
+    make_records(2500, EXPIRED)
+    monkeypatch.setattr("idempotency.purging.FIRST_BATCH", 4)
+    # Quick, quick, neither, slow five times, quick, neither, and quick to the end.
+    seconds = [0, 0, 0, 0.2, 1.2, 2.2, 3.2, 4.2, 5.2, 5.2, 5.4, *[5.4] * 30]
+    use_clock(monkeypatch, *seconds)
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1000)]  # type: ignore[attr-defined]
+    sums = [0, *(report.deleted for report in reports)]
+    sizes = [after - before for before, after in pairwise(sums)]
+    expected = [4, 8, 16, 16, 8, 4, 2, 1, 1, 2, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert sizes[:-1] == [*expected, 1000]
+    assert sum(sizes) == 2500
 
 
 def test_no_time_at_all() -> None:
@@ -221,6 +249,27 @@ def test_settings(settings: Any) -> None:
     assert purge(batch_size=1).deleted == 1
     assert purge(time_budget=timedelta(hours=1)).batches == 3
     assert left() == set()
+
+
+def test_older_than() -> None:
+    """P2: Expired records that are younger than that stay, whenever they expired."""
+    make_record(timedelta(days=44), key="44 days")
+    make_record(timedelta(days=46), key="46 days")
+    for days, expired_days in ((50, 1), (3, 2)):
+        record = make_record(timedelta(days=days), key=f"short, {days} days")
+        record.expires_at = timezone.now() - timedelta(days=expired_days)
+        record.save()
+    assert purge(older_than=timedelta(days=45)).deleted == 2
+    assert left() == {"44 days", "short, 3 days"}
+    assert purge(older_than=timedelta(0)).deleted == 2
+
+
+def test_older_than_the_future() -> None:
+    """P2: An age below 0 is refused: it would spare nothing, and is a mistake."""
+    make_record(EXPIRED)
+    with pytest.raises(ValueError, match="older_than must not be negative"):
+        purge(older_than=-SECOND)
+    assert len(left()) == 1
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
@@ -255,15 +304,15 @@ def test_statements() -> None:
     def hear(**sent: Any) -> None:
         heard.append(sent)
 
-    signals = (models.signals.pre_delete, models.signals.post_delete)
-    for signal in signals:
-        signal.connect(hear, sender=IdempotencyRecord)
+    sent = (models.signals.pre_delete, models.signals.post_delete)
+    for each in sent:
+        each.connect(hear, sender=IdempotencyRecord)
     try:
         with CaptureQueriesContext(connection) as queries:
             purge()
     finally:
-        for signal in signals:
-            signal.disconnect(hear, sender=IdempotencyRecord)
+        for each in sent:
+            each.disconnect(hear, sender=IdempotencyRecord)
     assert not heard
     assert left() == set()
     said = " ".join(query["sql"] for query in queries).lower()
@@ -387,6 +436,104 @@ def test_command_out_of_time(settings: Any) -> None:
     assert left() == set()
 
 
+def test_command_options() -> None:
+    """P3: How long and how old can be said on the command line."""
+    make_records(3, EXPIRED)
+    make_records(3, timedelta(days=46))
+    said = command("--batch-size=2", "--time-budget=0s", "--older-than=45d")
+    assert said.startswith("Deleted 2 expired")
+    assert "run again for the rest" in said
+    assert command("--older-than=45d").startswith("Deleted 1 expired")
+    assert command("--older-than=1080h").startswith("Deleted 0 expired")
+    assert command("--older-than=720h").startswith("Deleted 3 expired")
+
+
+def test_command_tells_of_each_batch() -> None:
+    """P3: With more words there is a line to a batch, and with less there is none."""
+    make_records(3, EXPIRED)
+    first, second, last = command("--batch-size=2", "--verbosity=2").splitlines()
+    assert first.startswith("2 deleted, 1 batches, ")
+    assert second.startswith("3 deleted, 2 batches, ")
+    assert last.startswith("Deleted 3 expired")
+    make_records(3, EXPIRED)
+    assert command("--verbosity=0") == ""
+    assert left() == set()
+
+
+def test_command_on_a_terminal() -> None:
+    """P3: There the progress is one line that gives way to the sum."""
+    make_records(3, EXPIRED)
+    terminal = Terminal()
+    call_command("purge_idempotency_records", "--batch-size=2", stdout=terminal)
+    first, second, *end = terminal.getvalue().split("\r")[1:]
+    assert first.startswith("2 deleted, 1 batches, ")
+    assert second.startswith("3 deleted, 2 batches, ")
+    (end_line,) = end
+    assert end_line.startswith("\x1b[KDeleted 3 expired")
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_command_that_the_database_stops() -> None:
+    """P3: What was deleted is told, then why it went no further."""
+    make_records(5, EXPIRED)
+    deletions = 0
+
+    def fail_in_the_second(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal deletions
+        deletions += sql.startswith("DELETE")
+        if deletions == 2:
+            raise OperationalError("the disk is full")
+        return execute(sql, *args)
+
+    output = StringIO()
+    with (
+        connection.execute_wrapper(fail_in_the_second),
+        pytest.raises(CommandError, match="refused to go on: the disk is full"),
+    ):
+        call_command("purge_idempotency_records", "--batch-size=2", stdout=output)
+    assert output.getvalue().startswith("Deleted 2 expired")
+    assert len(left()) == 3
+
+
+def test_dry_run(settings: Any) -> None:
+    """P3: It says how many go on which day, and deletes nothing."""
+    settings.TIME_ZONE = "Pacific/Auckland"
+    zone = ZoneInfo("Pacific/Auckland")
+    for day, hour in ((5, 0), (5, 23), (7, 12)):
+        expired_at = datetime(2026, 4, day, hour, 30, tzinfo=zone)
+        make_record(created_at=expired_at - RETENTION)
+    make_record(timedelta(days=29))
+    assert command("--dry-run").splitlines() == [
+        "2026-04-05  2",
+        "2026-04-07  1",
+        "A purge would delete 3 records.",
+    ]
+    assert len(left()) == 4
+    assert command("--dry-run", "--older-than=9999d") == (
+        "A purge would delete 0 records.\n"
+    )
+
+
+def test_dry_run_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: Neither a day nor a month of records is counted without an end."""
+    make_records(5, EXPIRED)
+    make_records(1, RETENTION + timedelta(days=2))
+    with monkeypatch.context() as patch:
+        patch.setattr("idempotency.purging.MOST_COUNTED", 3)
+        *_first, busy, conclusion = command("--dry-run").splitlines()
+    assert busy.endswith("  more than 3")
+    assert conclusion == "A purge would delete at least 4 records."
+    assert command("--dry-run", "--time-budget=0s").splitlines() == [
+        "The time budget ended first: later days may follow.",
+        "A purge would delete at least 0 records.",
+    ]
+    assert len(left()) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -396,6 +543,9 @@ def test_command_out_of_time(settings: Any) -> None:
         (["--batch-size", "ten"], "not 'ten'"),
         (["--batch-size", "²"], "not '²'"),
         (["--batch-size", ""], "not ''"),
+        (["--older-than", "45"], "must be a number and one of s, m, h and d"),
+        (["--older-than", "-45d"], "argument --older-than"),
+        (["--time-budget", "soon"], "such as 45d, not 'soon'"),
         (["--database", "nowhere"], "'nowhere' is not an alias in DATABASES"),
         (["everything"], "unrecognized arguments: everything"),
     ],
@@ -435,6 +585,56 @@ def test_command_line() -> None:
     assert left() == set()
 
 
+@contextmanager
+def stopped_in_a_batch(meeting: Meeting, log: Path) -> Iterator[tuple[Any, Any]]:
+    """Run the command, stopped before the end of its first batch of two."""
+    command = [sys.executable, "-m", "tests.stopped_purge"]
+    options = [str(meeting.address), "--batch-size=2"]
+    make_records(4, EXPIRED)
+    with running([*command, "0", *options], log) as process:
+        visit = wait_for_visit(meeting)
+        visit.close()
+        assert process.wait(PATIENCE) == 0
+    (place,) = [
+        number
+        for number, label in enumerate(visit.labels, 1)
+        if label.startswith("after DELETE") and number < len(visit.labels) / 2
+    ]
+    make_records(4, EXPIRED)
+    with running([*command, str(place), *options], log) as process:
+        yield process, wait_for_visit(meeting)
+
+
+def test_command_interrupted(meeting: Meeting, tmp_path: Path) -> None:
+    """P3: Ctrl-C and SIGTERM end it between two batches, with the sum so far."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        log = tmp_path / "log"
+        with stopped_in_a_batch(meeting, log) as (process, visit):
+            os.kill(process.pid, number)
+            visit.close()
+            assert process.wait(PATIENCE) == 128 + number
+        told = log.read_text()
+        assert "Deleted 2 expired idempotency records in 1 batches" in told
+        assert "Interrupted: run again for the rest." in told
+        assert len(left()) == 2
+        assert purge().deleted == 2
+
+
+def test_command_killed(meeting: Meeting, tmp_path: Path) -> None:
+    """P2: A batch that was not committed is not deleted."""
+    with stopped_in_a_batch(meeting, tmp_path / "log") as (_process, visit):
+        visit.guest.kill()
+    assert len(left()) == 4
+    assert purge().deleted == 4
+
+
+def test_command_in_a_thread() -> None:
+    """P3: Where signals are somebody else's, it purges all the same."""
+    make_records(2, EXPIRED)
+    with in_thread(command) as said:
+        assert said.result().startswith("Deleted 2 expired")
+
+
 @pytest.mark.parametrize("arguments", [(), ("default",)], ids=["default", "named"])
 def test_task(arguments: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
     """P3: The task purges and leaves one line in the log."""
@@ -458,3 +658,62 @@ def test_task_out_of_time(settings: Any, caplog: pytest.LogCaptureFixture) -> No
     assert caplog.messages[0].endswith("; more are left for the next run")
     assert new_record().key not in left()
     assert len(left()) == 1
+
+
+def test_task_out_of_patience(caplog: pytest.LogCaptureFixture) -> None:
+    """P2, P3: A soft time limit ends a batch, and the line says what is left."""
+    make_records(5, EXPIRED)
+    deletions = 0
+
+    def take_too_long(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal deletions
+        deletions += sql.startswith("DELETE")
+        result = execute(sql, *args)
+        if deletions == 2:
+            raise SoftTimeLimitExceeded
+        return result
+
+    with (
+        caplog.at_level(logging.INFO, logger="idempotency"),
+        connection.execute_wrapper(take_too_long),
+        override_settings(IDEMPOTENCY={"PURGE_BATCH_SIZE": 2}),
+    ):
+        purge_expired_records.apply().get()
+    assert caplog.messages[0] == "A batch of the purge took longer than 60 s"
+    assert caplog.messages[1].startswith("Purged 2 expired records in 1 batches and ")
+    assert caplog.messages[1].endswith("; more are left for the next run")
+    assert len(left()) == 3
+
+
+def test_task_time_limit(settings: Any) -> None:
+    """P2: The soft limit follows the budget."""
+    assert purge_expired_records.soft_time_limit == 360
+    settings.IDEMPOTENCY = {"PURGE_TIME_BUDGET": timedelta(minutes=20)}
+    assert purge_expired_records.soft_time_limit == 1260
+
+
+def test_no_gaps_locked() -> None:
+    """P2: On MariaDB a batch locks no gap, whatever the sessions' isolation level."""
+    if connection.vendor != "mysql":
+        pytest.skip("Other databases lock no gaps.")
+    make_records(2, EXPIRED)
+    levels = []
+
+    def ask(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("DELETE"):
+            with connection.connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT trx_isolation_level FROM information_schema.innodb_trx "
+                    "WHERE trx_mysql_thread_id = CONNECTION_ID()"
+                )
+                levels.append(cursor.fetchone()[0])
+        return execute(sql, *args)
+
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with connection.execute_wrapper(ask):
+        assert purge().deleted == 2
+    assert levels == ["READ COMMITTED"]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@SESSION.tx_isolation")
+        assert cursor.fetchone()[0] == "REPEATABLE-READ"

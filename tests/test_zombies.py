@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from django.http import HttpResponse
 
+from idempotency.clocks import UTCNow
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
-from idempotency.models import IdempotencyRecord, State, UTCNow
+from idempotency.models import IdempotencyRecord, State
 from tests.boundaries import wait_for_visit
 from tests.cuts import serving
 from tests.leased_crashes import HANDLERS, Crashes

@@ -11,8 +11,9 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from idempotency.clocks import UTCNow
 from idempotency.exceptions import ClaimLost
-from idempotency.models import IdempotencyRecord, State, UTCNow
+from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
 
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields

@@ -1,0 +1,161 @@
+"""Break the code on purpose, and see a named test go red: ``make breaks``.
+
+Each break is one replacement in a copy of the project. A break whose text is no longer
+there is an error, and so is a test that stays green, or that is red without the break.
+"""
+
+# ruff: noqa: T201  # its output is for people
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("idempotency", "testproject", "tests", "setup.cfg", "pyproject.toml")
+COPIED += ("manage.py", "README.md", "CHANGELOG.md", "docs", "Makefile", ".ci")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """One replacement in ``file``, and the test that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    suite: str = "sqlite"
+
+
+BREAKS = (
+    Break(
+        name="store outside the transaction",
+        file="idempotency/modes/atomic.py",
+        old="            self.claims.complete(claimed, stored)\n",
+        new="            transaction.on_commit("
+        "lambda: self.claims.complete(claimed, stored), using=self.alias)\n",
+        test="tests/long/test_crash_matrix.py::test_cut_at_every_boundary",
+    ),
+    Break(
+        name="no token in complete",
+        file="idempotency/claims/base.py",
+        old="SET {completed}, {lease} = NULL {by_claim}",
+        new="SET {completed}, {lease} = NULL {by_id} AND %s IS NOT NULL",
+        test="tests/test_claims.py::TestClaim::test_another_token",
+    ),
+    Break(
+        name="claim without the advisory lock",
+        file="idempotency/claims/postgresql.py",
+        old='"pg_try_advisory_xact_lock("\n'
+        "        \"hashint8extended(%s, '{table}'::regclass::oid::bigint))\"",
+        new="\"(hashint8extended(%s, '{table}'::regclass::oid::bigint) IS NOT NULL)\"",
+        test="tests/test_concurrency.py::test_held_elsewhere",
+        suite="postgresql",
+    ),
+    Break(
+        name="look-up on a replica",
+        file="idempotency/execution.py",
+        old="router.db_for_write(IdempotencyRecord)",
+        new="router.db_for_read(IdempotencyRecord)",
+        test="tests/test_databases.py::test_replicas_are_never_asked",
+    ),
+    Break(
+        name="purge without SKIP LOCKED",
+        file="idempotency/purging.py",
+        old="select_for_update(skip_locked=skip_locked)",
+        new="select_for_update()",
+        test="tests/test_purge.py::test_held_rows",
+        suite="postgresql",
+    ),
+    Break(
+        name="take-over of an answer that came late",
+        file="idempotency/claims/base.py",
+        old='f"AND {state} = %s AND ({lease} IS NULL',
+        new="f\"AND %s <> '' AND ({lease} IS NULL",
+        test="tests/test_lease_machine.py::test_any_order",
+    ),
+    Break(
+        name="take-over of a live lease",
+        file="idempotency/claims/base.py",
+        old="({lease} IS NULL OR {lease} <= {now})",
+        new="({lease} IS NULL OR {lease} > '' OR {lease} <= {now})",
+        test="tests/test_lease_machine.py::test_any_order",
+    ),
+    Break(
+        name="no token in renew",
+        file="idempotency/claims/base.py",
+        old="SET {lease} = {LEASE} {executing}",
+        new="SET {lease} = {LEASE} {by_id} AND %s IS NOT NULL",
+        test="tests/test_zombies.py",
+    ),
+    Break(
+        name="a refusal after derive() frees the key",
+        file="idempotency/modes/leased.py",
+        old="if self.context.is_acting and not self.context.is_released:",
+        new="if self.context.attempt is None:",
+        test="tests/test_leased.py",
+    ),
+    Break(
+        name="leases by the application's clock",
+        file="idempotency/claims/base.py",
+        old="return self._compile(UTCNow() + lease)",
+        new="record = IdempotencyRecord(lease_expires_at=timezone.now() + lease)\n"
+        '        return "%s", self._values(record, ["lease_expires_at"])',
+        test="tests/test_leased.py",
+    ),
+)
+
+
+def run_test(root: Path, broken: Break) -> int:
+    """Run the break's test in that copy, and return pytest's exit status."""
+    command = [sys.executable, "-m", "tests.run_suites", "--suite", broken.suite]
+    command += ["--", "-q", "-x", "-p", "no:cacheprovider", broken.test]
+    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    with (root / "output.txt").open("wb") as output:
+        return subprocess.run(
+            command, cwd=root, env=env, check=False, stdout=output, stderr=output
+        ).returncode
+
+
+def replace(root: Path, broken: Break) -> None:
+    """Put the break in; it must fit exactly once."""
+    path = root / broken.file
+    text = path.read_text()
+    if text.count(broken.old) != 1:
+        raise ValueError(f"{broken.name}: {broken.file} no longer has {broken.old!r}")
+    path.write_text(text.replace(broken.old, broken.new))
+
+
+def main() -> int:
+    """Try every break; 1 if a test did not notice."""
+    wanted = sys.argv[1:]
+    unnoticed = 0
+    for broken in BREAKS:
+        if wanted and not any(word in broken.name for word in wanted):
+            continue
+        with TemporaryDirectory(prefix="idempotency-breaks-") as folder:
+            root = Path(folder)
+            for name in COPIED:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, root / name)  # type: ignore[operator]  # either of them
+            whole = run_test(root, broken)
+            replace(root, broken)
+            status = run_test(root, broken)
+            told = (root / "output.txt").read_text(errors="replace")
+        failed = [line for line in told.splitlines() if line.startswith("FAILED")]
+        noticed = whole == 0 and status == 1 and bool(failed)
+        unnoticed += not noticed
+        verdict = "red" if noticed else f"NOT NOTICED ({whole}, {status})"
+        print(f"{broken.name} | {broken.suite} | {broken.test} | {verdict}", flush=True)
+        print(f"    {failed[0][:160]}" if failed else told[-2000:], flush=True)
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The purge is killed at every boundary of its batches."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from idempotency.models import IdempotencyRecord
+from tests.boundaries import wait_for_visit
+from tests.meetings import Meeting
+from tests.processes import running
+from tests.records import RETENTION, left, make_record, make_records
+
+BATCH, RECORDS = 4, 7
+KEPT = {"young", "29 days"}
+
+
+def fill() -> None:
+    """Begin with the same records each time."""
+    IdempotencyRecord.objects.all().delete()
+    make_records(RECORDS, RETENTION + timedelta(seconds=1))
+    make_record(key="young")
+    make_record(timedelta(days=29), key="29 days")
+
+
+@pytest.mark.usefixtures("database")
+def test_killed_at_every_boundary(meeting: Meeting, tmp_path: Path) -> None:
+    """P2: Each batch is deleted whole or not at all, and the next run does the rest."""
+    command = [sys.executable, "-m", "tests.stopped_purge"]
+    options = [str(meeting.address), f"--batch-size={BATCH}"]
+    log = tmp_path / "log"
+    fill()
+    with running([*command, "0", *options], log):
+        visit = wait_for_visit(meeting)
+        visit.close()
+    assert left() == KEPT
+    assert sum(label.startswith("before DELETE") for label in visit.labels) == 2
+    for number in range(1, len(visit.labels) + 1):
+        fill()
+        with running([*command, str(number), *options], log):
+            wait_for_visit(meeting).guest.kill()
+        found = left()
+        assert found > KEPT or found == KEPT
+        assert len(found - KEPT) in (RECORDS, RECORDS - BATCH, 0), visit.labels[number]
+        report = IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
+        assert (report.deleted, report.more) == (len(found - KEPT), False)
+        assert left() == KEPT
