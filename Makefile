@@ -11,14 +11,17 @@ DEV := $(VENV)/.dev-$(VERSION)
 DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check style types imports migrations docs format
-.PHONY: tox long soak breaks clean
+.PHONY: help demo beat test check style types imports migrations docs format
+.PHONY: tox long soak breaks bench screenshots clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(DEMO) ## a real server on SQLite, real requests, each promise shown
 	$(BIN)/python -m testproject.demo $(ARGS)
+
+beat: $(DEMO) ## a worker and Beat, which purge what the demo project has stored
+	$(BIN)/python -m testproject.beat $(ARGS)
 
 test: $(DEV) ## the tests on SQLite, and on PostgreSQL and MariaDB where they answer
 	$(BIN)/python -m tests.run_suites $(ARGS)
@@ -57,6 +60,20 @@ soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the serv
 
 breaks: $(DEV) ## break the code on purpose, and see the named test go red
 	$(BIN)/python -m tests.breaks $(ARGS)
+
+bench: $(DEV) ## what a request costs, as ratios to a bare view; JSON and tables in var
+	mkdir -p var
+	for database in postgresql mariadb sqlite; do \
+		$(BIN)/python -m benchmarks.requests --database $$database \
+			--json var/requests-$$database.json $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks.http --json var/http.json
+	$(BIN)/python -m benchmarks.storage
+	$(BIN)/python -m benchmarks.growth
+
+screenshots: $(DEV) ## pictures of the admin for the documents, in a real browser
+	mkdir -p docs/screenshots
+	PICTURES=docs/screenshots $(BIN)/python -m tests.run_suites --suite sqlite -- \
+		-q tests/test_admin_browser.py -k test_pictures
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .tox build dist htmlcov var *.egg-info .coverage .coverage.*

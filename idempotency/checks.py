@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from celery import current_app
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
@@ -174,21 +175,58 @@ def _is_in_transaction(view: Any, options: Options) -> bool:
     return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
 
 
+NOT_SCHEDULED = checks.Warning(
+    "Nothing schedules the purge of expired records.",
+    hint=(
+        "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE. "
+        "If something else runs the purge, silence this check."
+    ),
+    id="idempotency.W001",
+)
+SWITCHED_OFF = checks.Warning(
+    "The purge of expired records is switched off in django-celery-beat's tables.",
+    hint=(
+        "The settings schedule it, but Beat keeps to what its admin says: enable the "
+        "periodic task there. If something else runs the purge, silence this check."
+    ),
+    id="idempotency.W002",
+)
+
+
 @checks.register("idempotency")
 def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
-    """Warn where neither the settings nor the Celery app schedule the purge."""
-    if PURGE_TASK in _scheduled_tasks():
+    """Warn where neither the settings nor the Celery app schedule the purge.
+
+    Where django-celery-beat is installed, its tables may do so: see below.
+    """
+    if PURGE_TASK in _scheduled_tasks() or apps.is_installed("django_celery_beat"):
         return []
-    return [
-        checks.Warning(
-            "Nothing in the settings schedules the purge of expired records.",
-            hint=(
-                "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE. "
-                "If something else runs the purge, silence this check."
-            ),
-            id="idempotency.W001",
-        )
-    ]
+    return [NOT_SCHEDULED]
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_purge_is_scheduled_in_database(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn where django-celery-beat's tables do not let the purge run.
+
+    Only ``migrate`` and ``check --database`` ask the database.
+    """
+    if not apps.is_installed("django_celery_beat"):
+        return []
+    tasks = apps.get_model("django_celery_beat", "PeriodicTask")._default_manager.all()
+    if tasks.db not in (databases or ()):
+        return []
+    connection = connections[tasks.db]
+    if tasks.model._meta.db_table not in connection.introspection.table_names():
+        return []  # not migrated yet
+    purges = tasks.filter(task=PURGE_TASK)
+    if purges.filter(enabled=True).exists():
+        return []
+    if PURGE_TASK not in _scheduled_tasks():
+        return [NOT_SCHEDULED]
+    # Where there is no row yet, Beat makes one of the settings' entry when it starts.
+    return [SWITCHED_OFF] if purges.exists() else []
 
 
 def _scheduled_tasks() -> set[Any]:

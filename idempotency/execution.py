@@ -26,11 +26,11 @@ from idempotency.fingerprints import custom_fingerprint, derivation_payload
 from idempotency.finishing import Finisher
 from idempotency.hooks import hooks_of, scope_of
 from idempotency.identity import Identity
-from idempotency.models import IdempotencyRecord, State, record_id
+from idempotency.models import IdempotencyRecord, NextAnswer, State, record_id
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Handler, Outcome
 from idempotency.policy import Options, Policy
-from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, StoredResponse
+from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -165,22 +165,21 @@ class Execution:
             self.context.attempt = record.attempt
             if not self.identity.is_that_of(record):
                 raise KeyReused
-            stored = record.stored_response
-            if stored is not None:
-                return self._replay(record, stored)
-            if record.is_leased:
+            answer = record.next_answer(now)
+            if answer is NextAnswer.IN_PROGRESS:
                 return None
+            if answer is not NextAnswer.UNKNOWN:
+                return self._replay(record)
             record, outcome = self.mode.recover(record, wanted)
         if record is not None and record.state == State.COMPLETED:
             self._name_expiry(record)
         return outcome
 
-    def _replay(
-        self, record: IdempotencyRecord, stored: StoredResponse
-    ) -> HttpResponseBase:
+    def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
         """Answer from a completed record, or say that its answer was not kept (R4)."""
         self.hooks.check_replay(self.request, record)
         self._name_expiry(record)
+        stored: Any = record.stored_response
         if stored.body is None:
             self.finisher.headers.update(dict(stored.headers))
             raise ResponseNotKept(

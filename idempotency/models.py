@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import ClassVar
 from uuid import UUID, uuid4
 
@@ -16,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from idempotency import keys, scopes
 from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
+from idempotency.indexes import WhereNotNull
 from idempotency.purging import PurgeReport, purge_in_batches
 from idempotency.responses import StoredResponse
 
@@ -26,6 +28,15 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def expired(self, now: datetime | None = None) -> IdempotencyRecordQuerySet:
         """Return the records whose retention is over (P1)."""
         return self.filter(expires_at__lte=now or timezone.now())
+
+    def with_lease_state(self) -> IdempotencyRecordQuerySet:
+        """Let each record know by the database's clock whether it ``is_leased``."""
+        return self.annotate(
+            is_leased=models.Case(  # type: ignore[no-redef]  # in place of the default
+                models.When(lease_expires_at__gt=UTCNow(), then=models.Value(True)),
+                default=models.Value(False),
+            )
+        )
 
     def without_live_lease(self) -> IdempotencyRecordQuerySet:
         """Return the records that no running handler holds a lease on."""
@@ -114,6 +125,16 @@ class State(models.TextChoices):
     ABANDONED = "abandoned", _("abandoned")
 
 
+class NextAnswer(Enum):
+    """What a record means for the next request with its key and content."""
+
+    RUN = auto()
+    REPLAY = auto()
+    NOT_KEPT = auto()
+    IN_PROGRESS = auto()
+    UNKNOWN = auto()
+
+
 def record_id(scope: str, key: str) -> UUID:
     """Return the primary key of a scope's key (K3, S1).
 
@@ -153,6 +174,7 @@ class IdempotencyRecord(models.Model):
     status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
     headers = models.JSONField(_("headers"), null=True)
     body = models.BinaryField(_("body"), null=True)
+    # NULL without an answer, and where the answer was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
     created_at = models.DateTimeField(_("created at"))
     completed_at = models.DateTimeField(_("completed at"), null=True)
@@ -166,10 +188,17 @@ class IdempotencyRecord(models.Model):
         verbose_name = _("idempotency record")
         verbose_name_plural = _("idempotency records")
         default_permissions = ("view",)
-        permissions = (("view_response_body", _("Can view stored answers")),)
+        permissions = (
+            ("view_response_body", _("Can view stored answers")),
+            ("release_key", _("Can release a key: the next request acts again")),
+            ("resolve_record", _("Can store the answer of an abandoned record")),
+            ("purge_records", _("Can purge expired records")),
+        )
         indexes = (
             models.Index(fields=("expires_at",), name="idempotency_expires_at"),
             models.Index(fields=("key",), name="idempotency_key"),
+            # Only running and abandoned records of leased mode have a lease.
+            WhereNotNull("lease_expires_at", name="idempotency_lease"),
         )
 
     def __str__(self) -> str:
@@ -220,6 +249,18 @@ class IdempotencyRecord(models.Model):
     def is_in_force(self, now: datetime) -> bool:
         """Tell whether the key is not new: within its retention (P1), or leased."""
         return self.expires_at > now or self.is_leased
+
+    def next_answer(self, now: datetime) -> NextAnswer:
+        """Tell what a request with the same key and content gets (E3, E5, E9, P1, R4).
+
+        ``is_leased`` must be known.
+        """
+        if not self.is_in_force(now):
+            return NextAnswer.RUN
+        if self.status_code is not None:
+            kept = self.body_size is not None
+            return NextAnswer.REPLAY if kept else NextAnswer.NOT_KEPT
+        return NextAnswer.IN_PROGRESS if self.is_leased else NextAnswer.UNKNOWN
 
     @property
     def stored_response(self) -> StoredResponse | None:

@@ -15,10 +15,13 @@ from django.utils import timezone
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecordQuerySet
 
-# Large answers make a batch slow, not the number of its rows: a batch begins small,
-# doubles while it is quick and halves when it was slow (in seconds).
+# A COMMIT waits until the log of its batch is on disk, and so do those of all others
+# meanwhile. Rows differ a lot in what they take, so time decides (in seconds): a batch
+# begins small, doubles while it is quick and halves when it was slow.
 FIRST_BATCH = 100
-QUICK, SLOW = 0.1, 0.4
+QUICK, SLOW = 0.02, 0.05
+# After each batch others have the disk for so many times as long as it took.
+REST = 1.0
 # So many rows of one day are counted at most: an exact number of more is worth little.
 MOST_COUNTED = 1_000_000
 
@@ -50,23 +53,27 @@ def purge_in_batches(
     time_budget: timedelta,
 ) -> Iterator[PurgeReport]:
     """Delete batch by batch, and yield after each what was done so far."""
-    started = time.monotonic()
+    began = started = time.monotonic()
     deleted = batches = 0
-    seconds = 0.0
     size = min(batch_size, FIRST_BATCH)
     since: datetime | None = None
     more = True
-    while more and (not batches or seconds < time_budget.total_seconds()):
+    while more and (not batches or began - started < time_budget.total_seconds()):
         found, since = _delete_batch(doomed, alias, size, since)
+        ended = time.monotonic()
         deleted += found
         batches += 1
         more = found == size
-        before, seconds = seconds, time.monotonic() - started
-        if seconds - before > SLOW:
+        if ended - began > SLOW:
             size = max(1, size // 2)
-        elif seconds - before < QUICK:
+        elif ended - began < QUICK:
             size = min(batch_size, 2 * size)
-        yield PurgeReport(deleted=deleted, batches=batches, seconds=seconds, more=more)
+        yield PurgeReport(
+            deleted=deleted, batches=batches, seconds=ended - started, more=more
+        )
+        if more:
+            time.sleep(REST * (ended - began))
+        began = time.monotonic()
 
 
 def _delete_batch(
@@ -142,10 +149,10 @@ def count_by_day(
         if time.monotonic() - started >= time_budget.total_seconds():
             yield None
             return
-        day = (timezone.localtime(first) if timezone.is_aware(first) else first).date()
-        next_day = datetime.combine(day + timedelta(days=1), datetime.min.time())
-        if timezone.is_aware(first):
-            next_day = timezone.make_aware(next_day)
+        day = timezone.localtime(first).date()
+        next_day = timezone.make_aware(
+            datetime.combine(day + timedelta(days=1), datetime.min.time())
+        )
         on_day = rest.filter(expires_at__lt=next_day)
         counted = on_day[: MOST_COUNTED + 1].count()
         yield ExpiredOnDay(

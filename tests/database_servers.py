@@ -46,8 +46,9 @@ class DatabaseServer(ABC):
     # Who runs it where the tests are run by root: the first of them that there is.
     users: Sequence[str]
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.options = options
         self.data = directory / "data"
         self.log = directory / "server.log"
         self.user = self._find_user()
@@ -171,8 +172,8 @@ class PostgreSQL(DatabaseServer):
     name = "PostgreSQL"
     users = ("postgres",)
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+        super().__init__(directory, options)
         self.binaries = find_postgresql()
 
     @property
@@ -193,6 +194,7 @@ class PostgreSQL(DatabaseServer):
             # The server crashes here, the machine does not: what was written is there.
             *("-c", "fsync=off"),
             *("-c", f"unix_socket_directories={self.directory}"),
+            *self.options,
         ]
 
     def _connect(self) -> None:
@@ -226,8 +228,8 @@ class MariaDB(DatabaseServer):
     name = "MariaDB"
     users = ("mysql",)
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+        super().__init__(directory, options)
         self.server = find_program("mariadbd")
         self.installer = find_program("mariadb-install-db")
         self.socket = directory / "socket"
@@ -249,6 +251,7 @@ class MariaDB(DatabaseServer):
             *(f"--socket={self.socket}", f"--pid-file={self.directory / 'pid'}"),
             *("--skip-networking", "--character-set-server=utf8mb4"),
             *([f"--user={self.user}"] if self.user else []),
+            *self.options,
         ]
 
     def _connect(self) -> None:
@@ -276,18 +279,18 @@ class MariaDB(DatabaseServer):
 
 
 @contextmanager
-def postgresql() -> Iterator[DatabaseServer]:
-    """Run a PostgreSQL for the block.
+def postgresql(*options: str) -> Iterator[DatabaseServer]:
+    """Run a PostgreSQL for the block, with more of its command line's options.
 
     Raises ``NotInstalled`` where there is none to run.
     """
-    with _running(PostgreSQL) as server:
+    with _running(PostgreSQL, options) as server:
         yield server
 
 
 @contextmanager
-def mariadb() -> Iterator[DatabaseServer]:
-    """Run a MariaDB for the block.
+def mariadb(*options: str) -> Iterator[DatabaseServer]:
+    """Run a MariaDB for the block, with more of its command line's options.
 
     Raises ``NotInstalled`` where there is none to run.
     """
@@ -295,14 +298,16 @@ def mariadb() -> Iterator[DatabaseServer]:
         import MySQLdb  # noqa: F401, PLC0415  # an extra
     except ImportError as error:
         raise NotInstalled("mysqlclient is not installed") from error
-    with _running(MariaDB) as server:
+    with _running(MariaDB, options) as server:
         yield server
 
 
 @contextmanager
-def _running(kind: type[DatabaseServer]) -> Iterator[DatabaseServer]:
+def _running(
+    kind: type[DatabaseServer], options: Sequence[str]
+) -> Iterator[DatabaseServer]:
     with TemporaryDirectory(prefix="idem") as directory:
-        server = kind(Path(directory))
+        server = kind(Path(directory), options)
         try:
             server.create()
             yield server

@@ -57,7 +57,8 @@ def left() -> set[str]:
     return set(IdempotencyRecord.objects.values_list("key", flat=True))
 
 
-MARKUP = "<script>window.ran = true</script><img src=x onerror='window.ran = true'>"
+# Without a blank, so that it can be a key.
+MARKUP = "<script>window.ran=true</script><img/src='x'/onerror='window.ran=true'>"
 SENTENCE = "Здравствуй, 世界! ¡Olé! 👋 \u202etfel ot thgir"
 
 # Headers and body of an answer, and what a person should find on its page.

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from celery import current_app
 from celery.schedules import crontab
+from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import connections
+from django.db import connection, connections
 from django.test import override_settings
 
 from idempotency.checks import (
@@ -24,6 +25,7 @@ from idempotency.checks import (
     SETTINGS,
     check_leased_views,
     check_purge_is_scheduled,
+    check_purge_is_scheduled_in_database,
     check_settings,
 )
 from idempotency.conf import NAMES
@@ -219,9 +221,21 @@ def app_schedule() -> Iterator[dict[str, Any]]:
     current_app.conf.beat_schedule = before
 
 
+@pytest.fixture
+def no_schedule_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test as where django-celery-beat is not installed."""
+    is_installed = apps.is_installed
+    monkeypatch.setattr(
+        apps,
+        "is_installed",
+        lambda name: name != "django_celery_beat" and is_installed(name),
+    )
+
+
 OTHER = {"other": {"task": "other.task", "schedule": 10}}
 
 
+@pytest.mark.usefixtures("no_schedule_tables")
 @pytest.mark.parametrize(
     "schedules",
     [
@@ -259,6 +273,7 @@ def test_purge_in_the_settings(
         assert check_purge_is_scheduled() == []
 
 
+@pytest.mark.usefixtures("no_schedule_tables")
 def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
     """X2: The purge may be scheduled in the Celery app's own configuration."""
     with override_settings(CELERY_BEAT_SCHEDULE={}):
@@ -268,9 +283,72 @@ def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
         assert check_purge_is_scheduled() == []
 
 
+def ids_of_database_checks() -> list[str | None]:
+    """Return what ``manage.py check --database default`` says of the purge."""
+    found = checks.run_checks(tags=["database"], databases=["default"])
+    return [message.id for message in found if str(message.id).startswith("idem")]
+
+
+@pytest.fixture
+def tasks(database: None) -> Iterator[Any]:
+    """Return django-celery-beat's periodic tasks, none at first."""
+    if not apps.is_installed("django_celery_beat"):
+        pytest.skip("django-celery-beat is not installed.")
+    found = apps.get_model("django_celery_beat", "PeriodicTask").objects
+    yield found
+    found.all().delete()
+    apps.get_model("django_celery_beat", "IntervalSchedule").objects.all().delete()
+
+
+def add_task(tasks: Any, **fields: Any) -> None:
+    intervals = apps.get_model("django_celery_beat", "IntervalSchedule").objects
+    interval, _is_new = intervals.get_or_create(every=1, period="hours")
+    tasks.create(**{"task": PURGE_TASK, "interval": interval, "name": "it", **fields})
+
+
+def test_purge_in_the_tables(tasks: Any, app_schedule: dict[str, Any]) -> None:
+    """X2: Where there are tables for it, a database check looks at them."""
+    with override_settings(CELERY_BEAT_SCHEDULE=OTHER):
+        assert check_purge_is_scheduled() == []
+        assert ids_of_database_checks() == ["idempotency.W001"]
+        add_task(tasks, name="another one", task="other.task")
+        add_task(tasks, enabled=False)
+        assert ids_of_database_checks() == ["idempotency.W001"]
+        tasks.update(enabled=True)
+        assert ids_of_database_checks() == []
+
+
+def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
+    """X2: W002, the settings schedule it, and somebody has switched it off."""
+    app_schedule.update(BEAT_SCHEDULE)
+    assert ids_of_database_checks() == []
+    add_task(tasks, enabled=False)
+    (message,) = check_purge_is_scheduled_in_database(databases=["default"])
+    assert isinstance(message, checks.Warning)
+    assert message.id == "idempotency.W002"
+    assert_helpful(message)
+
+
+def test_tables_that_may_not_be_looked_at(
+    tasks: Any, app_schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X2: Neither without leave, nor before they are there."""
+    assert check_purge_is_scheduled_in_database() == []
+    assert check_purge_is_scheduled_in_database(databases=["another"]) == []
+    monkeypatch.setattr(connection.introspection, "table_names", list)
+    assert check_purge_is_scheduled_in_database(databases=["default"]) == []
+
+
+@pytest.mark.usefixtures("no_schedule_tables")
+def test_no_tables(app_schedule: dict[str, Any]) -> None:
+    """X2: Without django-celery-beat there is nothing to look at."""
+    assert check_purge_is_scheduled_in_database(databases=["default"]) == []
+
+
 # Django's own way to them.
 
 
+@pytest.mark.usefixtures("no_schedule_tables")
 def test_registered(app_schedule: dict[str, Any]) -> None:
     """X2: ``manage.py check`` runs the checks, with the tag ``idempotency`` alone."""
     with override_settings(CELERY_BEAT_SCHEDULE={}, IDEMPOTENCY={"RETENTION": 30}):

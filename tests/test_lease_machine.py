@@ -127,7 +127,7 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
                 worker,
                 lambda: self.claims.abandon(worker.record),
                 state=State.ABANDONED,
-                is_leased=None,
+                is_leased=False,
             )
 
     def end(self, back: int) -> Worker:

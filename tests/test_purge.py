@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -27,6 +26,7 @@ from django.test.utils import CaptureQueriesContext, override_settings
 from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
+from idempotency import purging
 from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport
@@ -202,30 +202,55 @@ def test_done_batches_stay_done() -> None:
     assert len(left()) == 4
 
 
-def use_clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
-    """Let the purge look at a clock that shows these times, one after another."""
-    clock = SimpleNamespace(monotonic=iter(seconds).__next__)
-    monkeypatch.setattr("idempotency.purging.time", clock)
+class Clock:
+    """A clock by which each batch takes as long as a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *batches: float) -> None:
+        self.now = 100.0
+        self.rests: list[float] = []
+        durations = iter(batches)
+        delete_batch = purging._delete_batch
+
+        def take_time(*arguments: Any) -> Any:
+            self.now += next(durations)
+            return delete_batch(*arguments)
+
+        monkeypatch.setattr(purging, "_delete_batch", take_time)
+        monkeypatch.setattr(purging, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self.now += seconds
 
 
 def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: No batch begins after the time is up; the report says that more is left."""
     make_records(10, EXPIRED)
     with monkeypatch.context() as patch:
-        use_clock(patch, 100.0, 100.3, 100.6, 113.0)
+        Clock(patch, 2, 2, 4)
         report = purge(batch_size=2, time_budget=timedelta(seconds=10))
-    assert report == PurgeReport(deleted=6, batches=3, seconds=13.0, more=True)
+    # Each of these is slow, so a batch has 2 rows, then 1 and 1.
+    assert report == PurgeReport(deleted=4, batches=3, seconds=12.0, more=True)
     report = purge()
-    assert (report.deleted, report.more) == (4, False)
+    assert (report.deleted, report.more) == (6, False)
+
+
+def test_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: After each batch others have as much time as it took, but not in the end."""
+    make_records(7, EXPIRED)
+    clock = Clock(monkeypatch, 0.03, 0.04, 0.03, 0.02)
+    assert purge(batch_size=2).deleted == 7
+    assert clock.rests == pytest.approx([0.03, 0.04, 0.03])
 
 
 def test_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: A batch doubles while it is quick, and halves when it was slow."""
     make_records(2500, EXPIRED)
-    monkeypatch.setattr("idempotency.purging.FIRST_BATCH", 4)
-    # Quick, quick, neither, slow five times, quick, neither, and quick to the end.
-    seconds = [0, 0, 0, 0.2, 1.2, 2.2, 3.2, 4.2, 5.2, 5.2, 5.4, *[5.4] * 30]
-    use_clock(monkeypatch, *seconds)
+    monkeypatch.setattr(purging, "FIRST_BATCH", 4)
+    Clock(monkeypatch, 0, 0, 0.03, *[0.06] * 5, 0, 0.03, *[0] * 30)
     reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1000)]  # type: ignore[attr-defined]
     sums = [0, *(report.deleted for report in reports)]
     sizes = [after - before for before, after in pairwise(sums)]
@@ -626,6 +651,23 @@ def test_command_killed(meeting: Meeting, tmp_path: Path) -> None:
         visit.guest.kill()
     assert len(left()) == 4
     assert purge().deleted == 4
+
+
+def test_command_that_is_not_to_be_interrupted() -> None:
+    """P3: Who has a signal ignored, as nohup does, has it ignored."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        make_records(2, EXPIRED)
+        with connection.execute_wrapper(
+            lambda execute, *arguments: (
+                signal.raise_signal(signal.SIGTERM),
+                execute(*arguments),
+            )[1]
+        ):
+            assert command().startswith("Deleted 2 expired")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_command_in_a_thread() -> None:

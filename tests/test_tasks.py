@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -114,3 +115,37 @@ def test_shipped_entry() -> None:
     current_app.loader.import_default_modules()
     assert PURGE_TASK in current_app.tasks
     assert current_app.conf.beat_schedule == BEAT_SCHEDULE
+
+
+@pytest.mark.usefixtures("schedule_tables")
+def test_edits_in_the_admin() -> None:
+    """P3: What a restart of Beat leaves of edits is what the README says."""
+    schedulers = pytest.importorskip("django_celery_beat.schedulers")
+    (name,) = BEAT_SCHEDULE
+
+    def start_beat() -> Any:
+        schedulers.DatabaseScheduler(app=current_app).schedule  # noqa: B018  # reads it
+        return apps.get_model("django_celery_beat", "PeriodicTask").objects.get(
+            name=name
+        )
+
+    task = start_beat()
+    # What waits longer is dropped by this scheduler, too.
+    assert (str(task.interval), task.expire_seconds) == ("every 3600 seconds", 3600)
+    two_days = task.interval.__class__.objects.create(every=2, period="days")
+    task.interval, task.queue, task.priority = two_days, "slow", 3
+    task.enabled, task.description = False, "not in the sales"
+    task.start_time = task.date_changed
+    task.save()
+    again = start_beat()
+    assert str(again.interval) == "every 3600 seconds"
+    assert (again.queue, again.priority) == (None, None)
+    assert (again.enabled, again.description) == (False, "not in the sales")
+    assert again.start_time is not None
+    # Without the entry in the settings, all of it stays.
+    two_days.periodictask_set.add(again)
+    before, current_app.conf.beat_schedule = current_app.conf.beat_schedule, {}
+    try:
+        assert str(start_beat().interval) == "every 2 days"
+    finally:
+        current_app.conf.beat_schedule = before

@@ -69,7 +69,7 @@ class Claims:
             f"UPDATE {self.table} SET {completed}, {lease} = NULL {by_claim}"
         )
         self.abandon_sql = (
-            f"UPDATE {self.table} SET {state} = '{State.ABANDONED}', {lease} = NULL "
+            f"UPDATE {self.table} SET {state} = '{State.ABANDONED}', {lease} = {now} "
             f"{executing}"
         )
         self.release_sql = f"DELETE FROM {self.table} {by_claim}"

@@ -1,0 +1,66 @@
+"""Whether first-time requests and replays stay as quick while the table grows.
+
+    python -m benchmarks.growth --database postgresql --most 5000000
+
+As ratios to the bare view of the same round, and to the smallest table. Says what a
+record takes on disk, its indexes included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+
+from benchmarks.databases import NAMES, database, settle, table_size
+from benchmarks.records import fill
+
+STEPS = (10_000, 1_000_000, 5_000_000)
+BODY = 1024
+KINDS = ("bare, ATOMIC_REQUESTS", "first-time", "replay")
+
+
+def main() -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--database", choices=NAMES, default="postgresql")
+    parser.add_argument("--most", type=int, default=STEPS[-1])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    print(f"{arguments.database}, bodies of {BODY} bytes")
+    print("| records | first-time | replay | bytes per record |\n|---|---|---|---|")
+    smallest: dict[str, float] = {}
+    with database(arguments.database, urls="benchmarks.views"):
+        from benchmarks.requests import kinds, run  # noqa: PLC0415  # set up by now
+
+        there = 0
+        for step in STEPS:
+            if step > arguments.most:
+                break
+            fill(step - there, f"to-{step}", expired=False, body_size=BODY)
+            there = step
+            every = {kind.name: kind for kind in kinds(BODY, with_leased=False)}
+            for name in KINDS:
+                run(every[name], 50)
+            settle()
+            rounds: dict[str, list[float]] = {name: [] for name in KINDS}
+            for _round in range(arguments.rounds):
+                for name in KINDS:
+                    rounds[name].append(median(run(every[name], arguments.requests)))
+            cells = []
+            for name in KINDS[1:]:
+                pairs = zip(rounds[name], rounds[KINDS[0]], strict=True)
+                ratio = median(one / bare for one, bare in pairs)
+                smallest.setdefault(name, ratio)
+                cells.append(f"{ratio:.2f} of bare, {ratio / smallest[name]:.2f}")
+            size = table_size()
+            each = f"{size / there:,.0f}" if size else "-"
+            print(f"| {step:,} | {' | '.join(cells)} | {each} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Requests over HTTP: throughput and p99 under gunicorn, and a storm of duplicates.
+
+    python -m benchmarks.http --database postgresql
+
+Sixteen clients keep their connections and send as fast as they get answers; bare,
+first-time and replay take turns. Then 100 duplicates of one slow request come at once,
+beside other requests at a steady pace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from threading import Barrier
+from uuid import uuid4
+
+from benchmarks.databases import NAMES, database
+
+CLIENTS, DUPLICATES = 16, 100
+WORKERS, THREADS = 2, 16
+SIZE = 1024
+BODY = b'{"title": "Essay on tides", "due": "2026-12-01", "points": 10}'
+CREATED, IN_PROGRESS = 201, 409
+
+
+class Line:
+    """A connection that is kept."""
+
+    def __init__(self, address: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(address))
+        self.file = self.socket.makefile("rb")
+
+    def post(self, place: str, key: str | None, slow: float = 0) -> int:
+        """Send a request, read the answer, and return its status."""
+        lines = [
+            f"POST {place} HTTP/1.1",
+            "Host: localhost",
+            "Content-Type: application/json",
+            f"Content-Length: {len(BODY)}",
+            "X-User: ada",
+        ]
+        if key is not None:
+            lines.append(f"Idempotency-Key: {key}")
+        if slow:
+            lines.append(f"X-Slow: {slow}")
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode() + BODY)
+        status = int(self.file.readline().split()[1])
+        length = 0
+        while (line := self.file.readline()) not in (b"\r\n", b""):
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        self.file.read(length)
+        return status
+
+    def close(self) -> None:
+        """Hang up."""
+        self.file.close()
+        self.socket.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One kind of request for some seconds."""
+
+    per_second: float
+    p99: float
+
+
+def drive(address: Path, seconds: float, send: Callable[[Line], int]) -> Turn:
+    """Let all clients send for so long."""
+    barrier = Barrier(CLIENTS)
+
+    def client(_number: int) -> list[float]:
+        line = Line(address)
+        taken = []
+        barrier.wait()
+        until = time.monotonic() + seconds
+        while (started := time.monotonic()) < until:
+            status = send(line)
+            assert status == CREATED, status
+            taken.append(time.monotonic() - started)
+        line.close()
+        return taken
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        taken = [each for part in pool.map(client, range(CLIENTS)) for each in part]
+    return Turn(len(taken) / seconds, quantiles(taken, n=100)[-1])
+
+
+def p95_of_others(address: Path, seconds: float) -> float:
+    """Send other first-time requests at a steady pace, and return their p95."""
+    line = Line(address)
+    taken = []
+    due = time.monotonic()
+    until = due + seconds
+    while due < until:
+        time.sleep(max(0.0, due - time.monotonic()))
+        line.post(f"/keyed/{SIZE}/", str(uuid4()))
+        taken.append(time.monotonic() - due)
+        due += 0.02
+    line.close()
+    return quantiles(taken, n=20)[-1]
+
+
+def storm(address: Path, seconds: float) -> tuple[float, int]:
+    """Return others' p95 beside a storm, and how many of the storm were refused."""
+    key = str(uuid4())
+    barrier = Barrier(DUPLICATES + 1)
+
+    def duplicate(_number: int) -> int:
+        line = Line(address)
+        barrier.wait()
+        status = line.post(f"/keyed/{SIZE}/", key, slow=seconds / 2)
+        line.close()
+        return status
+
+    with ThreadPoolExecutor(DUPLICATES) as pool:
+        storming = [pool.submit(duplicate, n) for n in range(DUPLICATES)]
+        barrier.wait()
+        p95 = p95_of_others(address, seconds)
+        statuses = [each.result() for each in storming]
+    assert statuses.count(CREATED) >= 1, statuses
+    return p95, statuses.count(IN_PROGRESS)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[dict[str, Path]]:
+    """Serve the benchmark's views without and with ATOMIC_REQUESTS."""
+    from tests.processes import running, wait_until  # noqa: PLC0415  # needs settings
+
+    with ExitStack() as stack:
+        found = {}
+        for name, atomic_requests in (("autocommit", "0"), ("atomic", "1")):
+            address, log = folder / f"{name}.sock", folder / f"{name}.log"
+            command = [
+                *(sys.executable, "-m", "gunicorn", "benchmarks.wsgi"),
+                *("--bind", f"unix:{address}", "--no-control-socket"),
+                *("--workers", str(WORKERS), "--threads", str(THREADS)),
+                *("--keep-alive", "60", "--worker-connections", "1000"),
+            ]
+            variables = {
+                "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
+                "ATOMIC_REQUESTS": atomic_requests,
+            }
+            stack.enter_context(running(command, log, **variables))
+
+            def answers(address: Path = address) -> bool:
+                try:
+                    line = Line(address)
+                except OSError:
+                    return False
+                status = line.post(f"/bare/{SIZE}/", None)
+                line.close()
+                return status == CREATED
+
+            wait_until(answers, "the server", {"log": log})
+            found[name] = address
+        yield found
+
+
+def main() -> int:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--database", choices=NAMES, default="postgresql")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3, help="of each turn")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    known = str(uuid4())
+    kinds: dict[str, tuple[str, Callable[[Line], int]]] = {
+        "bare": ("atomic", lambda line: line.post(f"/bare/{SIZE}/", None)),
+        "first-time": (
+            "autocommit",
+            lambda line: line.post(f"/keyed/{SIZE}/", str(uuid4())),
+        ),
+        "replay": ("autocommit", lambda line: line.post(f"/keyed/{SIZE}/", known)),
+    }
+    turns: dict[str, list[Turn]] = {name: [] for name in kinds}
+    storms = []
+    with (
+        database(arguments.database, urls="benchmarks.views") as folder,
+        serving(folder) as addresses,
+    ):
+        line = Line(addresses["autocommit"])
+        assert line.post(f"/keyed/{SIZE}/", known) == CREATED
+        line.close()
+        for _round in range(arguments.rounds):
+            for name, (address, send) in kinds.items():
+                turn = drive(addresses[address], arguments.seconds, send)
+                turns[name].append(turn)
+        for _round in range(arguments.rounds):
+            quiet = p95_of_others(addresses["autocommit"], arguments.seconds)
+            beside, refused = storm(addresses["autocommit"], arguments.seconds)
+            storms.append((beside / quiet, refused))
+    print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients")
+    print("| request | throughput, of bare | p99, of bare |\n|---|---|---|")
+    for name, each in turns.items():
+        pairs = [*zip(each, turns["bare"], strict=True)]
+        rates = [turn.per_second / bare.per_second for turn, bare in pairs]
+        p99s = [turn.p99 / bare.p99 for turn, bare in pairs]
+        print(
+            f"| {name} | {median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f}) "
+            f"| {median(p99s):.2f} ({min(p99s):.2f}-{max(p99s):.2f}) |"
+        )
+    ratios = [ratio for ratio, _refused in storms]
+    print(
+        f"p95 of others beside {DUPLICATES} duplicates of a slow request: "
+        f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of that without; "
+        f"{storms[0][1]} were refused"
+    )
+    if arguments.json:
+        told = {
+            "database": arguments.database,
+            "http": {name: [asdict(t) for t in each] for name, each in turns.items()},
+            "storm": storms,
+        }
+        arguments.json.write_text(json.dumps(told, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

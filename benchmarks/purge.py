@@ -1,0 +1,222 @@
+"""What a purge costs the requests beside it, against one single DELETE.
+
+    python -m benchmarks.purge --database postgresql --records 1000000
+
+Half of the records are expired. First the purge deletes half of these beside requests
+at a steady pace, then the rest alone; then one DELETE deletes as many, alone and beside
+requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from django.db import connection
+
+from benchmarks.databases import (
+    NAMES,
+    TABLE,
+    database,
+    log_position,
+    settle,
+    table_size,
+)
+from benchmarks.records import fill
+
+PER_SECOND = 40
+QUIET = 15.0
+BODY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """Rows that were deleted, in how many seconds and bytes of the database's log."""
+
+    rows: int
+    seconds: float
+    logged: int | None
+
+    def __str__(self) -> str:
+        rate = f"{self.rows / self.seconds:,.0f} rows/s"
+        if self.logged is None:
+            return rate
+        return f"{rate}, {self.logged / self.rows:,.0f} bytes of log per row"
+
+
+class Traffic:
+    """Requests that are sent while the block runs."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Begin with the first answer."""
+        command = [sys.executable, "-m", "benchmarks.traffic", str(self.place)]
+        process = subprocess.Popen([*command, str(PER_SECOND)], stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        try:
+            while not self.place.exists() or not self.place.stat().st_size:
+                assert process.poll() is None, "the requests have ended"
+                time.sleep(0.1)
+            yield
+        finally:
+            process.stdin.close()
+            process.wait()
+
+    def p95(self, start: float, end: float) -> float:
+        """Return the 95th percentile of seconds of the requests due in that time."""
+        rows = [line.split() for line in self.place.read_text().splitlines()]
+        inside = [float(took) for due, took in rows if start <= float(due) < end]
+        return quantiles(inside, n=20)[-1]
+
+
+@contextmanager
+def measured(rows: int) -> Iterator[list[Deletion]]:
+    """Measure what the block does; the list has it afterwards."""
+    settle()
+    found: list[Deletion] = []
+    before, started = log_position(), time.monotonic()
+    yield found
+    after, seconds = log_position(), time.monotonic() - started
+    logged = None if after is None or before is None else after - before
+    found.append(Deletion(rows, seconds, logged))
+
+
+def purge(seconds: float = 3600) -> dict[str, Any]:
+    """Purge in another process, and return what it tells."""
+    command = [sys.executable, "-m", "benchmarks.purger", str(seconds)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def delete_at_once() -> int:
+    """Delete what is expired in one statement, as everybody else does."""
+    from idempotency.models import IdempotencyRecord  # noqa: PLC0415  # set up by now
+
+    manager: Any = IdempotencyRecord.objects
+    deleted: int = manager.expired()._raw_delete("default")
+    return deleted
+
+
+def intact() -> tuple[int, int]:
+    """Return how many records are in force, and how many bytes their bodies have."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT COUNT(*), SUM(LENGTH(body)) FROM {TABLE} "
+            "WHERE path = '/api/v2/user/assignments'"
+        )
+        rows, size = cursor.fetchone()
+    return int(rows), int(size or 0)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one run has measured, and in the end says."""
+
+    kept: tuple[int, int]
+    sizes: tuple[int | None, int | None]
+    alone: dict[str, Any]
+    beside: dict[str, Any]
+    purged: Deletion
+    deleted: Deletion
+    purge_p95: float
+    delete_p95: float
+
+    def __str__(self) -> str:
+        beside = self.beside
+        first, last = self.sizes
+        rate = beside["deleted"] / beside["seconds"]
+        early, late = beside["memory_early"], beside["memory_late"]
+        single = self.deleted.seconds
+        lines = [
+            f"in force afterwards: {self.kept[0]:,}, {self.kept[1]:,} bytes",
+            f"purge: {self.purged}, {self.alone['batches']} batches",
+            f"  longest transaction: {self.alone['longest']:.3f} s",
+            f"  beside requests: {rate:,.0f} rows/s, longest {beside['longest']:.3f} s",
+            f"  memory: {early:.1f} MiB after 10 batches, {late:.1f} MiB in the end",
+            f"  p95 of requests beside it: {self.purge_p95:.2f} of that without",
+            f"one DELETE: {self.deleted}, one transaction of {single:.1f} s",
+            f"  p95 of requests beside it: {self.delete_p95:.2f} of that without",
+        ]
+        if first and last:
+            lines.append(
+                f"table and indexes in the end: {last / first:.2f} of at first"
+            )
+        return "\n".join(lines)
+
+
+def measure(records: int, folder: Path) -> Figures:
+    """Do everything once, on an empty database."""
+    half, quarter = records // 2, records // 4
+    fill(half, "live", expired=False, body_size=BODY)
+    fill(quarter, "old", expired=True, body_size=BODY)
+    settle()
+    size = table_size()
+    traffic = Traffic(folder / "traffic")
+    with traffic.running():
+        times = [time.monotonic()]
+        time.sleep(QUIET)
+        times.append(time.monotonic())
+        beside = purge()
+        times.append(time.monotonic())
+        fill(quarter, "older", expired=True, body_size=BODY)
+        settle()
+        times.append(time.monotonic())
+        time.sleep(QUIET)
+        times.append(time.monotonic())
+        delete_at_once()
+        times.append(time.monotonic())
+    quiet, purging = (traffic.p95(*times[at : at + 2]) for at in (0, 1))
+    quiet_again, deleting = (traffic.p95(*times[at : at + 2]) for at in (3, 4))
+    fill(quarter, "oldest", expired=True, body_size=BODY)
+    with measured(quarter) as purged:
+        alone = purge()
+    fill(quarter, "very old", expired=True, body_size=BODY)
+    with measured(quarter) as deleted:
+        delete_at_once()
+    return Figures(
+        kept=intact(),
+        sizes=(size, table_size()),
+        alone=alone,
+        beside=beside,
+        # Without the start of its process.
+        purged=replace(purged[0], seconds=alone["seconds"]),
+        deleted=deleted[0],
+        purge_p95=purging / quiet,
+        delete_p95=deleting / quiet_again,
+    )
+
+
+def main() -> int:
+    """Measure, print, and fail where a promise was not kept."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--database", choices=NAMES, default="postgresql")
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    arguments = parser.parse_args()
+    print(f"{arguments.database}, {arguments.records:,} records of {BODY} bytes")
+    with database(arguments.database) as folder:
+        figures = measure(arguments.records, folder)
+    print(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(asdict(figures), indent=2))
+    half = arguments.records // 2
+    held = figures.kept == (half, half * BODY)
+    held = held and max(figures.alone["longest"], figures.beside["longest"]) < 1
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""The tests' settings, without what only tests need."""
+
+import os
+
+from tests.settings import *  # noqa: F403
+from tests.settings import DATABASES
+
+ROOT_URLCONF = os.environ.get("BENCHMARK_URLS", "tests.urls")
+ALLOWED_HOSTS = ["*"]
+DATABASES = {"default": DATABASES["default"]}

@@ -1,0 +1,7 @@
+"""Stored keys in the admin: a desk for support, not an editor (contract A)."""
+
+from __future__ import annotations
+
+from idempotency.admin.records import SEE_BODY, IdempotencyRecordAdmin
+
+__all__ = ["SEE_BODY", "IdempotencyRecordAdmin"]

@@ -1,0 +1,200 @@
+"""The list of records: no question in it that an index can't answer (contract A2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Paginator
+from django.db import models
+from django.db.models import Q
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.translation import gettext_lazy as _
+
+from idempotency.clocks import UTCNow
+from idempotency.models import State
+
+# How many records the pages of the list have together.
+LISTED = 1000
+# Filters that no index serves look at so many records, the last to expire.
+SEARCHED = 10_000
+
+WEEK = timedelta(days=7)
+
+Condition = Callable[[datetime], Q]
+Choices = list[tuple[str, Any]]
+Records = models.QuerySet[Any]
+
+
+class LatestRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs alone
+    """Pages of the latest records, which are counted no further than that."""
+
+    @cached_property
+    def count(self) -> int:
+        """The number of records on all pages together."""
+        records: Records = self.object_list  # type: ignore[assignment]  # of the admin
+        return records[:LISTED].values("pk").count()
+
+
+def _younger_than(most: timedelta) -> Condition:
+    return lambda now: Q(created_at__gt=now - most)
+
+
+def _with_status(digit: int) -> Condition:
+    first = 100 * digit
+    return lambda now: Q(status_code__gte=first, status_code__lt=first + 100)
+
+
+class RecordFilter(admin.SimpleListFilter):
+    """A filter by conditions that stand in ``CONDITIONS``, each with its name."""
+
+    CONDITIONS: ClassVar[dict[str, tuple[Any, Condition]]]
+    # Whether an index finds the records, however many there are.
+    has_index = False
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
+        """Return what can be chosen."""
+        return [(name, label) for name, (label, _q) in self.CONDITIONS.items()]
+
+    def queryset(self, request: HttpRequest, queryset: Records) -> Records:
+        """Return the records that fit the choice."""
+        chosen = self.value()
+        if chosen not in self.CONDITIONS:
+            return queryset
+        _label, condition = self.CONDITIONS[chosen]
+        return queryset.filter(condition(timezone.now()))
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it narrows the list."""
+        return self.value() in self.CONDITIONS
+
+
+class StateFilter(RecordFilter):
+    """By what the record is now; an index finds all but completed ones."""
+
+    title = _("state")
+    parameter_name = "state"
+    CONDITIONS: ClassVar[Any] = {
+        "abandoned": (
+            _("abandoned"),
+            lambda now: Q(lease_expires_at__lte=UTCNow()) & ~Q(state=State.COMPLETED),
+        ),
+        "in_progress": (
+            _("in progress"),
+            lambda now: Q(lease_expires_at__gt=UTCNow()),
+        ),
+        "completed": (
+            _("completed, answer kept"),
+            lambda now: Q(state=State.COMPLETED, body_size__isnull=False),
+        ),
+        "tombstone": (
+            _("completed, answer not kept"),
+            lambda now: Q(state=State.COMPLETED, body_size=None),
+        ),
+    }
+
+    @property
+    def has_index(self) -> bool:  # type: ignore[override]  # by the choice
+        """Whether an index finds what was chosen."""
+        return self.value() in ("abandoned", "in_progress")
+
+
+class MethodFilter(RecordFilter):
+    """By the request's method."""
+
+    title = _("method")
+    parameter_name = "method"
+    CONDITIONS: ClassVar[Any] = {
+        "post": ("POST", lambda now: Q(method="POST")),
+        "put": ("PUT", lambda now: Q(method="PUT")),
+        "patch": ("PATCH", lambda now: Q(method="PATCH")),
+        "delete": ("DELETE", lambda now: Q(method="DELETE")),
+    }
+
+
+class StatusFilter(RecordFilter):
+    """By the first digit of the stored HTTP status."""
+
+    title = _("HTTP status")
+    parameter_name = "status"
+    CONDITIONS: ClassVar[Any] = {
+        f"{digit}xx": (f"{digit}xx", _with_status(digit)) for digit in (2, 3, 4)
+    }
+
+
+class AgeFilter(RecordFilter):
+    """By how long ago the key was claimed."""
+
+    title = _("age")
+    parameter_name = "age"
+    CONDITIONS: ClassVar[Any] = {
+        "hour": (_("less than an hour"), _younger_than(timedelta(hours=1))),
+        "day": (_("less than a day"), _younger_than(timedelta(days=1))),
+        "week": (_("less than a week"), _younger_than(WEEK)),
+        "older": (_("a week and more"), lambda now: ~_younger_than(WEEK)(now)),
+    }
+
+
+class ExpiryFilter(RecordFilter):
+    """By when the record expires, which is the order of the list."""
+
+    title = _("expiry")
+    parameter_name = "expiry"
+    has_index = True
+    CONDITIONS: ClassVar[Any] = {
+        "past": (_("expired, not purged"), lambda now: Q(expires_at__lte=now)),
+        "day": (
+            _("within a day"),
+            lambda now: Q(expires_at__gt=now, expires_at__lte=now + timedelta(days=1)),
+        ),
+        "week": (
+            _("within a week"),
+            lambda now: Q(expires_at__gt=now, expires_at__lte=now + WEEK),
+        ),
+        "later": (
+            _("later"),
+            lambda now: Q(expires_at__gt=now + WEEK),
+        ),
+    }
+
+
+FILTERS = (StateFilter, StatusFilter, AgeFilter, ExpiryFilter, MethodFilter)
+
+
+class RecordList(ChangeList):
+    """The list in the one order that has an index, whatever the address asks for."""
+
+    # Whether the list is of the last records alone, and says so.
+    is_limited = False
+    searched = SEARCHED
+
+    def get_ordering(self, request: HttpRequest, queryset: Records) -> list[Any]:
+        """Return the order of expiry, the latest first."""
+        return ["-expires_at", "-pk"]
+
+    def get_queryset(
+        self, request: HttpRequest, exclude_parameters: Any = None
+    ) -> Records:
+        """Return the records; filters without an index see the last of them only."""
+        found = super().get_queryset(request, exclude_parameters)
+        chosen = [spec for spec in self.filter_specs if spec.is_chosen]  # type: ignore[attr-defined]  # all are ours
+        by_index = [spec for spec in chosen if spec.has_index]  # type: ignore[attr-defined]
+        if self.query or len(chosen) == len(by_index):
+            return found
+        if any(isinstance(spec, StateFilter) for spec in by_index):
+            return found  # few at any time
+        places = self.root_queryset.order_by("-expires_at")
+        for spec in by_index:
+            places = spec.queryset(request, places)  # type: ignore[assignment]
+        rows = places.values_list("expires_at", flat=True)
+        end = rows[SEARCHED : SEARCHED + 1].first()
+        if end is None:
+            return found
+        self.is_limited = True
+        return found.filter(expires_at__gt=end)

@@ -1,0 +1,202 @@
+"""What the records of one database say of the last 30 days (contract A4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from django.db import connections
+from django.utils import timezone
+
+from idempotency.models import IdempotencyRecord, State
+
+DAYS = 30
+# So many records are read one by one; of more, that many stand for all.
+SAMPLE = 10_000
+ENDPOINTS = 10
+# Of rows that an index finds, so many are counted.
+MOST_COUNTED = 10_000
+# Bits of an id that are a hash from its first bit on, or in MariaDB's order of UUIDs,
+# which begins with the last six octets.
+HASHED_BITS = 48
+COLUMNS = (
+    "id",
+    "created_at",
+    "expires_at",
+    "status_code",
+    "method",
+    "path",
+    "body_size",
+)
+CLASSES = ("2xx", "3xx", "4xx", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One day's records of one class, and where it stands in the chart."""
+
+    kind: str
+    number: int
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """What was stored on one day."""
+
+    day: date
+    x: float
+    number: int
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """How many records a method and path have, and the bytes of their bodies."""
+
+    method: str
+    path: str
+    number: int
+    size: int
+    width: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Figures of one database; ``is_exact`` is false if a sample stands for it."""
+
+    WIDTH, HEIGHT = 900, 200
+
+    is_exact: bool
+    sample: int
+    number: int
+    size: int
+    days: tuple[Day, ...]
+    most_on_a_day: int
+    endpoints: tuple[Endpoint, ...]
+    not_kept: int
+    expired: int
+    within_a_day: int
+    within_a_week: int
+    abandoned: int
+    abandoned_is_exact: bool
+    in_progress: int
+
+    @classmethod
+    def of(cls, alias: str, now: datetime | None = None) -> Overview:
+        """Return the overview of the database with that alias."""
+        now = now or timezone.now()
+        manager: Any = IdempotencyRecord.objects
+        records = manager.using(alias)
+        rows, factor = _sample(records)
+
+        def scaled(number: int) -> int:
+            return round(number * factor)
+
+        leased = records.filter(lease_expires_at__isnull=False).with_lease_state()
+        ended = leased.filter(is_leased=False).exclude(state=State.COMPLETED)
+        abandoned = ended[: MOST_COUNTED + 1].count()
+        days, most = _days(rows, factor, now)
+        expiries = [row["expires_at"] - now for row in rows]
+        return cls(
+            is_exact=factor == 1,
+            sample=len(rows),
+            number=scaled(len(rows)),
+            size=scaled(sum(row["body_size"] or 0 for row in rows)),
+            days=days,
+            most_on_a_day=most,
+            endpoints=_endpoints(rows, factor),
+            not_kept=scaled(sum(_is_tombstone(row) for row in rows)),
+            expired=scaled(sum(left <= timedelta(0) for left in expiries)),
+            within_a_day=scaled(_within(expiries, timedelta(days=1))),
+            within_a_week=scaled(_within(expiries, timedelta(days=7))),
+            abandoned=min(abandoned, MOST_COUNTED),
+            abandoned_is_exact=abandoned <= MOST_COUNTED,
+            in_progress=leased.filter(is_leased=True)[:MOST_COUNTED].count(),
+        )
+
+
+def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
+    """Return all records, or those with the lowest ids, and how many each stands for.
+
+    An id is a hash, so the lowest ids are a random sample, which the primary key finds.
+    """
+    by_id = records.order_by("id")
+    rows = list(by_id.values(*COLUMNS)[: SAMPLE + 1])
+    if len(rows) <= SAMPLE:
+        return rows, 1.0
+    first_left_out = rows.pop()["id"]
+    octets = first_left_out.bytes
+    if getattr(connections[records.db], "mysql_is_mariadb", False):
+        octets = octets[10:]
+    share = int.from_bytes(octets[: HASHED_BITS // 8], "big") / 2**HASHED_BITS
+    return rows, 1 / share
+
+
+def _is_tombstone(row: dict[str, Any]) -> bool:
+    return row["status_code"] is not None and row["body_size"] is None
+
+
+def _within(expiries: list[timedelta], most: timedelta) -> int:
+    return sum(timedelta(0) < left <= most for left in expiries)
+
+
+def _days(
+    rows: list[dict[str, Any]], factor: float, now: datetime
+) -> tuple[tuple[Day, ...], int]:
+    """Return the last 30 days, oldest first, and the most records of any of them."""
+    counted: Counter[tuple[date, str]] = Counter()
+    for row in rows:
+        status = row["status_code"]
+        kind = f"{status // 100}xx" if status else "none"
+        counted[timezone.localtime(row["created_at"]).date(), kind] += 1
+    today = timezone.localtime(now).date()
+    days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
+    totals = [sum(counted[day, kind] for kind in CLASSES) for day in days]
+    most = max(totals) or 1
+    step = Overview.WIDTH / DAYS
+    return tuple(
+        Day(
+            day=day,
+            x=step * place,
+            number=round(total * factor),
+            bars=tuple(_bars(day, counted, most, factor)),
+        )
+        for place, (day, total) in enumerate(zip(days, totals, strict=True))
+    ), round(max(totals) * factor)
+
+
+def _bars(
+    day: date, counted: Counter[tuple[date, str]], most: int, factor: float
+) -> Iterator[Bar]:
+    y = float(Overview.HEIGHT)
+    for kind in CLASSES:
+        number = counted[day, kind]
+        height = Overview.HEIGHT * number / most
+        y -= height
+        if number:
+            yield Bar(kind=kind, number=round(number * factor), y=y, height=height)
+
+
+def _endpoints(rows: list[dict[str, Any]], factor: float) -> tuple[Endpoint, ...]:
+    numbers: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        endpoint = (row["method"], row["path"])
+        numbers[endpoint] += 1
+        sizes[endpoint] += row["body_size"] or 0
+    top = numbers.most_common(ENDPOINTS)
+    return tuple(
+        Endpoint(
+            method=endpoint[0],
+            path=endpoint[1],
+            number=round(number * factor),
+            size=round(sizes[endpoint] * factor),
+            width=100 * number / top[0][1],
+        )
+        for endpoint, number in top
+    )

@@ -1,0 +1,556 @@
+"""The admin as a desk: filters, decisions, the purge, the overview."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from datetime import timezone as zones
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from celery import current_app
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from idempotency.admin import pages
+from idempotency.admin.records import NEXT_ANSWERS
+from idempotency.models import IdempotencyRecord, NextAnswer, State
+from idempotency.overview import Overview
+from tests.app.models import Effect
+from tests.conftest import code_of, key
+from tests.records import RETENTION, make_record, make_records
+from tests.test_admin import (
+    LIST,
+    PURGE,
+    RELEASE,
+    RESOLVE,
+    SEE_BODY,
+    VIEW,
+    Enter,
+    Page,
+    address,
+    enter,
+    listed,
+    staff,
+)
+
+__all__ = ["enter", "staff"]
+pytestmark = pytest.mark.django_db
+
+NO_ANSWER = {"body": None, "status_code": None, "headers": None, "completed_at": None}
+DAY = timedelta(days=1)
+
+
+def make_abandoned(**fields: Any) -> IdempotencyRecord:
+    lease = timezone.now() - timedelta(minutes=5)
+    given = {"state": State.ABANDONED, "lease_expires_at": lease, **NO_ANSWER}
+    return make_record(**{**given, **fields})
+
+
+def make_running(**fields: Any) -> IdempotencyRecord:
+    lease = timezone.now() + timedelta(hours=1)
+    return make_abandoned(state=State.IN_PROGRESS, lease_expires_at=lease, **fields)
+
+
+@pytest.fixture
+def desk(enter: Enter) -> Client:
+    """Return a client that may do everything."""
+    return enter(VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE)
+
+
+# Filters.
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("state=abandoned", {"abandoned", "run-out"}),
+        ("state=in_progress", {"running"}),
+        ("state=completed", {"old", "expired", "moved", "refused", "put"}),
+        ("state=tombstone", {"tombstone"}),
+        ("state=nonsense", None),
+        ("status=3xx", {"moved"}),
+        ("status=4xx", {"refused"}),
+        ("method=put", {"put"}),
+        ("age=hour", {"abandoned", "run-out", "running"}),
+        ("age=day", {"abandoned", "run-out", "running", "moved", "refused"}),
+        ("age=older", {"old", "expired"}),
+        ("expiry=past", {"expired"}),
+        ("expiry=day", {"old"}),
+        ("expiry=week", {"old"}),
+        ("expiry=later&status=2xx", {"put", "tombstone"}),
+        ("status=2xx&method=put", {"put"}),
+    ],
+)
+def test_filters(staff: Client, query: str, found: set[str] | None) -> None:
+    """A1: The list is narrowed by what a record is, alone and together."""
+    make_abandoned(key="abandoned")
+    make_running(key="running")
+    make_abandoned(key="run-out", state=State.IN_PROGRESS)
+    make_record(RETENTION - timedelta(hours=2), key="old")
+    make_record(RETENTION + DAY, key="expired")
+    make_record(timedelta(hours=2), key="moved", status_code=302)
+    make_record(timedelta(hours=2), key="refused", status_code=402)
+    make_record(2 * DAY, key="put", method="PUT")
+    make_record(2 * DAY, key="tombstone", body=None)
+    everything = set(listed(staff))
+    assert len(everything) == 9
+    assert set(listed(staff, f"?{query}")) == (everything if found is None else found)
+
+
+def test_filters_without_an_index(
+    staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: They look at the last records to expire, and the page says so."""
+    monkeypatch.setattr("idempotency.admin.lists.SEARCHED", 3)
+    for days in range(6):
+        make_record(days * DAY, key=f"k-{days}", method="PUT")
+    make_abandoned(created_at=timezone.now() - 20 * DAY, key="abandoned")
+    assert listed(staff, "?method=put") == ["k-0", "k-1", "k-2"]
+    said = "No index serves these filters"
+    assert said in Page(staff.get(f"{LIST}?method=put")).text
+    assert listed(staff, "?method=put&expiry=later") == ["k-0", "k-1", "k-2"]
+    assert listed(staff, "?state=abandoned&method=post") == ["abandoned"]
+    assert listed(staff, "?method=put&q=k-5") == ["k-5"]
+    for query in ("", "?expiry=later", "?state=abandoned", "?method=put&expiry=day"):
+        assert said not in Page(staff.get(LIST + query)).text
+
+
+@pytest.mark.parametrize("quotes", ["", '"'])
+def test_search_by_scope_and_key(staff: Client, quotes: str) -> None:
+    """A1, S1: A scope before the key finds the one record of both."""
+    client = Client(headers={"X-User": "ada"})
+    for user in ("ada", "bob"):
+        client.post("/function/", {}, headers={"X-User": user}, **key("the-key-of-two"))
+    assert len(listed(staff, q="the-key-of-two")) == 2
+    scope = IdempotencyRecord.objects.order_by("scope")[0].scope
+    assert listed(staff, q=f"{scope} {quotes}the-key-of-two{quotes}") == [
+        "the-key-of-two"
+    ]
+    assert listed(staff, q="nobody the-key-of-two") == []
+
+
+# With very many records.
+
+MANY = 100_000
+QUERIES = [
+    "",
+    "?p=20",
+    "?q=live-500",
+    "?q=user:auth.user:500+live-500",
+    "?state=abandoned",
+    "?state=in_progress",
+    "?state=completed",
+    "?state=tombstone",
+    "?status=4xx",
+    "?method=put",
+    "?age=hour",
+    "?age=older",
+    "?expiry=past",
+    "?expiry=day",
+    "?expiry=week&status=4xx",
+    "?state=abandoned&age=hour&status=2xx",
+]
+
+
+@pytest.fixture
+def very_many(transactional_db: None) -> Iterator[None]:
+    """Fill the table, so that the planner has something to plan."""
+    if connection.vendor != "postgresql":
+        pytest.skip("Plans are read on PostgreSQL.")
+    from benchmarks.records import fill  # noqa: PLC0415  # of one database
+
+    fill(MANY // 2, "live", expired=False)
+    fill(MANY // 2, "old", expired=True)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE idempotency_idempotencyrecord")
+    yield
+    IdempotencyRecord.objects.all()._raw_delete("default")  # type: ignore[attr-defined]
+
+
+def test_plans(very_many: None, enter: Enter) -> None:
+    """A2: No page reads the whole table, nor takes more than ten statements."""
+    client = enter(VIEW, SEE_BODY)
+    record = make_abandoned()
+    places = [*(LIST + query for query in QUERIES), f"{LIST}overview/", address(record)]
+    for place in places:
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(place).status_code == 200
+        assert len(queries) <= 10, place
+        for query in queries:
+            if "idempotency_idempotencyrecord" in query["sql"]:
+                plan = explain(query["sql"])
+                assert "Seq Scan" not in plan, f"{place}\n{query['sql']}\n{plan}"
+
+
+def explain(sql: str) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {sql}")
+        return "\n".join(row[0] for row in cursor.fetchall())
+
+
+# What the next request gets.
+
+
+@pytest.mark.parametrize("answer", NextAnswer)
+def test_next_request(staff: Client, client: Any, answer: NextAnswer) -> None:
+    """A1: The sentence says what a retry gets, which is what it then does get."""
+    assert client.post("/function/", {}, **key()).status_code == 201
+    record = IdempotencyRecord.objects.get()
+    now = timezone.now()
+    IdempotencyRecord.objects.update(
+        **{
+            NextAnswer.RUN: {"expires_at": now - timedelta(seconds=1)},
+            NextAnswer.REPLAY: {"state": State.COMPLETED},
+            NextAnswer.NOT_KEPT: {"body": None, "body_size": None},
+            NextAnswer.IN_PROGRESS: {
+                "state": State.IN_PROGRESS,
+                "status_code": None,
+                "lease_expires_at": now + timedelta(hours=1),
+            },
+            NextAnswer.UNKNOWN: {"state": State.ABANDONED, "status_code": None},
+        }[answer]
+    )
+    page = Page(staff.get(address(record)))
+    sentence = NEXT_ANSWERS[answer].format(status=201)
+    assert sentence in page.text
+    assert sum(s.format(status=201) in page.text for s in NEXT_ANSWERS.values()) == 1
+    retry = client.post("/function/", {}, **key())
+    if answer is NextAnswer.RUN:
+        assert "acts" in sentence
+        assert Effect.objects.count() == 2
+        return
+    assert Effect.objects.count() == 1
+    if answer is NextAnswer.REPLAY:
+        assert "status 201" in sentence
+        assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
+    else:
+        assert f"409 {code_of(retry)}" in sentence
+
+
+def test_time_line(staff: Client) -> None:
+    """A1: A record's times are told in their order."""
+    done = make_record(3 * DAY, completed_at=timezone.now() - 2 * DAY)
+    for record, words in (
+        (done, ["claimed", "completed", "expires"]),
+        (make_abandoned(created_at=timezone.now() - DAY), ["claimed", "abandoned"]),
+        (make_running(), ["claimed", "the lease ends, unless it is renewed"]),
+        (make_abandoned(lease_expires_at=None), ["claimed", "expires"]),
+    ):
+        text = Page(staff.get(address(record))).text
+        places = [text.index(word, text.index("What happened when")) for word in words]
+        assert places == sorted(places)
+    assert "2\xa0days ago" in Page(staff.get(address(done))).text
+
+
+# Release.
+
+
+def form_of(page: Page) -> dict[str, str | None]:
+    """Return what the page's form would send, without the user's part."""
+    return {
+        str(attrs["name"]): attrs.get("value")
+        for tag, attrs in page.elements
+        if tag == "input" and attrs.get("type") == "hidden"
+    }
+
+
+@pytest.mark.parametrize("make", [make_record, make_abandoned])
+def test_release(desk: Client, make: Any) -> None:
+    """A3: After a page that says what it means, the key is free, and it is logged."""
+    record = make(key="to-be-released")
+    place = address(record, "release")
+    assert place in Page(desk.get(address(record))).links("/release/")
+    page = Page(desk.get(place))
+    assert "The next request with this key will act again." in page.text
+    assert ("Nobody knows whether" in page.text) is (make is make_abandoned)
+    assert IdempotencyRecord.objects.count() == 1
+    answer = desk.post(place, form_of(page), follow=True)
+    assert "The key is free" in Page(answer).text
+    assert not IdempotencyRecord.objects.exists()
+    (entry,) = LogEntry.objects.all()
+    assert (entry.object_id, entry.change_message) == (
+        str(record.pk),
+        "Released the key.",
+    )
+    assert "to-be-released" in entry.object_repr
+
+
+@pytest.mark.parametrize("page", ["release", "resolve"])
+def test_changed_meanwhile(desk: Client, page: str) -> None:
+    """A3: What was decided of one run is not done to another one."""
+    record = make_abandoned()
+    form = form_of(Page(desk.get(address(record, page))))
+    form |= {"status_code": "201", "content_type": "text/plain", "body": "late"}
+    for changed in ({"token": uuid4()}, {"state": State.COMPLETED, "status_code": 201}):
+        IdempotencyRecord.objects.update(**changed)
+        before = IdempotencyRecord.objects.values().get()
+        if page == "release" and "state" in changed:
+            continue  # a completed record can be released by who sees that it is one
+        said = Page(desk.post(address(record, page), form, follow=True)).text
+        assert "Nothing was done: the record has changed." in said
+        assert IdempotencyRecord.objects.values().get() == before
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize("page", ["release", "resolve"])
+def test_changed_in_that_moment(
+    desk: Client, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: Nor where the change comes between the look and the write."""
+    record = make_abandoned()
+    form = form_of(Page(desk.get(address(record, page))))
+    form |= {"status_code": "201", "content_type": "text/plain", "body": "late"}
+    verb = getattr(IdempotencyRecord, page)
+
+    def change_first(found: IdempotencyRecord, *arguments: Any) -> None:
+        IdempotencyRecord.objects.update(token=uuid4())
+        verb(found, *arguments)
+
+    monkeypatch.setattr(IdempotencyRecord, page, change_first)
+    said = Page(desk.post(address(record, page), form, follow=True)).text
+    assert "Nothing was done: the record has changed." in said
+    assert IdempotencyRecord.objects.get().state == State.ABANDONED
+    assert not LogEntry.objects.exists()
+
+
+def test_running_records_are_left_alone(desk: Client) -> None:
+    """A3: A record that a handler has a lease on is offered no decision."""
+    record = make_running()
+    page = Page(desk.get(address(record)))
+    assert not page.links("/release/")
+    assert not page.links("/resolve/")
+    form = {"token": str(record.token)}
+    assert (
+        "Nothing was done"
+        in desk.post(address(record, "release"), form, follow=True).text
+    )
+    assert desk.get(address(record, "resolve")).status_code == 302
+    assert IdempotencyRecord.objects.count() == 1
+
+
+# Resolve.
+
+
+def test_resolve(desk: Client, client: Any, handle: Any) -> None:
+    """A3, E9: A person's answer is what the client's retry gets, to the byte."""
+    client.post("/function/", {}, **key())
+    IdempotencyRecord.objects.update(
+        state=State.ABANDONED,
+        lease_expires_at=timezone.now() - timedelta(seconds=1),
+        **NO_ANSWER,
+    )
+    record = IdempotencyRecord.objects.get()
+    assert code_of(client.post("/function/", {}, **key())) == (
+        "idempotency_outcome_unknown"
+    )
+    place = address(record, "resolve")
+    assert place in Page(desk.get(address(record))).links("/resolve/")
+    body = '{"charge": "ch_1",\n "note": "Ж"}'
+    form = form_of(Page(desk.get(place)))
+    form |= {"status_code": "201", "content_type": "application/json", "body": body}
+    said = Page(desk.post(place, form, follow=True)).text
+    assert "the next request with this key gets it" in said
+    retry = client.post("/function/", {}, **key())
+    assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
+    assert retry.content == body.replace("\n", "\r\n").encode() or (
+        retry.content == body.encode()
+    )
+    assert retry["Content-Type"] == "application/json"
+    assert Effect.objects.count() == 1
+    (entry,) = LogEntry.objects.all()
+    assert entry.change_message == "Stored an answer with status 201."
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"status_code": "500"}, "less than or equal to 499"),
+        ({"status_code": "101"}, "greater than or equal to 200"),
+        ({"content_type": "text/plain\r\nSet-Cookie: a=b"}, "visible ASCII only"),
+        ({"content_type": "text/plané"}, "visible ASCII only"),
+        ({"content_type": ""}, "This field is required."),
+        ({"body": "{"}, "This is no JSON"),
+    ],
+)
+def test_resolve_with_bad_input(
+    desk: Client, fields: dict[str, str], complaint: str
+) -> None:
+    """A3: What can't be an answer is refused in words, and nothing is stored."""
+    record = make_abandoned()
+    form = {
+        "token": str(record.token),
+        "status_code": "201",
+        "content_type": "application/json",
+        "body": "{}",
+        **fields,
+    }
+    assert complaint in Page(desk.post(address(record, "resolve"), form)).text
+    assert IdempotencyRecord.objects.get().state == State.ABANDONED
+
+
+# Purge.
+
+
+def test_purge(desk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3, P2: Where there is no worker it purges for a while, and says what is left."""
+    monkeypatch.setattr(pages, "has_worker", lambda: False)
+    make_record(RETENTION + DAY)
+    make_record()
+    assert desk.get(f"{LIST}purge/").status_code == 405
+    assert "Purge expired now" in Page(desk.get(LIST)).text
+    said = Page(desk.post(f"{LIST}purge/", follow=True)).text
+    assert "Purged 1 expired record." in said
+    assert "More are left" not in said
+    assert IdempotencyRecord.objects.count() == 1
+    assert LogEntry.objects.get().change_message == "Purged 1 expired record."
+    make_records(200, RETENTION + DAY)
+    monkeypatch.setattr(pages, "PURGE_BUDGET", timedelta(0))
+    said = Page(desk.post(f"{LIST}purge/", follow=True)).text
+    assert "Purged 100 expired records. More are left" in said
+
+
+def test_purge_by_a_worker(desk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3, P3: Where there is one, a worker gets the task."""
+    monkeypatch.setattr(pages, "has_worker", lambda: True)
+    make_record(RETENTION + DAY)
+    current_app.conf.task_always_eager = True
+    try:
+        said = Page(desk.post(f"{LIST}purge/", follow=True)).text
+    finally:
+        current_app.conf.task_always_eager = False
+    assert "A worker has been asked" in said
+    assert not IdempotencyRecord.objects.exists()
+
+
+def test_no_worker() -> None:
+    """A3: Neither silence nor a broker that is down is a worker."""
+    assert pages.has_worker() is False
+
+
+def test_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: The same where asking is an error."""
+
+    def refuse(**options: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(current_app.control, "ping", refuse)
+    assert pages.has_worker() is False
+
+
+# Permissions.
+
+
+@pytest.mark.parametrize(
+    ("permission", "page"),
+    [(RELEASE, "release"), (RESOLVE, "resolve"), (PURGE, None)],
+)
+def test_permissions(enter: Enter, permission: str, page: str | None) -> None:
+    """A3: Each decision has a permission of its own, and without it no way there."""
+    record = make_abandoned()
+    make_record(RETENTION + DAY)
+    others = {VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE} - {permission}
+    place = address(record, page) if page else f"{LIST}purge/"
+    form = {"token": str(record.token), "status_code": "201", "content_type": "a/b"}
+    client = enter(*others)
+    assert client.post(place, form).status_code == 403
+    shown = client.get(address(record) if page else LIST).content.decode()
+    assert place not in shown
+    assert IdempotencyRecord.objects.count() == 2
+    assert IdempotencyRecord.objects.get(pk=record.pk).state == State.ABANDONED
+    able = enter(VIEW, permission)
+    assert place in able.get(address(record) if page else LIST).content.decode()
+    assert able.post(place, form).status_code == 302
+
+
+# Overview.
+
+
+def test_overview(staff: Client) -> None:
+    """A4: Figures of the last 30 days, exact where they can be."""
+    now = timezone.now()
+    for days, status in ((0, 201), (0, 402), (1, 302), (29.1, 201), (31, 201)):
+        make_record(days * DAY, status_code=status, path=f"/p-{status}")
+    make_record(body=None, path="/p-201")
+    make_abandoned()
+    make_running()
+    overview = Overview.of("default", now)
+    assert overview.is_exact
+    assert (overview.number, overview.size) == (8, 5 * 9)
+    assert [day.number for day in overview.days] == [1, *[0] * 27, 1, 5]
+    assert [(bar.kind, bar.number) for bar in overview.days[-1].bars] == [
+        ("2xx", 2),
+        ("4xx", 1),
+        ("none", 2),
+    ]
+    heights = [sum(bar.height for bar in day.bars) for day in overview.days]
+    assert max(heights) == overview.HEIGHT
+    assert (overview.not_kept, overview.abandoned, overview.in_progress) == (1, 1, 1)
+    assert (overview.expired, overview.within_a_day, overview.within_a_week) == (
+        1,
+        1,
+        1,
+    )
+    top = overview.endpoints[0]
+    assert (top.path, top.number, top.width) == ("/p-201", 4, 100)
+    page = Page(staff.get(f"{LIST}overview/"))
+    assert "All 8 records were counted." in page.text
+    assert "Requests that were refused, and replays, leave no record" in page.text
+    assert len([tag for tag, _attrs in page.elements if tag == "rect"]) >= 5
+    assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")
+
+
+def test_overview_of_nothing(staff: Client) -> None:
+    """A4: A table without records is no error."""
+    assert "There are no records." in Page(staff.get(f"{LIST}overview/")).text
+
+
+def test_overview_from_a_sample(
+    staff: Client, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4: Of many records a sample stands for all, and the page says so."""
+    monkeypatch.setattr("idempotency.overview.SAMPLE", 200)
+    monkeypatch.setattr("idempotency.overview.MOST_COUNTED", 3)
+    for number in range(1000):
+        # Ids as the app makes them: a hash in all but a few bits.
+        digest = UUID(int=hash_of(number))
+        make_record(id=digest, key=f"k-{number}")
+    for number in range(5):
+        make_abandoned(id=UUID(int=hash_of(-number - 1)))
+    overview = Overview.of("default")
+    assert not overview.is_exact
+    assert overview.sample == 200
+    assert 700 < overview.number < 1400
+    assert (overview.abandoned, overview.abandoned_is_exact) == (3, False)
+    text = Page(staff.get(f"{LIST}overview/")).text
+    assert "Estimated from a random sample of 200 records" in text
+    assert re.search(r"~ 1,?\d\d\d|~ \d\d\d", text)
+
+
+def hash_of(number: int) -> int:
+    octets = bytearray(hashlib.sha256(str(number).encode()).digest()[:16])
+    octets[6] = octets[6] & 0x0F | 0x50
+    octets[8] = octets[8] & 0x3F | 0x80
+    return int.from_bytes(octets, "big")
+
+
+def test_abandoned_records_keep_their_end(client: Any) -> None:
+    """A4, E9: A record that was given up is found by the end of its lease."""
+    from idempotency.claims import claims_in  # noqa: PLC0415
+
+    record = make_running()
+    claims_in("default").abandon(record)
+    record.refresh_from_db()
+    assert record.state == State.ABANDONED
+    now = datetime.now(zones.utc)
+    assert record.lease_expires_at is not None
+    assert abs(record.lease_expires_at - now) < timedelta(minutes=5)
+    record.resolve(HttpResponse("done"))
+    assert record.lease_expires_at is None

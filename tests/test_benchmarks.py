@@ -1,0 +1,77 @@
+"""The benchmarks run, and their comparison finds what became worse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from tests.processes import ROOT
+
+pytestmark = pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="One database will do."
+)
+# They start and fill databases.
+LONGER = 300
+
+
+def run(module: str, *arguments: str | Path, status: int = 0) -> str:
+    """Run a benchmark, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LONGER,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def test_requests_and_their_comparison(tmp_path: Path) -> None:
+    """R6: What a request costs is counted; a planted regression is told."""
+    old = tmp_path / "old.json"
+    small = ("--rounds=2", "--requests=10", "--size=1024", "--json", old)
+    told = run("requests", "--database=sqlite", *small)
+    assert "| replay | " in told
+    figures = json.loads(old.read_text())
+    costs = {cost["name"]: cost for cost in figures["requests"]["1024"]}
+    # K4: no key, no statement and no commit more than the bare view.
+    bare, no_key = costs["bare"], costs["no key"]
+    assert (no_key["statements"], no_key["commits"]) == (
+        bare["statements"],
+        bare["commits"],
+    )
+    assert no_key["calls"] - bare["calls"] < 60
+    assert costs["replay"]["statements"] == 1
+    assert run("compare", old, old) == "Nothing became worse.\n"
+    new = tmp_path / "new.json"
+    costs["replay"]["statements"] += 1
+    costs["first-time"]["to_autocommit"][0] *= 5
+    new.write_text(json.dumps(figures))
+    told = run("compare", old, new, status=1)
+    assert "replay, 1024 bytes: statements 1 -> 2" in told
+    assert "first-time, 1024 bytes: to_autocommit" in told
+    assert len(told.splitlines()) == 2
+    figures["database"] = "another"
+    new.write_text(json.dumps(figures))
+    assert "these are of sqlite and of another" in run("compare", old, new, status=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("admin", ["--records=2000"], "| overview |"),
+        ("growth", ["--most=10000", "--rounds=1", "--requests=5"], "| 10,000 |"),
+        ("http", ["--rounds=1", "--seconds=1"], "| replay |"),
+    ],
+)
+def test_others(module: str, arguments: list[str], said: str) -> None:
+    """A2, R6: They measure what they say."""
+    assert said in run(module, "--database=sqlite", *arguments)

@@ -1,0 +1,72 @@
+"""What the page about operations tells people to do."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from idempotency.models import IdempotencyRecord
+from tests.conftest import code_of, key
+from tests.records import RETENTION, left, make_record, make_records
+from tests.test_docs import ROOT
+
+PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+def statements(word: str) -> str:
+    """Return the one SQL block of the page that has a word."""
+    (found,) = (
+        block
+        for block in re.findall(r"```sql\n(.+?)```", PAGE, re.DOTALL)
+        if word in block
+    )
+    return str(found)
+
+
+@pytest.fixture
+def cursor() -> Any:
+    if connection.vendor != "postgresql":
+        pytest.skip("The page's SQL is PostgreSQL's.")
+    with connection.cursor() as cursor:
+        yield cursor
+
+
+@pytest.mark.django_db
+def test_settings_of_the_table(cursor: Any) -> None:
+    """P2: PostgreSQL takes them."""
+    cursor.execute(statements("fillfactor"))
+    cursor.execute(
+        "SELECT reloptions FROM pg_class WHERE oid = "
+        "'idempotency_idempotencyrecord'::regclass"
+    )
+    assert "fillfactor=80" in cursor.fetchone()[0]
+
+
+@pytest.mark.django_db
+def test_hash_partitions(cursor: Any, client: Any) -> None:
+    """E1, F4, P1, P2: On a partitioned table everything is as on a plain one."""
+    make_records(50)
+    make_record(RETENTION + timedelta(seconds=1), key="an-expired-key")
+    cursor.execute(statements("PARTITION BY HASH"))
+    assert len(left()) == 51
+    answers = [client.post("/function/", {"n": 1}, **key()) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].content == answers[1].content
+    assert answers[1]["Idempotent-Replayed"] == "true"
+    reused = client.post("/function/", {"n": 2}, **key())
+    assert code_of(reused) == "idempotency_key_reused"
+    assert IdempotencyRecord.objects.purge().deleted == 1  # type: ignore[attr-defined]
+    assert len(left()) == 51
+    # Another run after the retention: the take-over's UPDATE, too, finds its partition.
+    IdempotencyRecord.objects.update(expires_at="2020-01-01T00:00:00Z")
+    assert client.post("/function/", {"n": 2}, **key()).status_code == 201
+    assert IdempotencyRecord.objects.purge().deleted == 50  # type: ignore[attr-defined]
+    cursor.execute(
+        "SELECT COUNT(*) FROM pg_inherits WHERE inhparent = "
+        "'idempotency_idempotencyrecord'::regclass"
+    )
+    assert cursor.fetchone()[0] == 4
