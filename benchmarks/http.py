@@ -2,7 +2,7 @@
 
     python -m benchmarks.http --database postgresql
 
-Sixteen clients keep their connections and send as fast as they get answers; bare,
+Sixteen clients send as fast as they get answers; bare,
 first-time and replay take turns. Then 100 duplicates of one slow request come at once,
 beside other requests at a steady pace.
 """
@@ -33,17 +33,15 @@ CREATED, IN_PROGRESS = 201, 409
 
 
 class Line:
-    """A connection that is kept."""
+    """A way to a server; each request has a connection of its own, as behind nginx."""
 
     def __init__(self, address: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(address))
-        self.file = self.socket.makefile("rb")
+        self.address = address
 
     def post(self, place: str, key: str | None, slow: float = 0) -> int:
         """Send a request, read the answer, and return its status."""
         lines = [
-            f"POST {place} HTTP/1.1",
+            f"POST {place} HTTP/1.0",
             "Host: localhost",
             "Content-Type: application/json",
             f"Content-Length: {len(BODY)}",
@@ -53,19 +51,13 @@ class Line:
             lines.append(f"Idempotency-Key: {key}")
         if slow:
             lines.append(f"X-Slow: {slow}")
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode() + BODY)
-        status = int(self.file.readline().split()[1])
-        length = 0
-        while (line := self.file.readline()) not in (b"\r\n", b""):
-            if line.lower().startswith(b"content-length:"):
-                length = int(line.split(b":")[1])
-        self.file.read(length)
-        return status
-
-    def close(self) -> None:
-        """Hang up."""
-        self.file.close()
-        self.socket.close()
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(self.address))
+            wire.sendall("\r\n".join([*lines, "", ""]).encode() + BODY)
+            answer = b""
+            while received := wire.recv(65536):
+                answer += received
+        return int(answer.split(maxsplit=2)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +81,6 @@ def drive(address: Path, seconds: float, send: Callable[[Line], int]) -> Turn:
             status = send(line)
             assert status == CREATED, status
             taken.append(time.monotonic() - started)
-        line.close()
         return taken
 
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -108,7 +99,6 @@ def p95_of_others(address: Path, seconds: float) -> float:
         line.post(f"/keyed/{SIZE}/", str(uuid4()))
         taken.append(time.monotonic() - due)
         due += 0.02
-    line.close()
     return quantiles(taken, n=20)[-1]
 
 
@@ -120,9 +110,7 @@ def storm(address: Path, seconds: float) -> tuple[float, int]:
     def duplicate(_number: int) -> int:
         line = Line(address)
         barrier.wait()
-        status = line.post(f"/keyed/{SIZE}/", key, slow=seconds / 2)
-        line.close()
-        return status
+        return line.post(f"/keyed/{SIZE}/", key, slow=seconds / 2)
 
     with ThreadPoolExecutor(DUPLICATES) as pool:
         storming = [pool.submit(duplicate, n) for n in range(DUPLICATES)]
@@ -146,7 +134,7 @@ def serving(folder: Path) -> Iterator[dict[str, Path]]:
                 *(sys.executable, "-m", "gunicorn", "benchmarks.wsgi"),
                 *("--bind", f"unix:{address}", "--no-control-socket"),
                 *("--workers", str(WORKERS), "--threads", str(THREADS)),
-                *("--keep-alive", "60", "--worker-connections", "1000"),
+                *("--backlog", "1024"),
             ]
             variables = {
                 "DJANGO_SETTINGS_MODULE": "benchmarks.settings",
@@ -156,12 +144,9 @@ def serving(folder: Path) -> Iterator[dict[str, Path]]:
 
             def answers(address: Path = address) -> bool:
                 try:
-                    line = Line(address)
+                    return Line(address).post(f"/bare/{SIZE}/", None) == CREATED
                 except OSError:
                     return False
-                status = line.post(f"/bare/{SIZE}/", None)
-                line.close()
-                return status == CREATED
 
             wait_until(answers, "the server", {"log": log})
             found[name] = address
@@ -193,7 +178,6 @@ def main() -> int:
     ):
         line = Line(addresses["autocommit"])
         assert line.post(f"/keyed/{SIZE}/", known) == CREATED
-        line.close()
         for _round in range(arguments.rounds):
             for name, (address, send) in kinds.items():
                 turn = drive(addresses[address], arguments.seconds, send)

@@ -7,6 +7,7 @@ Number 0 stops it when all is done.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import django
@@ -23,6 +24,8 @@ COMMAND = "purge_idempotency_records"
 def main() -> None:
     """Run the command on its way through the boundaries."""
     number, place, *arguments = sys.argv[1:]
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     watch()
     passage = Boundaries.passage = Passage(int(number), place)
     call_command(COMMAND, *arguments)

@@ -247,7 +247,7 @@ class Screen:
 
 
 @once
-def test_demo_keeps_serving_on_a_terminal(folder: Path) -> None:
+def test_demo_keeps_serving_on_a_terminal(folder: Path, heard: None) -> None:
     terminal, end = pty.openpty()
     try:
         with running_demo(folder, end) as process:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from celery import current_app
 from django.apps import apps
+from django.utils import translation
 from kombu import Connection
 
 from idempotency.models import State
@@ -122,6 +123,9 @@ def test_edits_in_the_admin() -> None:
     """P3: What a restart of Beat leaves of edits is what the README says."""
     schedulers = pytest.importorskip("django_celery_beat.schedulers")
     (name,) = BEAT_SCHEDULE
+
+    # Earlier tests may have left another language behind.
+    translation.activate("en")
 
     def start_beat() -> Any:
         schedulers.DatabaseScheduler(app=current_app).schedule  # noqa: B018  # reads it
