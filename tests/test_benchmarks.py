@@ -62,16 +62,3 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
     figures["database"] = "another"
     new.write_text(json.dumps(figures))
     assert "these are of sqlite and of another" in run("compare", old, new, status=2)
-
-
-@pytest.mark.parametrize(
-    ("module", "arguments", "said"),
-    [
-        ("admin", ["--records=2000"], "| overview |"),
-        ("growth", ["--most=10000", "--rounds=1", "--requests=5"], "| 10,000 |"),
-        ("http", ["--rounds=1", "--seconds=1"], "| replay |"),
-    ],
-)
-def test_others(module: str, arguments: list[str], said: str) -> None:
-    """A2, R6: They measure what they say."""
-    assert said in run(module, "--database=sqlite", *arguments)
