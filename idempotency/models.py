@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -72,10 +73,11 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         batches one, and ``ValueError`` for a batch of less than one row and for an
         ``older_than`` below 0.
         """
-        *_earlier, report = self.purge_in_batches(
+        reports = self.purge_in_batches(
             now, batch_size=batch_size, time_budget=time_budget, older_than=older_than
         )
-        return report
+        # The last one alone: of very many batches all would be a long list.
+        return deque(reports, maxlen=1).pop()
 
     def purge_in_batches(
         self,

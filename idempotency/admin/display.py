@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from django.urls import reverse
+from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.text import Truncator
+from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, ngettext
 
 from idempotency.answers import SHOWN_CHARACTERS, decode
@@ -62,7 +64,7 @@ def headers(record: IdempotencyRecord) -> SafeString | str:
     return preformatted(lines) if lines else "-"
 
 
-def answer(record: IdempotencyRecord, site: str) -> SafeString | str:
+def answer(record: IdempotencyRecord, download: str) -> SafeString | str:
     """Return the answer decoded, or its type, size and SHA-256 with a download."""
     stored = record.stored_response
     if stored is None:
@@ -79,11 +81,7 @@ def answer(record: IdempotencyRecord, site: str) -> SafeString | str:
         '<p>{} · {} · <a href="{}">{}</a><br>SHA-256 {}</p>',
         decoded.content_type or gettext("no content type"),
         in_bytes(decoded.size),
-        reverse(
-            "admin:idempotency_idempotencyrecord_body",
-            args=[record.pk],
-            current_app=site,
-        ),
+        download,
         gettext("Download"),
         decoded.sha256,
     )
@@ -94,3 +92,39 @@ def answer(record: IdempotencyRecord, site: str) -> SafeString | str:
     return format_html(
         "{}{}{}", facts, preformatted(decoded.text), end if decoded.is_cut else ""
     )
+
+
+def time_line(record: IdempotencyRecord) -> SafeString:
+    """Return what a record knows of its times, in their order."""
+    lease = record.lease_expires_at
+    events = [(record.created_at, gettext("claimed"))]
+    if record.completed_at is not None:
+        events.append((record.completed_at, gettext("completed")))
+    if lease is not None and record.is_leased:
+        events.append((lease, gettext("the lease ends, unless it is renewed")))
+    elif lease is not None:
+        events.append((lease, gettext("abandoned: the lease ended")))
+    events.append((record.expires_at, gettext("expires: the key is new again")))
+    now = timezone.now()
+    rows = (
+        (moment(at), what, distance(at, now))
+        for at, what in sorted(events, key=lambda event: event[0])
+    )
+    return format_html(
+        '<ol class="idempotency-times">{}</ol>',
+        format_html_join(
+            "", "<li><time>{}</time> <span>{}</span> <em>{}</em></li>", rows
+        ),
+    )
+
+
+def moment(at: datetime) -> str:
+    """Return a time in the reader's own form."""
+    return formats.date_format(timezone.localtime(at), "DATETIME_FORMAT")
+
+
+def distance(at: datetime, now: datetime) -> str:
+    """Return how far from now a time is."""
+    if at <= now:
+        return gettext("%(time)s ago") % {"time": timesince(at, now, depth=1)}
+    return gettext("in %(time)s") % {"time": timeuntil(at, now, depth=1)}

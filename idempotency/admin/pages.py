@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
-from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext, ngettext
-from django.utils.translation import gettext_lazy as _
 
+from idempotency.admin.forms import ResolveForm
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.overview import Overview
 from idempotency.tasks import purge_expired_records
@@ -35,51 +34,6 @@ NAMES = "idempotency_idempotencyrecord"
 PURGE_BUDGET = timedelta(seconds=5)
 # Seconds in which a worker says that it is there.
 WORKER_ANSWERS = 0.5
-JSON = "application/json"
-
-
-class ResolveForm(forms.Form):
-    """The answer that a person stores for an abandoned record."""
-
-    status_code = forms.IntegerField(
-        label=_("HTTP status"), min_value=200, max_value=499, initial=201
-    )
-    content_type = forms.CharField(
-        label=_("Content-Type"), initial=JSON, max_length=255
-    )
-    body = forms.CharField(
-        label=_("Body"),
-        required=False,
-        strip=False,
-        widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "spellcheck": "false"}),
-        help_text=_("Byte for byte what the client is to get."),
-    )
-
-    def clean_content_type(self) -> str:
-        """Refuse what can't stand in a header."""
-        value: str = self.cleaned_data["content_type"]
-        if not (value.isascii() and value.isprintable()):
-            raise forms.ValidationError(_("A header has visible ASCII only."))
-        return value
-
-    def clean(self) -> dict[str, Any]:
-        """Refuse a body that is no JSON where it says that it is."""
-        cleaned: dict[str, Any] = super().clean() or {}
-        body, kind = cleaned.get("body"), cleaned.get("content_type", "")
-        if body and kind.split(";")[0].strip().lower() == JSON:
-            try:
-                json.loads(body)
-            except ValueError as error:
-                self.add_error("body", _("This is no JSON: %s") % error)
-        return cleaned
-
-    def response(self) -> HttpResponse:
-        """Return the answer to store."""
-        return HttpResponse(
-            self.cleaned_data["body"],
-            status=self.cleaned_data["status_code"],
-            content_type=self.cleaned_data["content_type"],
-        )
 
 
 class Pages(RecordAdminBase):
@@ -162,10 +116,11 @@ class Pages(RecordAdminBase):
             if str(record.token) != request.POST.get("token"):
                 return self._has_changed(request, record)
             try:
-                record.release()
+                with transaction.atomic(using=record._state.db):
+                    record.release()
+                    self._log(request, record, DELETION, gettext("Released the key."))
             except RecordChanged:
                 return self._has_changed(request, record)
-            self._log(request, record, DELETION, gettext("Released the key."))
             messages.success(
                 request, gettext("The key is free: the next request with it acts.")
             )
@@ -188,12 +143,13 @@ class Pages(RecordAdminBase):
         if form.is_valid():
             if str(record.token) != request.POST.get("token"):
                 return self._has_changed(request, record)
+            stored = gettext("Stored an answer with status %(status_code)d.")
             try:
-                record.resolve(form.response())
+                with transaction.atomic(using=record._state.db):
+                    record.resolve(form.response())
+                    self._log(request, record, CHANGE, stored % form.cleaned_data)
             except RecordChanged:
                 return self._has_changed(request, record)
-            stored = gettext("Stored an answer with status %d.") % record.status_code
-            self._log(request, record, CHANGE, stored)
             messages.success(
                 request, gettext("Stored: the next request with this key gets it.")
             )
@@ -223,6 +179,8 @@ class Pages(RecordAdminBase):
             context["purge_address"] = self._address("purge")
         return super().changelist_view(request, context | (extra_context or {}))
 
+    # Within the request's transaction all batches would be one, which purge() refuses.
+    @transaction.non_atomic_requests
     def purge_view(self, request: HttpRequest) -> HttpResponse:
         """Purge what is expired, by a worker if there is one, else for a while."""
         if not (self.has_view_permission(request) and request.user.has_perm(PURGE)):

@@ -13,10 +13,9 @@ from django.db import models, router
 from django.db.models import Case, Q, Value, When
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import formats, timezone
-from django.utils.html import format_html, format_html_join
+from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.text import format_lazy
-from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -253,9 +252,9 @@ class IdempotencyRecordAdmin(Pages, RecordAdminBase):
             '<time datetime="{}">{}</time><br>{}<br><time datetime="{}">{}</time>',
             created.isoformat(),
             created.strftime("%Y-%m-%d\N{NO-BREAK SPACE}%H:%M"),
-            _distance(created, now),
+            display.distance(created, now),
             expires.isoformat(),
-            gettext("expires %(when)s") % {"when": _distance(expires, now)},
+            gettext("expires %(when)s") % {"when": display.distance(expires, now)},
         )
 
     @admin.display(description=_("next request"))
@@ -270,26 +269,7 @@ class IdempotencyRecordAdmin(Pages, RecordAdminBase):
     @admin.display(description=_("what happened when"))
     def time_line(self, record: IdempotencyRecord) -> SafeString:
         """Return what the record knows of its times, in their order."""
-        lease = record.lease_expires_at
-        events = [(record.created_at, gettext("claimed"))]
-        if record.completed_at is not None:
-            events.append((record.completed_at, gettext("completed")))
-        if lease is not None and record.is_leased:
-            events.append((lease, gettext("the lease ends, unless it is renewed")))
-        elif lease is not None:
-            events.append((lease, gettext("abandoned: the lease ended")))
-        events.append((record.expires_at, gettext("expires: the key is new again")))
-        now = timezone.now()
-        rows = (
-            (_moment(at), what, _distance(at, now))
-            for at, what in sorted(events, key=lambda event: event[0])
-        )
-        return format_html(
-            '<ol class="idempotency-times">{}</ol>',
-            format_html_join(
-                "", "<li><time>{}</time> <span>{}</span> <em>{}</em></li>", rows
-            ),
-        )
+        return display.time_line(record)
 
     @admin.display(description=_("headers"))
     def stored_headers(self, record: IdempotencyRecord) -> SafeString | str:
@@ -299,19 +279,9 @@ class IdempotencyRecordAdmin(Pages, RecordAdminBase):
     @admin.display(description=_("body"))
     def answer(self, record: IdempotencyRecord) -> SafeString | str:
         """Return the answer to read or to download."""
-        return display.answer(record, self.admin_site.name)
+        return display.answer(record, self._address("body", record.pk))
 
     @admin.display(description=_("body"))
     def hidden_answer(self, record: IdempotencyRecord) -> str:
         """Say why there is nothing to read."""
         return gettext("You do not have the permission to read stored answers.")
-
-
-def _moment(at: Any) -> str:
-    return formats.date_format(timezone.localtime(at), "DATETIME_FORMAT")
-
-
-def _distance(at: Any, now: Any) -> str:
-    if at <= now:
-        return gettext("%(time)s ago") % {"time": timesince(at, now, depth=1)}
-    return gettext("in %(time)s") % {"time": timeuntil(at, now, depth=1)}

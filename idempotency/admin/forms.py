@@ -1,0 +1,72 @@
+"""The answer that a person stores for an abandoned record (contract A3)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from django.http import HttpResponse
+from django.utils.translation import gettext_lazy as _
+
+JSON = "application/json"
+# Answers that have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
+WITHOUT_BODY = (204, 205, 304)
+
+
+class ResolveForm(forms.Form):
+    """Status, type and body of an answer; ``response()`` returns it."""
+
+    status_code = forms.IntegerField(
+        label=_("HTTP status"), min_value=200, max_value=499, initial=201
+    )
+    content_type = forms.CharField(
+        label=_("Content-Type"), initial=JSON, max_length=255
+    )
+    body = forms.CharField(
+        label=_("Body"),
+        required=False,
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "spellcheck": "false"}),
+        help_text=_("What the client is to get. Each line ends in a line feed."),
+    )
+
+    def clean_content_type(self) -> str:
+        """Refuse what can't stand in a header."""
+        value: str = self.cleaned_data["content_type"]
+        if not (value.isascii() and value.isprintable()):
+            raise forms.ValidationError(_("A header has visible ASCII only."))
+        return value
+
+    def clean_body(self) -> str:
+        """Take line ends for what the person typed: browsers send CRLF for each."""
+        body: str = self.cleaned_data["body"]
+        return body.replace("\r\n", "\n")
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse a body that is not what status and type say."""
+        cleaned: dict[str, Any] = super().clean() or {}
+        body, kind = cleaned.get("body"), cleaned.get("content_type")
+        if not body or kind is None:
+            return cleaned
+        if cleaned.get("status_code") in WITHOUT_BODY:
+            self.add_error("body", _("An answer with this status has no body."))
+        if kind.split(";")[0].strip().lower() == JSON:
+            try:
+                json.loads(body)
+            except (ValueError, RecursionError) as error:
+                self.add_error("body", _("This is no JSON: %s") % error)
+        try:
+            HttpResponse(body, content_type=kind)
+        except (UnicodeError, LookupError) as error:
+            charset = _("The charset of this type can't write the body: %s")
+            self.add_error("content_type", charset % error)
+        return cleaned
+
+    def response(self) -> HttpResponse:
+        """Return the answer to store."""
+        return HttpResponse(
+            self.cleaned_data["body"],
+            status=self.cleaned_data["status_code"],
+            content_type=self.cleaned_data["content_type"],
+        )
