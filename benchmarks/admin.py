@@ -42,12 +42,12 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=1_000_000)
     arguments = parser.parse_args()
     with database(arguments.database):
-        from django.conf import settings  # noqa: PLC0415  # set up by now
-        from django.contrib.auth.models import User  # noqa: PLC0415
-        from django.test import Client  # noqa: PLC0415
-        from django.test.utils import CaptureQueriesContext  # noqa: PLC0415
+        from django.conf import settings  # set up by now
+        from django.contrib.auth.models import User
+        from django.test import Client
+        from django.test.utils import CaptureQueriesContext
 
-        from testproject import settings as demo  # noqa: PLC0415
+        from testproject import settings as demo
 
         settings.MIDDLEWARE = demo.MIDDLEWARE
         half = arguments.records // 2

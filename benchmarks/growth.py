@@ -34,7 +34,7 @@ def main() -> int:
     print("| records | first-time | replay | bytes per record |\n|---|---|---|---|")
     smallest: dict[str, float] = {}
     with database(arguments.database, urls="benchmarks.views"):
-        from benchmarks.requests import kinds, run  # noqa: PLC0415  # set up by now
+        from benchmarks.requests import kinds, run  # set up by now
 
         there = 0
         for step in STEPS:

@@ -124,7 +124,7 @@ def storm(address: Path, seconds: float) -> tuple[float, int]:
 @contextmanager
 def serving(folder: Path) -> Iterator[dict[str, Path]]:
     """Serve the benchmark's views without and with ATOMIC_REQUESTS."""
-    from tests.processes import running, wait_until  # noqa: PLC0415  # needs settings
+    from tests.processes import running, wait_until  # needs settings
 
     with ExitStack() as stack:
         found = {}

@@ -103,7 +103,7 @@ def purge(seconds: float = 3600) -> dict[str, Any]:
 
 def delete_at_once() -> int:
     """Delete what is expired in one statement, as everybody else does."""
-    from idempotency.models import IdempotencyRecord  # noqa: PLC0415  # set up by now
+    from idempotency.models import IdempotencyRecord  # set up by now
 
     manager: Any = IdempotencyRecord.objects
     deleted: int = manager.expired()._raw_delete("default")

@@ -13,8 +13,8 @@ import django
 
 django.setup()
 
-from idempotency import purging  # noqa: E402  # needs the settings
-from idempotency.models import IdempotencyRecord  # noqa: E402
+from idempotency import purging  # needs the settings
+from idempotency.models import IdempotencyRecord
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ class Cost:
 
 def kinds(size: int, *, with_leased: bool) -> list[Kind]:
     """Return every kind of request, for bodies of that size."""
-    from benchmarks.wsgi import post  # noqa: PLC0415  # needs the settings
+    from benchmarks.wsgi import post  # needs the settings
 
     def first(place: str) -> Callable[[int], Send]:
         return lambda number: post(place, str(uuid4()))
@@ -72,7 +72,7 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
 
     def busy(place: str) -> Callable[[int], Send]:
         """Return duplicates of a request that holds its key to the end."""
-        from idempotency.models import IdempotencyRecord, State  # noqa: PLC0415
+        from idempotency.models import IdempotencyRecord, State
 
         key = str(uuid4())
         assert post(place, key)() == 201

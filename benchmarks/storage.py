@@ -28,7 +28,7 @@ def main() -> int:
     print("| body | fillfactor | HOT | bytes per record | log bytes per request |")
     print("|---|---|---|---|---|")
     with database("postgresql", urls="benchmarks.views"):
-        from benchmarks.wsgi import post  # noqa: PLC0415  # needs the settings
+        from benchmarks.wsgi import post  # needs the settings
 
         for size in SIZES:
             for fillfactor in FILLFACTORS:

@@ -17,7 +17,7 @@ import django
 
 django.setup()
 
-from rest_framework.test import APIClient  # noqa: E402  # needs the settings
+from rest_framework.test import APIClient  # needs the settings
 
 
 def main() -> None:

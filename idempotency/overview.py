@@ -30,6 +30,7 @@ COLUMNS = (
     "method",
     "path",
     "body_size",
+    "lease_expires_at",
 )
 CLASSES = ("2xx", "3xx", "4xx", "none")
 
@@ -99,6 +100,8 @@ class Overview:
 
         leased = records.filter(lease_expires_at__isnull=False).with_lease_state()
         ended = leased.filter(is_leased=False).exclude(state=State.COMPLETED)
+        # Those without a lease (E5) have no index: the sample has to tell.
+        left_behind = scaled(sum(_is_left_behind(row) for row in rows))
         abandoned = ended[: MOST_COUNTED + 1].count()
         days, most = _days(rows, factor, now)
         expiries = [row["expires_at"] - now for row in rows]
@@ -114,8 +117,9 @@ class Overview:
             expired=scaled(sum(left <= timedelta(0) for left in expiries)),
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
             within_a_week=scaled(_within(expiries, timedelta(days=7))),
-            abandoned=min(abandoned, MOST_COUNTED),
-            abandoned_is_exact=abandoned <= MOST_COUNTED,
+            abandoned=min(abandoned, MOST_COUNTED) + left_behind,
+            abandoned_is_exact=abandoned <= MOST_COUNTED
+            and (factor == 1 or not left_behind),
             in_progress=leased.filter(is_leased=True)[:MOST_COUNTED].count(),
         )
 
@@ -139,6 +143,10 @@ def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
 
 def _is_tombstone(row: dict[str, Any]) -> bool:
     return row["status_code"] is not None and row["body_size"] is None
+
+
+def _is_left_behind(row: dict[str, Any]) -> bool:
+    return row["status_code"] is None and row["lease_expires_at"] is None
 
 
 def _within(expiries: list[timedelta], most: timedelta) -> int:

@@ -72,7 +72,7 @@ def desk(enter: Enter) -> Client:
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        ("state=abandoned", {"abandoned", "run-out"}),
+        ("state=abandoned", {"abandoned", "run-out", "left-behind"}),
         ("state=in_progress", {"running"}),
         ("state=completed", {"old", "expired", "moved", "refused", "put"}),
         ("state=tombstone", {"tombstone"}),
@@ -95,6 +95,12 @@ def test_filters(staff: Client, query: str, found: set[str] | None) -> None:
     make_abandoned(key="abandoned")
     make_running(key="running")
     make_abandoned(key="run-out", state=State.IN_PROGRESS)
+    make_abandoned(
+        key="left-behind",
+        state=State.IN_PROGRESS,
+        lease_expires_at=None,
+        created_at=timezone.now() - 2 * DAY,
+    )
     make_record(RETENTION - timedelta(hours=2), key="old")
     make_record(RETENTION + DAY, key="expired")
     make_record(timedelta(hours=2), key="moved", status_code=302)
@@ -102,7 +108,7 @@ def test_filters(staff: Client, query: str, found: set[str] | None) -> None:
     make_record(2 * DAY, key="put", method="PUT")
     make_record(2 * DAY, key="tombstone", body=None)
     everything = set(listed(staff))
-    assert len(everything) == 9
+    assert len(everything) == 10
     assert set(listed(staff, f"?{query}")) == (everything if found is None else found)
 
 
@@ -119,8 +125,17 @@ def test_filters_without_an_index(
     assert said in Page(staff.get(f"{LIST}?method=put")).text
     assert listed(staff, "?method=put&expiry=later") == ["k-0", "k-1", "k-2"]
     assert listed(staff, "?state=abandoned&method=post") == ["abandoned"]
+    for days in (1, 25):
+        make_abandoned(
+            created_at=timezone.now() - days * DAY + timedelta(minutes=1),
+            lease_expires_at=None,
+            key=f"left-{days}",
+        )
+    assert listed(staff, "?state=abandoned") == ["left-1", "abandoned"]
+    assert said in Page(staff.get(f"{LIST}?state=abandoned")).text
+    assert listed(staff, "?state=abandoned&expiry=week") == ["left-25"]
     assert listed(staff, "?method=put&q=k-5") == ["k-5"]
-    for query in ("", "?expiry=later", "?state=abandoned", "?method=put&expiry=day"):
+    for query in ("", "?expiry=later", "?method=put&expiry=day"):
         assert said not in Page(staff.get(LIST + query)).text
 
 
@@ -519,19 +534,20 @@ def test_overview(staff: Client) -> None:
         make_record(days * DAY, status_code=status, path=f"/p-{status}")
     make_record(body=None, path="/p-201")
     make_abandoned()
+    make_abandoned(lease_expires_at=None)
     make_running()
     overview = Overview.of("default", now)
     assert overview.is_exact
-    assert (overview.number, overview.size) == (8, 5 * 9)
-    assert [day.number for day in overview.days] == [1, *[0] * 27, 1, 5]
+    assert (overview.number, overview.size) == (9, 5 * 9)
+    assert [day.number for day in overview.days] == [1, *[0] * 27, 1, 6]
     assert [(bar.kind, bar.number) for bar in overview.days[-1].bars] == [
         ("2xx", 2),
         ("4xx", 1),
-        ("none", 2),
+        ("none", 3),
     ]
     heights = [sum(bar.height for bar in day.bars) for day in overview.days]
     assert max(heights) == overview.HEIGHT
-    assert (overview.not_kept, overview.abandoned, overview.in_progress) == (1, 1, 1)
+    assert (overview.not_kept, overview.abandoned, overview.in_progress) == (1, 2, 1)
     assert (overview.expired, overview.within_a_day, overview.within_a_week) == (
         1,
         1,
@@ -540,7 +556,7 @@ def test_overview(staff: Client) -> None:
     top = overview.endpoints[0]
     assert (top.path, top.number, top.width) == ("/p-201", 4, 100)
     page = Page(staff.get(f"{LIST}overview/"))
-    assert "All 8 records were counted." in page.text
+    assert "All 9 records were counted." in page.text
     assert "Requests that were refused, and replays, leave no record" in page.text
     assert len([tag for tag, _attrs in page.elements if tag == "rect"]) >= 5
     assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")

@@ -54,8 +54,6 @@ class RecordFilter(admin.SimpleListFilter):
     """A filter by conditions that stand in ``CONDITIONS``, each with its name."""
 
     CONDITIONS: ClassVar[dict[str, tuple[Any, Condition]]]
-    # Whether an index finds the records, however many there are.
-    has_index = False
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
         """Return what can be chosen."""
@@ -75,15 +73,22 @@ class RecordFilter(admin.SimpleListFilter):
         return self.value() in self.CONDITIONS
 
 
+# What a handler in atomic mode leaves that committed by itself has no lease (E5).
+LEFT_BEHIND = Q(lease_expires_at=None) & ~Q(state=State.COMPLETED)
+
+
 class StateFilter(RecordFilter):
-    """By what the record is now; an index finds all but completed ones."""
+    """By what the record is now; an index finds records that have or had a lease."""
 
     title = _("state")
     parameter_name = "state"
     CONDITIONS: ClassVar[Any] = {
         "abandoned": (
             _("abandoned"),
-            lambda now: Q(lease_expires_at__lte=UTCNow()) & ~Q(state=State.COMPLETED),
+            lambda now: (
+                (Q(lease_expires_at__lte=UTCNow()) & ~Q(state=State.COMPLETED))
+                | LEFT_BEHIND
+            ),
         ),
         "in_progress": (
             _("in progress"),
@@ -100,8 +105,8 @@ class StateFilter(RecordFilter):
     }
 
     @property
-    def has_index(self) -> bool:  # type: ignore[override]  # by the choice
-        """Whether an index finds what was chosen."""
+    def is_by_lease(self) -> bool:
+        """Whether the index on leases finds what was chosen, or nearly all of it."""
         return self.value() in ("abandoned", "in_progress")
 
 
@@ -146,7 +151,6 @@ class ExpiryFilter(RecordFilter):
 
     title = _("expiry")
     parameter_name = "expiry"
-    has_index = True
     CONDITIONS: ClassVar[Any] = {
         "past": (_("expired, not purged"), lambda now: Q(expires_at__lte=now)),
         "day": (
@@ -170,7 +174,7 @@ FILTERS = (StateFilter, StatusFilter, AgeFilter, ExpiryFilter, MethodFilter)
 class RecordList(ChangeList):
     """The list in the one order that has an index, whatever the address asks for."""
 
-    # Whether the list is of the last records alone, and says so.
+    # Whether something was looked for among the last records alone: the page says so.
     is_limited = False
     searched = SEARCHED
 
@@ -183,18 +187,26 @@ class RecordList(ChangeList):
     ) -> Records:
         """Return the records; filters without an index see the last of them only."""
         found = super().get_queryset(request, exclude_parameters)
-        chosen = [spec for spec in self.filter_specs if spec.is_chosen]  # type: ignore[attr-defined]  # all are ours
-        by_index = [spec for spec in chosen if spec.has_index]  # type: ignore[attr-defined]
-        if self.query or len(chosen) == len(by_index):
+        if self.query:
+            return found  # by the index on keys, or by the primary key
+        chosen = {type(spec): spec for spec in self.filter_specs if spec.is_chosen}  # type: ignore[attr-defined]  # all are ours
+        expiry, state = chosen.pop(ExpiryFilter, None), chosen.get(StateFilter)
+        if not chosen:
             return found
-        if any(isinstance(spec, StateFilter) for spec in by_index):
-            return found  # few at any time
-        places = self.root_queryset.order_by("-expires_at")
-        for spec in by_index:
-            places = spec.queryset(request, places)  # type: ignore[assignment]
-        rows = places.values_list("expires_at", flat=True)
-        end = rows[SEARCHED : SEARCHED + 1].first()
-        if end is None:
-            return found
-        self.is_limited = True
-        return found.filter(expires_at__gt=end)
+        places = self.root_queryset
+        if expiry is not None:
+            places = expiry.queryset(request, places)  # type: ignore[assignment]
+        among_the_last = self._among_the_last(places)
+        if not (isinstance(state, StateFilter) and state.is_by_lease):
+            return found.filter(among_the_last)
+        left_behind = places.filter(among_the_last, LEFT_BEHIND)
+        pks = left_behind.values_list("pk", flat=True)[:LISTED]
+        # Asked for by themselves: together no index would serve the two.
+        return found.filter(Q(lease_expires_at__isnull=False) | Q(pk__in=[*pks]))
+
+    def _among_the_last(self, places: Records) -> Q:
+        """Return what holds for the last records to expire of some, and note it."""
+        ends = places.order_by("-expires_at").values_list("expires_at", flat=True)
+        end = ends[SEARCHED : SEARCHED + 1].first()
+        self.is_limited = end is not None
+        return Q() if end is None else Q(expires_at__gt=end)
