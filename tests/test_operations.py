@@ -35,6 +35,22 @@ def cursor() -> Any:
         yield cursor
 
 
+def shape(cursor: Any) -> dict[str, list[str]]:
+    """Return what indexes and constraints hold for the table, names of keys aside."""
+    table = "'idempotency_idempotencyrecord'::regclass"
+    cursor.execute(
+        "SELECT indexdef FROM pg_indexes WHERE tablename = "
+        "'idempotency_idempotencyrecord'"
+    )
+    # A partitioned table's is said to be ON ONLY it.
+    indexes = [re.sub(r" ON (ONLY )?", " ON ", row[0]) for row in cursor.fetchall()]
+    cursor.execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = " + table
+    )
+    constraints = [row[0] for row in cursor.fetchall()]
+    return {"indexes": sorted(indexes), "constraints": sorted(constraints)}
+
+
 @pytest.mark.django_db
 def test_settings_of_the_table(cursor: Any) -> None:
     """P2: PostgreSQL takes them."""
@@ -51,7 +67,9 @@ def test_hash_partitions(cursor: Any, client: Any) -> None:
     """E1, F4, P1, P2: On a partitioned table everything is as on a plain one."""
     make_records(50)
     make_record(RETENTION + timedelta(seconds=1), key="an-expired-key")
+    before = shape(cursor)
     cursor.execute(statements("PARTITION BY HASH"))
+    assert shape(cursor) == before
     assert len(left()) == 51
     answers = [client.post("/function/", {"n": 1}, **key()) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]

@@ -14,9 +14,11 @@ from uuid import uuid4
 import pytest
 from celery import current_app
 from django.apps import apps
+from django.db import connection
 from django.utils import translation
 from kombu import Connection
 
+from idempotency.admin import pages
 from idempotency.models import State
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
 from tests.processes import running, wait_until
@@ -104,6 +106,21 @@ def test_beat_purges(broker: str, scheduler: str, queue: str, tmp_path: Path) ->
     assert "Purged 2 expired records in 1 batches and " in told
     (entry,) = BEAT_SCHEDULE
     assert f"Sending due task {entry} ({PURGE_TASK})" in logs["beat"].read_text()
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="One database will do.")
+@pytest.mark.usefixtures("schedule_tables")
+def test_make_beat(tmp_path: Path) -> None:
+    """P3, A3: ``make beat`` purges on its schedule, and the admin sees its worker."""
+    make_record(RETENTION + timedelta(seconds=1), key="expired")
+    make_record(key="new")
+    logs = {"both": tmp_path / "log"}
+    command = [sys.executable, "-m", "testproject.beat", "--every=1"]
+    # The broker of the settings, where this process sends its question, too.
+    with running(command, logs["both"], CELERY_BROKER_URL="filesystem://"):
+        wait_until(lambda: left() == {"new"}, "the purge", logs)
+        wait_until(pages.has_worker, "the worker's answer", logs)
+    assert "Purged 1 expired records in 1 batches and " in logs["both"].read_text()
 
 
 # Celery has Django check itself first, and some checks ask the database.
