@@ -36,7 +36,7 @@ types: $(DEV) ## mypy
 	$(BIN)/mypy
 
 imports: $(DEV) ## imports run downward only
-	$(BIN)/lint-imports --config setup.cfg --no-logo
+	$(BIN)/lint-imports --no-logo
 
 migrations: $(DEV) ## Django's own checks, and no migration is missing
 	$(BIN)/python manage.py check --fail-level WARNING

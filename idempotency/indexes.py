@@ -1,4 +1,4 @@
-"""An index of the few rows that have a value."""
+"""An index of the few rows that have a value, and names that code needs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db import models
 from django.db.models import Q
+
+EXPIRES_AT_INDEX = "idempotency_expires_at"
 
 
 class WhereNotNull(models.Index):

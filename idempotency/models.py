@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from idempotency import keys, scopes
 from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
-from idempotency.indexes import WhereNotNull
+from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
 from idempotency.purging import PurgeReport, purge_in_batches
 from idempotency.responses import StoredResponse
 
@@ -197,7 +197,7 @@ class IdempotencyRecord(models.Model):
             ("purge_records", _("Can purge expired records")),
         )
         indexes = (
-            models.Index(fields=("expires_at",), name="idempotency_expires_at"),
+            models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
             models.Index(fields=("key",), name="idempotency_key"),
             # Only running and abandoned records of leased mode have a lease.
             WhereNotNull("lease_expires_at", name="idempotency_lease"),
