@@ -28,11 +28,14 @@ from idempotency.hooks import hooks_of, scope_of
 from idempotency.identity import Identity
 from idempotency.models import IdempotencyRecord, NextAnswer, State, record_id
 from idempotency.modes import AtomicMode, LeasedMode
-from idempotency.modes.base import Handler, Outcome
+from idempotency.modes.base import Fate, Handler, Outcome
 from idempotency.policy import Options, Policy
+from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rest_framework.request import Request
     from rest_framework.views import APIView
 
@@ -52,11 +55,10 @@ def execute(
     if outer is not None and outer.executing:
         return handler()  # E6: protected once, by the outer one
     enabled = get_settings().ENABLED
-    if enabled:
-        policy = Policy.resolve(options)
-        if request.method not in policy.methods:
-            ignore_key(view, request)
-            return handler()
+    policy = Policy.resolve(options)
+    if enabled and request.method not in policy.methods:
+        ignore_key(view, request)
+        return handler()
     context = http_request.idempotency = RequestContext(executing=True)
     try:
         key = keys.find_key(request.META) if enabled else None
@@ -65,6 +67,9 @@ def execute(
         if enabled and policy.required:
             raise KeyRequired
         return handler()
+    except IdempotencyError as refusal:
+        Reporter(view, request, policy, context).refused(refusal)
+        raise
     finally:
         context.executing = False
 
@@ -99,6 +104,7 @@ class Execution:
         self.finisher = Finisher(
             view, request, self.hooks, self.context, warn_in_body=key.in_query
         )
+        self.reporter = Reporter(view, request, policy, context)
         self.mode = (AtomicMode if policy.atomic else LeasedMode)(
             request=request,
             handler=handler,
@@ -106,10 +112,25 @@ class Execution:
             context=context,
             hooks=self.hooks,
             finisher=self.finisher,
+            reporter=self.reporter,
             alias=policy.using or router.db_for_write(IdempotencyRecord),
         )
 
     def run(self) -> HttpResponseBase:
+        """Answer, or raise what DRF is to answer; tell what became of the key."""
+        answer: Outcome | BaseException | None = None
+        try:
+            answer = self._answer()
+        except BaseException as error:
+            answer = error
+            raise
+        finally:
+            self._report(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _answer(self) -> Outcome:
         """Claim the key, or answer from its record; wait where the policy says so."""
         try:
             self.identity = self._identify()
@@ -128,9 +149,17 @@ class Execution:
                 # DRF's exception handler says so too; a project's own may not.
                 self.finisher.headers["Retry-After"] = str(refusal.wait)
             raise
-        if isinstance(answer, Exception):
-            raise answer
         return answer
+
+    def _report(self, answer: object) -> None:
+        record, fate = self.mode.claimed, self.mode.fate
+        status_code = getattr(answer, "status_code", None)
+        if record is not None and fate is Fate.STORED:
+            self.reporter.stored(record, self.mode.alias)
+        elif fate is Fate.RELEASED:
+            self.reporter.released(status_code)
+        elif fate is Fate.ABANDONED:
+            self.reporter.abandoned(status_code)
 
     def _identify(self) -> Identity:
         """Find out whose key it is (S1), and for what (F1)."""
@@ -169,13 +198,13 @@ class Execution:
             if answer is NextAnswer.IN_PROGRESS:
                 return None
             if answer is not NextAnswer.UNKNOWN:
-                return self._replay(record)
+                return self._replay(record, now)
             record, outcome = self.mode.recover(record, wanted)
         if record is not None and record.state == State.COMPLETED:
             self._name_expiry(record)
         return outcome
 
-    def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
+    def _replay(self, record: IdempotencyRecord, now: datetime) -> HttpResponseBase:
         """Answer from a completed record, or say that its answer was not kept (R4)."""
         self.hooks.check_replay(self.request, record)
         self._name_expiry(record)
@@ -186,6 +215,7 @@ class Execution:
                 ResponseNotKept.default_detail.format(status_code=stored.status_code)
             )
         self.finisher.headers[REPLAYED_HEADER] = "true"
+        self.reporter.replayed(record, now)
         return self.finisher.let_pass(stored.to_http())
 
     def _name_expiry(self, record: IdempotencyRecord) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from idempotency.indexes import EXPIRES_AT_INDEX
+from idempotency.signals import RecordsPurged, records_purged
 
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecordQuerySet
@@ -56,6 +57,21 @@ def purge_in_batches(
     time_budget: timedelta,
 ) -> Iterator[PurgeReport]:
     """Delete batch by batch, and yield after each what was done so far."""
+    report = PurgeReport()
+    try:
+        for report in _batches(doomed, alias, batch_size, time_budget):
+            yield report
+    finally:
+        told = RecordsPurged(database=alias, **asdict(report))
+        records_purged.tell(doomed.model, told)
+
+
+def _batches(
+    doomed: IdempotencyRecordQuerySet,
+    alias: str,
+    batch_size: int,
+    time_budget: timedelta,
+) -> Iterator[PurgeReport]:
     began = started = time.monotonic()
     deleted = batches = 0
     size = min(batch_size, FIRST_BATCH)

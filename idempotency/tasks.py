@@ -9,7 +9,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from idempotency.conf import get_settings
 from idempotency.models import IdempotencyRecord
-from idempotency.purging import PurgeReport
 
 logger = logging.getLogger("idempotency")
 
@@ -35,18 +34,7 @@ def purge_expired_records(database: str | None = None) -> None:
     ``database`` is an alias; by default the one that records are written to. What is
     left when the time ends, or when the worker does, is the next run's.
     """
-    report = PurgeReport()
-    records = IdempotencyRecord.objects.using(database)
     try:
-        for so_far in records.purge_in_batches():
-            report = so_far
+        IdempotencyRecord.objects.using(database).purge()
     except SoftTimeLimitExceeded:
         logger.warning("A batch of the purge took longer than %d s", GRACE)
-    finally:
-        logger.info(
-            "Purged %d expired records in %d batches and %.1f s%s",
-            report.deleted,
-            report.batches,
-            report.seconds,
-            "; more are left for the next run" if report.more else "",
-        )

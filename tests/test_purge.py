@@ -686,7 +686,7 @@ def test_task(arguments: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO, logger="idempotency"):
         purge_expired_records.apply(args=arguments).get()
     (message,) = caplog.messages
-    assert message.startswith("Purged 2 expired records in 1 batches and ")
+    assert message.startswith("records_purged: 2 expired records in 1 batches and ")
     assert message.endswith(" s")
     assert left() == {"young"}
 
@@ -721,9 +721,10 @@ def test_task_out_of_patience(caplog: pytest.LogCaptureFixture) -> None:
         override_settings(IDEMPOTENCY={"PURGE_BATCH_SIZE": 2}),
     ):
         purge_expired_records.apply().get()
-    assert caplog.messages[0] == "A batch of the purge took longer than 60 s"
-    assert caplog.messages[1].startswith("Purged 2 expired records in 1 batches and ")
-    assert caplog.messages[1].endswith("; more are left for the next run")
+    purged, warned = caplog.messages
+    assert purged.startswith("records_purged: 2 expired records in 1 batches and ")
+    assert purged.endswith("; more are left for the next run")
+    assert warned == "A batch of the purge took longer than 60 s"
     assert len(left()) == 3
 
 

@@ -103,7 +103,7 @@ def test_beat_purges(broker: str, scheduler: str, queue: str, tmp_path: Path) ->
         make_record(RETENTION + timedelta(seconds=1), key="expired later")
         wait_until(lambda: left() == {"29 days", "new"}, "the next purge", logs)
     told = logs["worker"].read_text()
-    assert "Purged 2 expired records in 1 batches and " in told
+    assert "records_purged: 2 expired records in 1 batches and " in told
     (entry,) = BEAT_SCHEDULE
     assert f"Sending due task {entry} ({PURGE_TASK})" in logs["beat"].read_text()
 
@@ -120,7 +120,10 @@ def test_make_beat(tmp_path: Path) -> None:
     with running(command, logs["both"], CELERY_BROKER_URL="filesystem://"):
         wait_until(lambda: left() == {"new"}, "the purge", logs)
         wait_until(pages.has_worker, "the worker's answer", logs)
-    assert "Purged 1 expired records in 1 batches and " in logs["both"].read_text()
+    assert (
+        "records_purged: 1 expired records in 1 batches and "
+        in logs["both"].read_text()
+    )
 
 
 # Celery has Django check itself first, and some checks ask the database.

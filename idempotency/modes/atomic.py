@@ -11,7 +11,7 @@ from django.http import HttpResponseBase
 
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Mode, Outcome, is_failure
+from idempotency.modes.base import Fate, Mode, Outcome, is_failure
 
 logger = logging.getLogger("idempotency")
 
@@ -45,7 +45,10 @@ class AtomicMode(Mode):
                     # That statement alone was undone: the transaction is as it was.
                     transaction.set_rollback(False, using=self.alias)
                 return None, None
-            if self.claims.is_transient(error) and not self._is_committed(wanted):
+            if not self.claims.is_transient(error):
+                self.fate = None if self.fate is Fate.STORED else self.fate
+            elif not self._is_committed(wanted):
+                self.fate = self.fate and Fate.RELEASED
                 raise TransactionFailed from error
             raise
         return record, outcome
@@ -65,7 +68,7 @@ class AtomicMode(Mode):
 
     def _run_handler(self, claimed: IdempotencyRecord) -> Outcome | None:
         """Run the handler under its claim; decide what becomes of both (O1 to O4)."""
-        self.context.attempt = claimed.attempt
+        self.begin(claimed, Fate.RELEASED)
         earlier_error = self.connection.rollback_exc
         try:
             response = self.finisher.finish(self.handler())
@@ -114,6 +117,7 @@ class AtomicMode(Mode):
             self.claims.complete(claimed, stored)
         except (ClaimLost, Error) as error:
             self._undo_because_of(error, claimed)
+        self.fate = Fate.STORED
 
     def _undo_because_of(
         self, error: Exception, claimed: IdempotencyRecord

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import PermissionDenied
@@ -19,6 +20,7 @@ from idempotency.finishing import Finisher
 from idempotency.hooks import Hooks
 from idempotency.models import IdempotencyRecord
 from idempotency.policy import Policy
+from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ Outcome = HttpResponseBase | Exception
 REFUSALS = (APIException, Http404, PermissionDenied)
 
 
+class Fate(Enum):
+    """What has become of a claim."""
+
+    STORED = auto()
+    RELEASED = auto()
+    ABANDONED = auto()
+
+
 @dataclass(kw_only=True)
 class Mode(ABC):
     """How the handler of one keyed request is executed."""
@@ -42,7 +52,12 @@ class Mode(ABC):
     context: RequestContext
     hooks: Hooks
     finisher: Finisher
+    reporter: Reporter
     alias: str
+    # Of the run that the request has won, if any; no fate where another run took the
+    # key away, or where nobody knows whether the COMMIT succeeded.
+    claimed: IdempotencyRecord | None = field(default=None, init=False)
+    fate: Fate | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # The stubs do not know all of its attributes.
@@ -67,6 +82,12 @@ class Mode(ABC):
 
         Returns what ``run`` does. Raises ``OutcomeUnknown`` if it is to be left alone.
         """
+
+    def begin(self, claimed: IdempotencyRecord, fate: Fate) -> None:
+        """Note that the claim is won, and its fate if nothing else is said."""
+        self.claimed, self.fate = claimed, fate
+        self.context.attempt = claimed.attempt
+        self.reporter.claimed()
 
     def is_released_by(self, response: HttpResponseBase) -> bool:
         """Tell whether an answer gives the key back (O2)."""

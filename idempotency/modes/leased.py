@@ -13,7 +13,7 @@ from django.http import HttpResponseBase
 
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Mode, Outcome, is_failure
+from idempotency.modes.base import Fate, Mode, Outcome, is_failure
 
 logger = logging.getLogger("idempotency")
 
@@ -92,7 +92,7 @@ class LeasedMode(Mode):
         After an abandoned run the outcome stays unknown until an answer is stored.
         """
         context = self.context
-        context.attempt = claimed.attempt
+        self.begin(claimed, Fate.ABANDONED)
         context.renew_claim = lambda lease: self._renew(claimed, lease)
         context.is_acting = abandoned is not None
         try:
@@ -118,6 +118,7 @@ class LeasedMode(Mode):
             raise
         if stored is not None:
             self._write(claimed, lambda: self.claims.complete(claimed, stored))
+            self.fate = Fate.STORED
         elif response.status_code >= 500:
             self._give_up(claimed)
         else:
@@ -142,15 +143,19 @@ class LeasedMode(Mode):
             self._write(claimed, lambda: self.claims.abandon(claimed))
         else:
             self._write(claimed, lambda: self.claims.release(claimed))
+            self.fate = Fate.RELEASED
 
     def _give_up(self, claimed: IdempotencyRecord) -> None:
         """After a failure: the answer is the failure's own, whatever is written."""
         try:
             if self.context.is_released:
                 self.claims.release(claimed)
+                self.fate = Fate.RELEASED
             else:
                 self.claims.abandon(claimed)
-        except (ClaimLost, Error):
+        except (ClaimLost, Error) as error:
+            if isinstance(error, ClaimLost):
+                self.fate = None
             # Where the record could not be reached, its lease ends by itself.
             logger.warning(
                 "A failed run could not be given up: record %s, attempt %d",
@@ -174,6 +179,7 @@ class LeasedMode(Mode):
                     self.connection.close()
                 write()
         except ClaimLost:
+            self.fate = None
             current = self.claims.look_up(claimed.pk)
             logger.warning(
                 "A handler had lost its claim, and its answer was not stored: "
