@@ -20,7 +20,7 @@ from django.db import connection
 from tests.database_servers import mariadb, postgresql
 
 POSTGRESQL = ("fsync=on", "shared_buffers=512MB", "max_wal_size=4GB")
-MARIADB = ("--innodb-buffer-pool-size=512M", "--innodb-log-file-size=512M")
+MARIADB = ("--innodb-buffer-pool-size=2G", "--innodb-log-file-size=1G")
 TABLE = "idempotency_idempotencyrecord"
 NAMES = ("postgresql", "mariadb", "sqlite")
 

@@ -9,9 +9,11 @@ record takes on disk, its indexes included.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.databases import NAMES, database, settle, table_size
 from benchmarks.records import fill
@@ -33,6 +35,7 @@ def main() -> int:
     print(f"{arguments.database}, bodies of {BODY} bytes")
     print("| records | first-time | replay | bytes per record |\n|---|---|---|---|")
     smallest: dict[str, float] = {}
+    figures: list[dict[str, Any]] = []
     with database(arguments.database, urls="benchmarks.views"):
         from benchmarks.requests import kinds, run  # set up by now
 
@@ -51,14 +54,23 @@ def main() -> int:
                 for name in KINDS:
                     rounds[name].append(median(run(every[name], arguments.requests)))
             cells = []
+            size = table_size()
+            figures.append({"records": there, "bytes": size and size / there})
             for name in KINDS[1:]:
                 pairs = zip(rounds[name], rounds[KINDS[0]], strict=True)
-                ratio = median(one / bare for one, bare in pairs)
+                ratios = [one / bare for one, bare in pairs]
+                ratio = median(ratios)
                 smallest.setdefault(name, ratio)
-                cells.append(f"{ratio:.2f} of bare, {ratio / smallest[name]:.2f}")
-            size = table_size()
+                cells.append(
+                    f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of bare, "
+                    f"{ratio / smallest[name]:.2f}"
+                )
+                figures[-1][name] = [ratio, min(ratios), max(ratios)]
             each = f"{size / there:,.0f}" if size else "-"
             print(f"| {step:,} | {' | '.join(cells)} | {each} |", flush=True)
+    if arguments.json:
+        told = {"database": arguments.database, "growth": figures}
+        arguments.json.write_text(json.dumps(told, indent=2))
     return 0
 
 

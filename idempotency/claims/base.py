@@ -225,8 +225,9 @@ class Claims:
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values)
             row = cursor.fetchone()
-        if row is None:
-            return None
+        return None if row is None else self._record(row)
+
+    def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
         *found, is_leased = row
         for index, column, convert in self.converters:
             found[index] = convert(found[index], column, self.connection)
