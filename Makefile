@@ -5,6 +5,7 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := var/benchmarks
 # Which extra of setup.cfg the environment was made for, and by which Python.
 DEV := $(VENV)/.dev-$(VERSION)
 # Whoever has the tools has all that the demo needs.
@@ -61,14 +62,21 @@ soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the serv
 breaks: $(DEV) ## break the code on purpose, and see the named test go red
 	$(BIN)/python -m tests.breaks $(ARGS)
 
-bench: $(DEV) ## what a request costs, as ratios to a bare view; JSON and tables in var
-	mkdir -p var
+bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (an hour)
+	mkdir -p $(BENCH)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	for database in postgresql mariadb sqlite; do \
 		$(BIN)/python -m benchmarks.requests --database $$database \
-			--json var/requests-$$database.json $(ARGS) || exit 1; done
-	$(BIN)/python -m benchmarks.http --json var/http.json
+			--json $(BENCH)/requests-$$database.json || exit 1; done
+	$(BIN)/python -m benchmarks.floor --json $(BENCH)/floor.json
+	$(BIN)/python -m benchmarks.http --json $(BENCH)/http.json
+	$(BIN)/python -m benchmarks.start --json $(BENCH)/start.json
 	$(BIN)/python -m benchmarks.storage
-	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.growth --json $(BENCH)/growth.json
+	$(BIN)/python -m benchmarks.charts $(BENCH)
+	for database in postgresql mariadb; do \
+		$(BIN)/python -m benchmarks.purge --database $$database \
+			--json $(BENCH)/purge-$$database.json || exit 1; done
 
 screenshots: $(DEV) ## pictures of the admin for the documents, in a real browser
 	mkdir -p docs/screenshots

@@ -37,7 +37,7 @@ def main() -> int:
     smallest: dict[str, float] = {}
     figures: list[dict[str, Any]] = []
     with database(arguments.database, urls="benchmarks.views"):
-        from benchmarks.requests import kinds, run  # set up by now
+        from benchmarks.requests import kinds, run, spread  # set up by now
 
         there = 0
         for step in STEPS:
@@ -59,13 +59,13 @@ def main() -> int:
             for name in KINDS[1:]:
                 pairs = zip(rounds[name], rounds[KINDS[0]], strict=True)
                 ratios = [one / bare for one, bare in pairs]
-                ratio = median(ratios)
+                ratio, low, high = spread(ratios)
                 smallest.setdefault(name, ratio)
                 cells.append(
-                    f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of bare, "
+                    f"{ratio:.2f} ({low:.2f}-{high:.2f}) of bare, "
                     f"{ratio / smallest[name]:.2f}"
                 )
-                figures[-1][name] = [ratio, min(ratios), max(ratios)]
+                figures[-1][name] = [ratio, low, high]
             each = f"{size / there:,.0f}" if size else "-"
             print(f"| {step:,} | {' | '.join(cells)} | {each} |", flush=True)
     if arguments.json:

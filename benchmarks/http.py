@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from threading import Barrier
 from uuid import uuid4
 
@@ -153,6 +153,12 @@ def serving(folder: Path) -> Iterator[dict[str, Path]]:
         yield found
 
 
+def told(ratios: list[float]) -> str:
+    """Return the median, and between what half of the rounds lie."""
+    low, middle, high = quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -192,23 +198,19 @@ def main() -> int:
         pairs = [*zip(each, turns["bare"], strict=True)]
         rates = [turn.per_second / bare.per_second for turn, bare in pairs]
         p99s = [turn.p99 / bare.p99 for turn, bare in pairs]
-        print(
-            f"| {name} | {median(rates):.2f} ({min(rates):.2f}-{max(rates):.2f}) "
-            f"| {median(p99s):.2f} ({min(p99s):.2f}-{max(p99s):.2f}) |"
-        )
+        print(f"| {name} | {told(rates)} | {told(p99s)} |")
     ratios = [ratio for ratio, _refused in storms]
     print(
         f"p95 of others beside {DUPLICATES} duplicates of a slow request: "
-        f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) of that without; "
-        f"{storms[0][1]} were refused"
+        f"{told(ratios)} of that without; {storms[0][1]} were refused"
     )
     if arguments.json:
-        told = {
+        figures = {
             "database": arguments.database,
             "http": {name: [asdict(t) for t in each] for name, each in turns.items()},
             "storm": storms,
         }
-        arguments.json.write_text(json.dumps(told, indent=2))
+        arguments.json.write_text(json.dumps(figures, indent=2))
     return 0
 
 

@@ -44,7 +44,7 @@ class Kind:
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """What a kind of request costs: medians of rounds, with the lowest and highest."""
+    """What a kind of request costs: medians of rounds, and where half of these lie."""
 
     name: str
     milliseconds: float
@@ -181,8 +181,9 @@ def count(kind: Kind, requests: int) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """Return the median, the lowest and the highest."""
-    return median(values), min(values), max(values)
+    """Return the median and the quartiles: half of all rounds lie between these."""
+    low, middle, high = quantiles(values, n=4)
+    return middle, low, high
 
 
 def measure(size: int, *, rounds: int, requests: int) -> list[Cost]:

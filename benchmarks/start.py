@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from benchmarks.requests import spread
+
 PROJECT = """
 import json, resource, sys, time
 began = time.perf_counter()
@@ -78,15 +80,15 @@ def main() -> int:
     figures = {}
     for kind, rounds in found.items():
         pairs = zip(rounds, found["without"], strict=True)
-        ratios = [one[0] / bare[0] for one, bare in pairs]
+        ratio, low, high = spread([one[0] / bare[0] for one, bare in pairs])
         memory, modules = median(one[1] for one in rounds), rounds[0][2]
         figures[kind] = {
-            "start": [median(ratios), min(ratios), max(ratios)],
+            "start": [ratio, low, high],
             "memory": memory,
             "modules": modules,
         }
         print(
-            f"| {kind} | {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
+            f"| {kind} | {ratio:.2f} ({low:.2f}-{high:.2f}) "
             f"| {memory:.1f} | {modules} |"
         )
     if arguments.json:

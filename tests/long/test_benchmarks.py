@@ -12,8 +12,8 @@ from tests.test_benchmarks import run
     ("module", "arguments", "said"),
     [
         ("admin", ["--records=2000"], "| overview |"),
-        ("growth", ["--most=10000", "--rounds=1", "--requests=5"], "| 10,000 |"),
-        ("http", ["--rounds=1", "--seconds=1"], "| replay |"),
+        ("growth", ["--most=10000", "--rounds=2", "--requests=5"], "| 10,000 |"),
+        ("http", ["--rounds=2", "--seconds=1"], "| replay |"),
     ],
 )
 def test_others(module: str, arguments: list[str], said: str) -> None:
