@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
 
@@ -11,8 +10,7 @@ from idempotency import client_warnings, keys
 from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
-from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE, handlers_of
-from idempotency.mixins import IdempotencyMixin
+from idempotency.protection import protection_of
 
 
 class IdempotencyMiddleware:
@@ -53,10 +51,10 @@ def _unprotected_context(request: HttpRequest) -> RequestContext | None:
     known = getattr(request, "idempotency", None)
     if isinstance(known, UnprotectedContext):
         return known
-    if known is not None or not get_settings().ENABLED or _is_protected(request):
+    if known is not None or not get_settings().ENABLED:
         return None
     in_query, in_header = keys.find_raw(request.META)
-    if not in_query and in_header is None:
+    if (not in_query and in_header is None) or _is_protected(request):
         return None
     warning = KEY_UNSUPPORTED if request.method == "POST" else KEY_IGNORED
     return UnprotectedContext(warnings=(warning,))
@@ -75,13 +73,4 @@ def _is_protected(request: HttpRequest) -> bool:
     """
     if request.resolver_match is None:
         return True
-    view: Any = request.resolver_match.func
-    method = request.method or ""
-    handler, *wrapped = handlers_of(view, method)
-    for candidate in (handler, *wrapped):
-        if hasattr(candidate, EXEMPT_ATTRIBUTE):
-            return False
-        options = getattr(candidate, OPTIONS_ATTRIBUTE, None)
-        if options is not None:
-            return method in options.get("methods", get_settings().METHODS)
-    return handler is not None and issubclass(view.cls, IdempotencyMixin)
+    return protection_of(request.resolver_match.func, request.method or "") is not None
