@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
 
 class IdempotencyConfig(AppConfig):
-    """Registers the system checks."""
+    """Registers the system checks, and itself with drf-spectacular."""
 
     name = "idempotency"
     label = "idempotency"
@@ -15,5 +17,10 @@ class IdempotencyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks; nothing here asks a database."""
+        """Register what others call; nothing here asks a database."""
         from idempotency import checks  # noqa: F401, PLC0415  # registers itself
+
+        if find_spec("drf_spectacular") is not None:
+            from idempotency import schema  # noqa: PLC0415  # imports the package
+
+            schema.install()

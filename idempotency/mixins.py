@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import timedelta
-from functools import partial
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
@@ -122,7 +122,9 @@ class IdempotencyMixin(Hooks):
             if settings.ENABLED:
                 ignore_key(self, drf_request)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
-            setattr(self, name, partial(self._execute, handler, options))
+            # With the handler's own marks: permissions and schemas may look for them.
+            run = partial(self._execute, handler, options)
+            setattr(self, name, update_wrapper(run, handler))
         return drf_request
 
     def _execute(

@@ -12,6 +12,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from django.contrib.auth.models import User
+from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
 from rest_framework.authtoken.models import Token
@@ -39,6 +40,7 @@ from testproject.school.models import SchoolClass
 DUPLICATES = 20
 # Far more than a retry needs.
 AT_ONCE = 5.0
+SWAGGER_UI = "drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
 COUNTS = ("no assignment", "one assignment")
 
 
@@ -197,11 +199,14 @@ class Demo:
         User.objects.create_superuser("demo", password=password)
         css = self.client.get_silently("/static/admin/css/base.css")
         check(css.status == 200, "the admin has its style sheets")
+        swagger = self.client.get_silently(static(SWAGGER_UI))
+        check(swagger.status == 200, "so has the description of the API")
         server = f"http://127.0.0.1:{self.client.port}"
         records = reverse("admin:idempotency_idempotencyrecord_changelist")
         say("\nServing until Ctrl-C", "bold")
         say(f"The records: {server}{records}")
         say(f"To log in: demo, password {password}")
+        say(f"The API, described: {server}{reverse('docs')}")
         say("Something to run twice:")
         address = with_key(self.assignments, new_key())
         say(self.client.as_curl(address, {"title": "Read chapter 6"}))

@@ -43,6 +43,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "rest_framework.authtoken",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "idempotency",
     "testproject.school",
 ]
@@ -114,7 +116,18 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["testproject.school.renderers.EnvelopeRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "EXCEPTION_HANDLER": "testproject.school.exceptions.exception_handler",
+    "DEFAULT_SCHEMA_CLASS": "testproject.school.schema.EnvelopeSchema",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "School",
+    "DESCRIPTION": "Classes, assignments and payments.",
+    "VERSION": "2",
+    "SERVE_INCLUDE_SCHEMA": False,
+    # From this server's own static files: nothing comes from the net.
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
 # The envelope's renderer puts the warnings into the body, beside the data.

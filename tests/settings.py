@@ -14,6 +14,7 @@ REST_FRAMEWORK = {
         "tests.app.authentication.UserHeaderAuthentication"
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 # A file: threads and server processes share the test database with the tests.

@@ -12,6 +12,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
+from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -24,6 +25,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from testproject.school import provider
 from testproject.school.models import Assignment, SchoolClass
+from testproject.school.schema import ErrorSerializer
 from testproject.school.serializers import (
     AssignmentSerializer,
     PaymentSerializer,
@@ -34,6 +36,7 @@ from testproject.school.serializers import (
 class SchoolClassViewSet(ReadOnlyModelViewSet[SchoolClass]):
     """The classes that the user teaches."""
 
+    queryset = SchoolClass.objects.none()  # for the schema, which has no user
     serializer_class = SchoolClassSerializer
 
     def get_queryset(self) -> QuerySet[SchoolClass]:
@@ -44,6 +47,7 @@ class SchoolClassViewSet(ReadOnlyModelViewSet[SchoolClass]):
 class AssignmentViewSet(IdempotencyMixin, ModelViewSet[Assignment]):
     """The assignments of a class; creating one takes an idempotency key."""
 
+    queryset = Assignment.objects.none()  # for the schema, which has no user
     serializer_class = AssignmentSerializer
 
     def get_queryset(self) -> QuerySet[Assignment]:
@@ -84,6 +88,10 @@ class PaymentView(IdempotencyMixin, APIView):
     idempotency_lease = timedelta(seconds=60)
     idempotency_on_abandoned = ask_provider
 
+    @extend_schema(
+        request=PaymentSerializer,
+        responses={201: PaymentSerializer, 402: ErrorSerializer(many=True)},
+    )
     def post(self, request: Request) -> Response:
         """Hand the payment on, under a key that is the same in every run."""
         serializer = PaymentSerializer(data=request.data)

@@ -1,0 +1,68 @@
+"""Which refusals an endpoint can give, and what they look like, without a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connections
+from rest_framework.renderers import JSONRenderer
+from rest_framework.views import APIView, exception_handler
+
+from idempotency import exceptions
+from idempotency.exceptions import IdempotencyError, ResponseNotKept
+from idempotency.policy import Policy
+
+
+def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
+    """Yield one refusal of each kind that requests under a policy may get.
+
+    ``status`` is that of the answer that was not kept, where a refusal names it.
+    """
+    if policy.required:
+        yield exceptions.KeyRequired()
+    yield exceptions.KeyInvalid()
+    yield exceptions.KeyAmbiguous()
+    yield exceptions.KeyWeak()
+    yield exceptions.InProgress()
+    if not policy.atomic:
+        yield exceptions.ClaimLost()
+    yield ResponseNotKept(ResponseNotKept.default_detail.format(status_code=status))
+    yield exceptions.OutcomeUnknown()
+    yield exceptions.KeyReused()
+    yield exceptions.TransactionFailed()
+
+
+def has_own_format(view: APIView) -> bool:
+    """Tell whether a view's EXCEPTION_HANDLER is not that of DRF."""
+    return view.get_exception_handler() is not exception_handler
+
+
+def body_of(refusal: IdempotencyError, view: APIView) -> Any:
+    """Return what a view's EXCEPTION_HANDLER makes of a refusal, or None.
+
+    A project's own handler is not asked about server errors: it may well report them.
+    Nor is it bound to work for a request that nobody has sent.
+    """
+    if refusal.status_code >= 500 and has_own_format(view):
+        return None
+    handler = view.get_exception_handler()
+    try:
+        with _rollback_as_it_was():
+            response = handler(refusal, view.get_exception_handler_context())
+        return json.loads(JSONRenderer().render(response.data))
+    except Exception:  # noqa: BLE001  # whatever it needs, that was not there
+        return None
+
+
+@contextmanager
+def _rollback_as_it_was() -> Iterator[None]:
+    """Keep DRF's handler from marking the transaction of whoever asks."""
+    before = [(c, c.get_rollback()) for c in connections.all() if c.in_atomic_block]
+    try:
+        yield
+    finally:
+        for connection, rollback in before:
+            connection.set_rollback(rollback)

@@ -1,0 +1,214 @@
+"""Protected operations in the OpenAPI schemas of drf-spectacular, which is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.utils.translation import gettext as _
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import get_doc
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework import serializers
+
+from idempotency.conf import get_settings
+from idempotency.exceptions import IdempotencyError
+from idempotency.hooks import Hooks
+from idempotency.keys import MAX_LENGTH
+from idempotency.mixins import IdempotencyMixin
+from idempotency.policy import Policy
+from idempotency.protection import protection_of_view
+from idempotency.refusals import body_of, has_own_format, refusals_of
+from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
+
+Json = dict[str, Any]
+
+_get_description = AutoSchema.get_description
+_get_operation = AutoSchema.get_operation
+
+
+def install() -> None:
+    """Let schemas show what is protected.
+
+    The generator wants every schema class to derive from ``AutoSchema``. So this is the
+    one place that neither a setting nor a project's own class takes away, and both may
+    still change what is described here.
+    """
+    AutoSchema.get_description = get_description  # type: ignore[method-assign]  # see above
+    AutoSchema.get_operation = get_operation  # type: ignore[method-assign]  # see above
+
+
+def get_description(self: AutoSchema) -> str:
+    """Return what a view says of itself; what the mixin says is not for clients."""
+    description = _get_description(self)
+    if description != get_doc(IdempotencyMixin):
+        return description
+    mro = type(self.view).__mro__
+    return get_doc(mro[mro.index(Hooks) + 1])
+
+
+def get_operation(self: AutoSchema, *args: Any, **kwargs: Any) -> Json | None:
+    """Return an operation, and how it is protected if it is."""
+    operation = _get_operation(self, *args, **kwargs)
+    if operation and get_settings().ENABLED:
+        protection = protection_of_view(self.view, self.method)
+        if protection is not None:
+            describe(self, operation, protection.policy)
+    return operation
+
+
+def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
+    """Add to an operation what a policy means; what it says already stays."""
+    parameters = operation.setdefault("parameters", [])
+    known = {_place(parameter) for parameter in parameters}
+    known |= {
+        (override.name.lower(), override.location)
+        for override in auto_schema.get_override_parameters()
+        if isinstance(override, OpenApiParameter) and override.exclude
+    }
+    parameters += [p for p in _key_parameters(policy) if _place(p) not in known]
+    responses = operation["responses"]
+    for status, response in responses.items():
+        if _may_be_stored(status, policy):
+            _add_headers(response, REPLAYED | EXPIRES)
+    success = next((s for s in sorted(responses) if s.isdigit() and s < "300"), "200")
+    refusals: dict[int, list[IdempotencyError]] = {}
+    for refusal in refusals_of(policy, success):
+        refusals.setdefault(refusal.status_code, []).append(refusal)
+    for status_code, group in refusals.items():
+        response = responses.setdefault(str(status_code), {})
+        if "$ref" not in response:
+            _add_refusals(auto_schema, response, group)
+
+
+# The key.
+
+KEY_SCHEMAS = {
+    "query": {"type": "string", "pattern": f"^[!-~]{{1,{MAX_LENGTH}}}$"},
+    # Bare or quoted (K2): what is sent may be longer than the key.
+    "header": {"type": "string", "minLength": 1},
+}
+
+
+def _key_parameters(policy: Policy) -> Iterator[Json]:
+    settings = get_settings()
+    places = {"query": settings.QUERY_PARAM, "header": settings.HEADER}
+    names = {place: name for place, name in places.items() if name}
+    texts = [
+        _(
+            "Idempotency key: chosen by the client at random, once for each action, "
+            "and sent again with each retry. A retry gets the first answer, and "
+            "nothing happens twice."
+        )
+    ]
+    either = len(names) > 1
+    if either and policy.required:
+        texts.append(
+            _(
+                "`{query}` in the query and the header `{header}` mean the same: "
+                "one of them is required."
+            ).format(**names)
+        )
+    elif either:
+        texts.append(
+            _(
+                "`{query}` in the query and the header `{header}` mean the same: "
+                "one is enough."
+            ).format(**names)
+        )
+    # There is no way to say that one of two parameters is required; whoever marked
+    # both would make clients and gateways refuse what is right.
+    required = {"required": True} if policy.required and not either else {}
+    for place, name in names.items():
+        yield {
+            "in": place,
+            "name": name,
+            "schema": KEY_SCHEMAS[place],
+            "description": " ".join(texts),
+            **required,
+        }
+
+
+def _place(parameter: Json) -> tuple[str, str]:
+    return parameter.get("name", "").lower(), parameter.get("in", "")
+
+
+# What stands in the headers of answers.
+
+
+def _header(schema_type: str, description: str) -> Json:
+    return {"schema": {"type": schema_type}, "description": description}
+
+
+REPLAYED = {
+    REPLAYED_HEADER: _header("boolean", "`true` if this is the first answer again.")
+}
+EXPIRES = {
+    EXPIRES_HEADER: _header(
+        "string", "Until when a retry gets this answer: an HTTP date."
+    )
+}
+RETRY_AFTER = {
+    "Retry-After": _header(
+        "integer", "After how many seconds to retry, with the same key."
+    )
+}
+LOCATION = {
+    "Location": _header("string", "Repeated from a first answer that was not kept.")
+}
+HEADERS_OF_REFUSALS = {409: RETRY_AFTER | LOCATION | EXPIRES, 503: RETRY_AFTER}
+
+
+def _add_headers(response: Json, headers: Json) -> None:
+    if headers and "$ref" not in response:
+        own = response.setdefault("headers", {})
+        known = {name.lower() for name in own}
+        own |= {name: headers[name] for name in headers if name.lower() not in known}
+
+
+def _may_be_stored(status: str, policy: Policy) -> bool:
+    """Tell whether answers of a status, or of a range or "default", are kept (O1)."""
+    if not status.isdigit():
+        return not status.startswith("5")
+    return int(status) < 500 and int(status) not in policy.released_statuses
+
+
+# Refusals.
+
+
+class IdempotencyErrorSerializer(serializers.Serializer[Any]):
+    """Why the request was refused."""
+
+    # As Django REST framework's own EXCEPTION_HANDLER has it.
+    detail = serializers.CharField()
+
+
+def _add_refusals(
+    auto_schema: AutoSchema, response: Json, refusals: list[IdempotencyError]
+) -> None:
+    lines = [f"- `{each.default_code}`: {each.detail}" for each in refusals]
+    texts = [response.get("description"), _("Idempotency:"), "\n".join(lines)]
+    response["description"] = "\n\n".join(filter(None, texts))
+    _add_headers(response, HEADERS_OF_REFUSALS.get(refusals[0].status_code, {}))
+    # Of a format of the project's own nothing is known but its examples.
+    schema: Json = {}
+    if not has_own_format(auto_schema.view):
+        schema = auto_schema.resolve_serializer(
+            IdempotencyErrorSerializer, "response"
+        ).ref
+    examples = {
+        each.default_code: {"value": body}
+        for each in refusals
+        if (body := body_of(each, auto_schema.view)) is not None
+    }
+    for media_type in auto_schema.map_renderers("media_type"):
+        media = response.setdefault("content", {}).setdefault(media_type, {})
+        media["schema"] = _either(media.get("schema"), schema)
+        if examples and "json" in media_type and "example" not in media:
+            media["examples"] = {**examples, **media.get("examples", {})}
+
+
+def _either(own: Json | None, other: Json) -> Json:
+    if own is None:
+        return other
+    return {"anyOf": [own, other]} if other and own != other else own

@@ -1,0 +1,627 @@
+"""OpenAPI: protected operations show their keys and answers, and only they."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+from django.urls import path
+from django.utils import translation
+from drf_spectacular.drainage import GENERATOR_STATS
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.settings import patched_settings
+from drf_spectacular.utils import (
+    OpenApiCallback,
+    OpenApiExample,
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema,
+)
+from drf_spectacular.validation import validate_schema
+from rest_framework import serializers
+from rest_framework.decorators import action, api_view
+from rest_framework.exceptions import APIException
+from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSet
+
+from idempotency import schema
+from idempotency.decorators import idempotent
+from idempotency.exceptions import IdempotencyError, KeyReused
+from idempotency.mixins import IdempotencyMixin
+from tests.app import views
+from tests.processes import PATIENCE, ROOT
+
+Json = dict[str, Any]
+
+QUERY, HEADER = ("$idempotency", "query"), ("Idempotency-Key", "header")
+STORED = {"Idempotent-Replayed", "Idempotency-Expires"}
+REFUSED = {"400", "409", "422", "503"}
+VERSIONS = ("3.0.3", "3.1.0")
+
+
+class Problem(serializers.Serializer[Any]):
+    problem = serializers.CharField()
+
+
+def schema_of(callback: Any, **settings: Any) -> Json:
+    """Return the valid schema of one view."""
+    with patched_settings(settings), GENERATOR_STATS.silence():
+        generator = SchemaGenerator(patterns=[path("here/", callback)])
+        found: Json = generator.get_schema(public=True)
+    validate_schema(found)
+    return found
+
+
+def operation_of(callback: Any, method: str = "post", **settings: Any) -> Json:
+    operation: Json = schema_of(callback, **settings)["paths"]["/here/"][method]
+    return operation
+
+
+def places(operation: Json) -> set[tuple[str, str]]:
+    return {(each["name"], each["in"]) for each in operation.get("parameters", [])}
+
+
+def mentions(operation: Json) -> bool:
+    """Tell whether a client could read of idempotency at all."""
+    return "idempot" in json.dumps(operation).lower()
+
+
+def examples(operation: Json, status: str) -> Json:
+    media = operation["responses"][status]["content"]["application/json"]
+    return {name: each["value"] for name, each in media["examples"].items()}
+
+
+def view_with(handler: Callable[..., Any], **attributes: Any) -> Any:
+    """Return a view with the mixin and a POST handler of a test's own."""
+    members = {"post": handler, **attributes}
+    return type("View", (IdempotencyMixin, APIView), members).as_view()  # type: ignore[attr-defined]
+
+
+def post(**documented: Any) -> Callable[..., Any]:
+    """Return a handler, and what @extend_schema says of it if anything."""
+
+    def handler(self: Any, request: Request) -> Response:
+        return Response()
+
+    return extend_schema(request=None, **documented)(handler) if documented else handler
+
+
+VIEW_SET = views.MixinViewSet
+DOORS = {
+    "mixin on a view": views.MixinView.as_view(),
+    "mixin on a view set": VIEW_SET.as_view({"post": "create", "get": "list"}),
+    "mixin, extra action": VIEW_SET.as_view({"post": "extra"}),
+    "decorated beside the mixin": VIEW_SET.as_view({"post": "strict"}),
+    "function": views.function,
+    "method": views.MethodView.as_view(),
+    "action": views.ActionViewSet.as_view({"post": "act"}),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("callback", DOORS.values(), ids=DOORS)
+def test_every_door(callback: Any, version: str) -> None:
+    """POST shows keys, headers and refusals; what is beside it shows nothing."""
+    operations = schema_of(callback, OAS_VERSION=version)["paths"]["/here/"]
+    operation = operations.pop("post")
+    assert places(operation) == {QUERY, HEADER}
+    assert {*operation["responses"]} - REFUSED in ({"200"}, {"201"})
+    assert {*operation["responses"]} > REFUSED
+    for status, response in operation["responses"].items():
+        if status in REFUSED:
+            assert response["description"].startswith("Idempotency:\n\n- `idempotency_")
+            assert examples(operation, status)
+        else:
+            assert {*response["headers"]} == STORED
+    assert not mentions(operations)
+
+
+UNPROTECTED = {
+    "exempt": VIEW_SET.as_view({"post": "search"}),
+    "function": views.unprotected,
+    "other methods": views.MixinView.as_view(idempotency_methods=("PUT",)),
+}
+
+
+@pytest.mark.parametrize("callback", UNPROTECTED.values(), ids=UNPROTECTED)
+def test_unprotected(callback: Any) -> None:
+    assert not mentions(schema_of(callback))
+
+
+@pytest.mark.parametrize("callback", DOORS.values(), ids=DOORS)
+def test_not_enabled(callback: Any, settings: Any) -> None:
+    settings.IDEMPOTENCY = {"ENABLED": False}
+    assert not mentions(schema_of(callback))
+
+
+def test_methods() -> None:
+    """Keys are shown where the view or the project says that they mean something."""
+    callback = views.MixinView.as_view(idempotency_methods=("GET",))
+    assert places(operation_of(callback, "get")) == {QUERY, HEADER}
+    assert not mentions(operation_of(callback, "post"))
+
+
+# The key.
+
+
+def test_both_places_of_a_required_key() -> None:
+    """Neither is marked: one of them is enough, and that is what is said."""
+    operation = operation_of(views.required)
+    for parameter in operation["parameters"]:
+        assert "required" not in parameter
+        assert parameter["description"].endswith("one of them is required.")
+    assert "idempotency_key_required" in examples(operation, "400")
+
+
+def test_key_that_is_not_required() -> None:
+    operation = operation_of(views.function)
+    for parameter in operation["parameters"]:
+        assert "required" not in parameter
+        assert parameter["description"].endswith("mean the same: one is enough.")
+    assert "idempotency_key_required" not in examples(operation, "400")
+
+
+@pytest.mark.parametrize(
+    ("project", "place"),
+    [
+        ({"QUERY_PARAM": None}, HEADER),
+        ({"HEADER": None}, QUERY),
+        ({"QUERY_PARAM": None, "HEADER": "X-Key"}, ("X-Key", "header")),
+        ({"QUERY_PARAM": "key", "HEADER": None}, ("key", "query")),
+    ],
+)
+def test_one_place(project: Json, place: tuple[str, str], settings: Any) -> None:
+    """What no request can have is left out, and the other one is marked."""
+    settings.IDEMPOTENCY = project
+    for callback, required in ((views.function, False), (views.required, True)):
+        operation = operation_of(callback)
+        assert places(operation) == {place}
+        (parameter,) = operation["parameters"]
+        assert parameter.get("required", False) is required
+        assert "mean the same" not in parameter["description"]
+
+
+def test_key_parameters_of_the_project() -> None:
+    """What @extend_schema says of the key stays, and what it takes away stays away."""
+    own = OpenApiParameter("idempotency-key", str, "header", description="Mine.")
+    hidden = OpenApiParameter("$idempotency", str, "query", exclude=True)
+    other = OpenApiParameter("other", str, "query")
+    handler = post(parameters=[own, hidden, other])
+    (mine, kept) = operation_of(view_with(handler))["parameters"]
+    assert (mine["name"], mine["description"]) == ("idempotency-key", "Mine.")
+    assert kept["name"] == "other"
+
+
+# Answers.
+
+
+def own_responses(**attributes: Any) -> Json:
+    """Return the answers of an operation that says much itself."""
+    statuses = ("200", "302", "402", "404", "409", "500", "default", "4XX", "5XX")
+    responses = {status: OpenApiResponse(description=status) for status in statuses}
+
+    found: Json = operation_of(view_with(post(responses=responses), **attributes))[
+        "responses"
+    ]
+    return found
+
+
+def with_headers(responses: Json) -> set[str]:
+    return {
+        status
+        for status, response in responses.items()
+        if {*response.get("headers", {})} >= STORED
+    }
+
+
+def test_headers_of_answers_that_may_be_stored() -> None:
+    """O1, R3: Below 500 and not released."""
+    assert with_headers(own_responses()) == {"200", "302", "402", "default", "4XX"}
+    released = own_responses(idempotency_released_statuses=(402,))
+    assert with_headers(released) == {"200", "302", "404", "409", "default", "4XX"}
+
+
+def test_own_headers_stay() -> None:
+    own = OpenApiParameter(
+        "idempotency-expires", str, "header", response=["200"], description="Mine."
+    )
+    handler = post(parameters=[own], responses=Problem)
+    headers = operation_of(view_with(handler))["responses"]["200"]["headers"]
+    assert {*headers} == {"idempotency-expires", "Idempotent-Replayed"}
+
+
+def test_refusals_join_what_is_there() -> None:
+    """An operation's own 409 keeps its words, schema and examples."""
+    own = OpenApiResponse(
+        Problem,
+        description="Taken.",
+        examples=[OpenApiExample("taken", {"problem": "Taken."})],
+    )
+    handler = post(responses={201: None, 409: own})
+    operation = operation_of(view_with(handler))
+    response = operation["responses"]["409"]
+    assert response["description"].startswith("Taken.\n\nIdempotency:\n\n- `")
+    media = response["content"]["application/json"]
+    assert media["schema"] == {
+        "anyOf": [
+            {"$ref": "#/components/schemas/Problem"},
+            {"$ref": "#/components/schemas/IdempotencyError"},
+        ]
+    }
+    shown = examples(operation, "409")
+    assert {"problem": "Taken."} in shown.values()
+    assert {*shown} > {"idempotency_in_progress", "idempotency_response_not_kept"}
+    assert "status 201" in json.dumps(shown)
+
+
+def test_refusals_of_the_same_format_join() -> None:
+    own = OpenApiResponse(schema.IdempotencyErrorSerializer)
+    handler = post(responses={200: None, 422: own})
+    response = operation_of(view_with(handler))["responses"]["422"]
+    assert response["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/IdempotencyError"
+    }
+
+
+class Raw(AutoSchema):
+    """Answers as only a class of the project's own can write them."""
+
+    def _get_response_bodies(self, *args: Any, **kwargs: Any) -> Json:
+        detail = {"schema": {"type": "object"}, "example": {"detail": "Mine."}}
+        return {
+            "200": {"$ref": "#/components/responses/Mine"},
+            "409": {"$ref": "#/components/responses/Mine"},
+            "422": {"description": "", "content": {"application/json": detail}},
+        }
+
+
+def test_references_and_single_examples_stay() -> None:
+    responses = {"responses": {"Mine": {"description": "Mine."}}}
+    callback = view_with(post(), schema=Raw())
+    operation = operation_of(callback, APPEND_COMPONENTS=responses)
+    for status in ("200", "409"):
+        assert operation["responses"][status] == {"$ref": "#/components/responses/Mine"}
+    media = operation["responses"]["422"]["content"]["application/json"]
+    assert media["example"] == {"detail": "Mine."}
+    assert "examples" not in media
+
+
+class Text(BaseRenderer):
+    media_type = "text/plain"
+    format = "txt"
+
+
+def test_examples_are_json() -> None:
+    callback = view_with(post(), renderer_classes=[JSONRenderer, Text])
+    content = operation_of(callback)["responses"]["422"]["content"]
+    assert "examples" in content["application/json"]
+    assert "examples" not in content["text/plain"]
+    assert content["text/plain"]["schema"] == content["application/json"]["schema"]
+
+
+def test_every_code_is_shown() -> None:
+    """X1: Between them, endpoints show each refusal, under the status that it has."""
+    leased: Any = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
+    operation = operation_of(view_with(post(), **leased, idempotency_required=True))
+    shown = {
+        (int(status), code)
+        for status in REFUSED
+        for code in examples(operation, status)
+    }
+    assert shown == {
+        (each.status_code, each.default_code)
+        for each in IdempotencyError.__subclasses__()
+    }
+    for status in REFUSED:
+        text = operation["responses"][status]["description"]
+        assert all(f"`{code}`" in text for code in examples(operation, status))
+    atomic = operation_of(views.function)
+    assert "idempotency_claim_lost" not in examples(atomic, "409")
+
+
+def test_headers_of_refusals() -> None:
+    """R3, R4, E3, E4."""
+    responses = operation_of(views.function)["responses"]
+    headers = {status: {*responses[status].get("headers", {})} for status in REFUSED}
+    assert headers == {
+        "400": set(),
+        "409": {"Retry-After", "Location", "Idempotency-Expires"},
+        "422": set(),
+        "503": {"Retry-After"},
+    }
+
+
+# The project's error format.
+
+
+def test_format_of_rest_framework() -> None:
+    found = schema_of(views.function)
+    detail = {"detail": "A request with this idempotency key is still in progress."}
+    shown = examples(found["paths"]["/here/"]["post"], "409")
+    assert {*shown["idempotency_in_progress"]} == {*detail}
+    assert shown["idempotency_in_progress"]["detail"].startswith(detail["detail"])
+    component = found["components"]["schemas"]["IdempotencyError"]
+    assert component["properties"] == {"detail": {"type": "string"}}
+
+
+asked: list[str] = []
+
+
+def own_handler(exc: Exception, context: Json) -> Response:
+    assert isinstance(exc, APIException)
+    asked.append(str(exc.get_codes()))
+    where = context["request"].path
+    return Response({"error": exc.get_codes(), "where": where}, exc.status_code)
+
+
+def broken_handler(exc: Exception, context: Json) -> Response:
+    return Response(context["request"].tenant)
+
+
+def silent_handler(exc: Exception, context: Json) -> None:
+    return None
+
+
+def test_format_of_the_project(settings: Any) -> None:
+    """Examples are what its handler makes of refusals; of server errors there are none.
+
+    Such a handler may report them to somebody.
+    """
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "EXCEPTION_HANDLER": "tests.test_schema.own_handler",
+    }
+    asked.clear()
+    found = schema_of(views.function)
+    operation = found["paths"]["/here/"]["post"]
+    assert examples(operation, "422") == {
+        "idempotency_key_reused": {"error": "idempotency_key_reused", "where": "/here/"}
+    }
+    media = operation["responses"]["503"]["content"]["application/json"]
+    assert media == {"schema": {}}
+    assert "idempotency_transaction_failed" not in asked
+    assert "IdempotencyError" not in found.get("components", {}).get("schemas", {})
+
+
+@pytest.mark.parametrize("handler", [broken_handler, silent_handler])
+def test_format_that_needs_a_real_request(handler: Any) -> None:
+    """Without examples, the codes are still there."""
+    callback = view_with(post(), get_exception_handler=lambda self: handler)
+    response = operation_of(callback)["responses"]["409"]
+    assert "`idempotency_in_progress`" in response["description"]
+    assert response["content"] == {"application/json": {"schema": {}}}
+
+
+def test_own_schema_of_the_projects_format_stays() -> None:
+    """The project's own words for its format are better than none."""
+    handler = post(responses={200: None, 409: Problem})
+    view = view_with(handler, get_exception_handler=lambda self: own_handler)
+    media = operation_of(view)["responses"]["409"]["content"]["application/json"]
+    assert media["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_transactions_are_left_alone(atomic_requests: bool) -> None:
+    """DRF's handler marks a transaction for rollback: not that of the reader."""
+    with transaction.atomic():
+        operation_of(views.function)
+        assert not transaction.get_rollback()
+        transaction.set_rollback(True)
+        operation_of(views.function)
+        assert transaction.get_rollback()
+    assert connections["default"].in_atomic_block is False
+
+
+def test_language() -> None:
+    """Messages are in the reader's language, as far as they are translated."""
+    with translation.override("de"):
+        shown = examples(operation_of(views.function), "422")
+        assert shown == {
+            "idempotency_key_reused": {"detail": str(KeyReused.default_detail)}
+        }
+
+
+# What a project does beside it.
+
+
+class Custom(AutoSchema):
+    """Changes what is there, as a project may."""
+
+    def get_operation(self, *args: Any, **kwargs: Any) -> Any:
+        operation = super().get_operation(*args, **kwargs)
+        operation["x-seen"] = sorted(operation["responses"])
+        return operation
+
+    def get_override_parameters(self) -> Any:
+        return [OpenApiParameter("X-Tenant", str, "header")]
+
+
+def test_own_schema_class() -> None:
+    operation = operation_of(view_with(post(), schema=Custom()))
+    assert places(operation) == {QUERY, HEADER, ("X-Tenant", "header")}
+    assert {*operation["x-seen"]} >= REFUSED
+
+
+def hook(result: Json, **kwargs: Any) -> Json:
+    for operations in result["paths"].values():
+        operations["post"]["x-seen"] = sorted(operations["post"]["responses"])
+    return result
+
+
+@pytest.mark.parametrize("hooks", [[], ["tests.test_schema.hook"]])
+def test_own_hooks(hooks: list[str]) -> None:
+    """A project's hooks do not replace anything, and see everything."""
+    operation = operation_of(
+        views.required, POSTPROCESSING_HOOKS=hooks, PREPROCESSING_HOOKS=[]
+    )
+    assert operation.get("x-seen", sorted(operation["responses"])) == [
+        "200",
+        *sorted(REFUSED),
+    ]
+    assert ("x-seen" in operation) is bool(hooks)
+
+
+def test_below_extend_schema() -> None:
+    """The order of @extend_schema and @idempotent does not matter."""
+
+    @extend_schema(summary="Mine.", request=None, responses={201: Problem})
+    @api_view(["POST"])
+    @idempotent
+    def function(request: Request) -> Response:
+        return Response()
+
+    class Both(APIView):
+        @idempotent
+        @extend_schema(summary="Mine.", request=None, responses={201: Problem})
+        def post(self, request: Request) -> Response:
+            return Response()
+
+        @extend_schema(summary="Mine.", request=None, responses={201: Problem})
+        @idempotent(methods=("PUT",))
+        def put(self, request: Request) -> Response:
+            return Response()
+
+    class WithAction(ViewSet):
+        @extend_schema(summary="Mine.", request=None, responses={201: Problem})
+        @action(detail=False, methods=["post"])
+        @idempotent
+        def act(self, request: Request) -> Response:
+            return Response()
+
+    for callback, method in (
+        (function, "post"),
+        (Both.as_view(), "post"),
+        (Both.as_view(), "put"),
+        (WithAction.as_view({"post": "act"}), "post"),
+    ):
+        operation = operation_of(callback, method)
+        assert operation["summary"] == "Mine."
+        assert places(operation) == {QUERY, HEADER}
+        assert {*operation["responses"]} == REFUSED | {"201"}
+
+
+def test_operations_that_are_written_by_hand() -> None:
+    """Who writes or hides a whole operation has said all that there is to say."""
+    own = {"operationId": "mine", "responses": {"200": {"description": "Mine."}}}
+    by_hand = view_with(post(operation=own))
+    assert operation_of(by_hand) == own
+    hidden = view_with(post(exclude=True))
+    assert schema_of(hidden)["paths"] == {}
+
+
+class Documented(APIView):
+    """What clients may read."""
+
+
+def test_descriptions_are_the_projects() -> None:
+    """What the mixin says to developers is not what the schema says to clients."""
+
+    class Silent(IdempotencyMixin, APIView):
+        def post(self, request: Request) -> Response:
+            return Response()
+
+        get = post
+
+    class Inherited(IdempotencyMixin, Documented):
+        post = Silent.post
+
+    class Spoken(IdempotencyMixin, APIView):
+        """The view."""
+
+        def post(self, request: Request) -> Response:
+            """Do it."""
+            return Response()
+
+        def get(self, request: Request) -> Response:
+            return Response()
+
+    assert "description" not in operation_of(Silent.as_view())
+    assert "description" not in operation_of(Silent.as_view(), "get")
+    inherited = operation_of(Inherited.as_view())
+    assert inherited["description"] == "What clients may read."
+    assert operation_of(Spoken.as_view())["description"] == "Do it."
+    assert operation_of(Spoken.as_view(), "get")["description"] == "The view."
+
+
+def test_callbacks_are_not_protected() -> None:
+    """What the project calls at its clients' is no view of its own."""
+    called = OpenApiCallback(
+        "told", "{$request.body#/url}", extend_schema(request=Problem, responses=None)
+    )
+    handler = post(responses=None, callbacks=[called])
+    operation = operation_of(view_with(handler))
+    assert places(operation) == {QUERY, HEADER}
+    assert not mentions(operation["callbacks"])
+
+
+def test_installed_once() -> None:
+    """However often Django calls ready()."""
+    before = operation_of(views.function)
+    schema.install()
+    assert operation_of(views.function) == before
+
+
+# Whole projects.
+
+
+def run(*arguments: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="One database will do.")
+def test_golden(tmp_path: Path) -> None:
+    """The demo project's schema is the one that was looked at.
+
+    After a change: python manage.py spectacular --file tests/golden/openapi.yaml
+    """
+    made = tmp_path / "openapi.yaml"
+    run(
+        *("manage.py", "spectacular", "--validate", "--fail-on-warn"),
+        *("--file", str(made)),
+        DJANGO_SETTINGS_MODULE="testproject.settings",
+        DEMO_VAR_DIR=str(tmp_path),
+        DATABASE_URL="sqlite://:memory:",
+    )
+    golden = ROOT / "tests" / "golden" / "openapi.yaml"
+    assert made.read_text("utf-8") == golden.read_text("utf-8")
+
+
+WITHOUT = """
+import sys
+sys.modules["drf_spectacular"] = None
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["rest_framework", "idempotency"], SECRET_KEY="secret"
+)
+import django
+django.setup()
+import idempotency.mixins, idempotency.protection, idempotency.refusals
+from django.core.checks import run_checks
+assert [check.id for check in run_checks()] == ["idempotency.W001"]
+assert "idempotency.schema" not in sys.modules
+"""
+
+
+def test_without_the_package() -> None:
+    run("-c", WITHOUT)
