@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.db import connection, connections, transaction
 from django.urls import path
-from django.utils import translation
+from django.utils.module_loading import import_string
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
@@ -37,13 +39,15 @@ from rest_framework.viewsets import ViewSet
 
 from idempotency import schema
 from idempotency.decorators import idempotent
-from idempotency.exceptions import IdempotencyError, KeyReused
+from idempotency.exceptions import IdempotencyError
 from idempotency.mixins import IdempotencyMixin
 from tests.app import views
 from tests.processes import PATIENCE, ROOT
+from tests.test_docs import table
 
 Json = dict[str, Any]
 
+PAGE = (ROOT / "docs" / "openapi.md").read_text(encoding="utf-8")
 QUERY, HEADER = ("$idempotency", "query"), ("Idempotency-Key", "header")
 STORED = {"Idempotent-Replayed", "Idempotency-Expires"}
 REFUSED = {"400", "409", "422", "503"}
@@ -422,15 +426,6 @@ def test_transactions_are_left_alone(atomic_requests: bool) -> None:
     assert connections["default"].in_atomic_block is False
 
 
-def test_language() -> None:
-    """Messages are in the reader's language, as far as they are translated."""
-    with translation.override("de"):
-        shown = examples(operation_of(views.function), "422")
-        assert shown == {
-            "idempotency_key_reused": {"detail": str(KeyReused.default_detail)}
-        }
-
-
 # What a project does beside it.
 
 
@@ -625,3 +620,34 @@ assert "idempotency.schema" not in sys.modules
 
 def test_without_the_package() -> None:
     run("-c", WITHOUT)
+
+
+# The page about it.
+
+
+def test_refusals_on_the_page() -> None:
+    """Its table has each status with the codes and headers that schemas show."""
+    leased: Any = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
+    responses = operation_of(view_with(post(), **leased, idempotency_required=True))
+    rows = table("status", "codes", "headers", document=PAGE)
+    assert {row["status"] for row in rows} == REFUSED
+    for row in rows:
+        response = responses["responses"][row["status"]]
+        shown = re.findall("- `([a-z_]+)`", response["description"])
+        assert re.findall("`([a-z_]+)`", row["codes"]) == shown
+        assert re.findall("`([^`]+)`", row["headers"]) == [*response.get("headers", {})]
+
+
+def test_links_on_the_page() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_settings_on_the_page() -> None:
+    (sample,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: Json = {"INSTALLED_APPS": []}
+    exec(compile(sample, "docs/openapi.md", "exec"), names)
+    (app,) = names["INSTALLED_APPS"]
+    assert apps.is_installed(app)
+    assert import_string(names["REST_FRAMEWORK"]["DEFAULT_SCHEMA_CLASS"]) is AutoSchema
+    assert APIView.schema.__class__ is AutoSchema
