@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import unittest
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.checks import run_checks
+from django.core.management import get_commands, load_command_class
 from django.db import transaction
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
 from rest_framework.serializers import ModelSerializer
-from rest_framework.test import APIRequestFactory
+from rest_framework.test import APIClient, APIRequestFactory
 
 import idempotency.mixins
 from idempotency import checks, client_warnings, context, exceptions, hooks, policy
@@ -28,8 +32,18 @@ from idempotency.schedules import PURGE_TASK
 from tests.app.models import Effect
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = {
+    str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES
+}
+README = DOCUMENTS["README.md"]
+CONTRACT = DOCUMENTS["docs/contract.md"]
+# Whose Python says which file of the reader's project it is for, and runs here.
+SAMPLES = ("README.md",) + tuple(
+    f"docs/{name}.md"
+    for name in ("codes", "databases", "guarantees", "security", "settings")
+)
 
 LATER = "(not in this release)"
 CHAPTERS = {"K": 7, "S": 2, "F": 5, "E": 11, "O": 5, "R": 6, "P": 3, "A": 4, "X": 2}
@@ -49,9 +63,14 @@ def tables(document: str) -> Iterator[Rows]:
         yield [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def table(*head: str, document: str = README) -> Rows:
-    """Return the one table that begins with these columns."""
-    found = [rows for rows in tables(document) if tuple(rows[0])[: len(head)] == head]
+def table(*head: str, document: str | None = None) -> Rows:
+    """Return the one table that begins with these columns, of all documents or one."""
+    found = [
+        rows
+        for text in ([document] if document else DOCUMENTS.values())
+        for rows in tables(text)
+        if tuple(rows[0])[: len(head)] == head
+    ]
     assert len(found) == 1, f"{len(found)} tables have the columns {head}"
     return found[0]
 
@@ -90,17 +109,24 @@ def docstrings_of_tests() -> Iterator[str]:
                 yield ast.get_docstring(node) or ""
 
 
-def python_blocks(document: str = README) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+def blocks(language: str, *names: str) -> list[str]:
+    """Return the code of a language in some documents, or in all."""
+    return [
+        code
+        for name in names or DOCUMENTS
+        for code in re.findall(
+            rf"^```{language}\n(.*?)^```", DOCUMENTS[name], re.DOTALL | re.MULTILINE
+        )
+    ]
 
 
 def block(first_line: str) -> list[str]:
-    """Return the README's Python blocks for one file of a project."""
-    return [b for b in python_blocks() if b.startswith(f"# {first_line}")]
+    """Return the samples for one file of the reader's project."""
+    return [b for b in blocks("python", *SAMPLES) if b.startswith(f"# {first_line}")]
 
 
 class Assignment:
-    """What the README calls a model of the reader's own."""
+    """What the samples call a model of the reader's own."""
 
     objects = SimpleNamespace(
         all=Effect.objects.all,
@@ -112,7 +138,7 @@ class Assignment:
 
 
 class AssignmentSerializer(ModelSerializer[Effect]):
-    """What the README calls a serializer of the reader's own."""
+    """What the samples call a serializer of the reader's own."""
 
     class Meta:
         model = Effect
@@ -120,9 +146,9 @@ class AssignmentSerializer(ModelSerializer[Effect]):
 
 
 def run(source: str, **names: Any) -> dict[str, Any]:
-    """Run a block of the README and return what it defined."""
-    namespace = {"__name__": "readme", **names}
-    exec(compile(source, "README.md", "exec"), namespace)
+    """Run a sample and return what it defined."""
+    namespace = {"__name__": "sample", **names}
+    exec(compile(source, "sample", "exec"), namespace)
     return namespace
 
 
@@ -177,7 +203,7 @@ def test_tests_name_known_rules_only() -> None:
     assert named <= {*RULES}
 
 
-# The README's tables
+# The tables, each in one document
 
 
 def test_code_table() -> None:
@@ -189,7 +215,8 @@ def test_code_table() -> None:
     assert sorted(rows) == sorted((r.default_code, r.status_code) for r in refusals())
     for name, status in rows:
         pair = rf"\b{status}\b[^|\n]{{0,10}}`{name}`|`{name}`[ |,(]*{status}\b"
-        assert len(re.findall(pair, README)) == 1, f"{name} has its status twice"
+        found = [n for n, text in DOCUMENTS.items() for _ in re.findall(pair, text)]
+        assert found == ["README.md"], f"{name} has its status in {found}"
 
 
 def test_retry_after() -> None:
@@ -208,17 +235,17 @@ def test_warning_table() -> None:
     }
     rows = table("warning", "meaning")
     assert [code(row["warning"]) for row in rows] == sorted(known)
-    assert f"`{client_warnings.WARNINGS_MEMBER}`" in README
+    assert f"`{client_warnings.WARNINGS_MEMBER}`" in DOCUMENTS["docs/codes.md"]
 
 
 def test_every_code_in_the_documents_exists() -> None:
     """No document names a code that the app does not have (X1)."""
     known = {r.default_code for r in refusals()}
-    for document in (README, CONTRACT):
+    for name, document in DOCUMENTS.items():
         named = re.findall(r"`(idempotency_\w+)`", document)
         attributes = {f"idempotency_{name}" for name in policy.RULES}
         functions = {"idempotency_exempt"}
-        assert {*named} <= known | attributes | functions
+        assert {*named} <= known | attributes | functions, name
 
 
 def test_settings_table() -> None:
@@ -295,18 +322,19 @@ def test_permissions_table() -> None:
 
 
 def test_request_idempotency() -> None:
-    """The README names what a handler can read of its protection."""
-    (sentence,) = re.findall(r"`request\.idempotency`, key or not: (.*)", README)
+    """One page names what a handler can read of its protection."""
+    (sentence,) = re.findall(
+        r"`request\.idempotency`, key or not: (.*)", DOCUMENTS["docs/settings.md"]
+    )
     named = re.findall(r"`(\w+)`", sentence)
     inner = {"executing", "payload", "renew_claim", "is_acting", "is_released"}
     fields = [f for f in context.RequestContext.__slots__ if f not in inner]
     assert named == [field for field in fields if not field.startswith("_")]
 
 
-@pytest.mark.parametrize("document", [README, CONTRACT], ids=["README", "contract"])
-def test_glossary(document: str) -> None:
-    """Both glossaries have the words of the vocabulary."""
-    (words,) = [rows for rows in tables(document) if "word" in rows[0]]
+def test_glossary() -> None:
+    """There is one glossary, and it has the words of the vocabulary."""
+    words = table("word", "meaning")
     named = ", ".join(row["word"] for row in words)
     assert {*re.split(r", | and ", named)} >= {
         "idempotency key",
@@ -323,33 +351,63 @@ def test_glossary(document: str) -> None:
         "retention",
         "expired",
         "purge",
+        "lease",
+        "tombstone",
     }
 
 
-@pytest.mark.parametrize("document", [README, CONTRACT], ids=["README", "contract"])
-def test_vocabulary(document: str) -> None:
+@pytest.mark.parametrize("name", [*DOCUMENTS])
+def test_vocabulary(name: str) -> None:
     """Words for other things are not used for the app's own.
 
     In code they are somebody else's: a setting, a statement, an error message.
     """
-    prose = re.sub(r"```.*?```|`[^`\n]*`", "", document, flags=re.DOTALL)
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", DOCUMENTS[name], flags=re.DOTALL)
     prose = re.sub(r"advisory lock|row lock|deadlock", "", prose, flags=re.IGNORECASE)
     avoided = r"\b(?:lock|cach|dedup|flush)\w*|\bttl\b|time to live"
     assert re.findall(avoided, prose, re.IGNORECASE) == []
 
 
-def test_links() -> None:
-    """Documents link to files that exist."""
-    for document, folder in ((README, ROOT), (CONTRACT, ROOT / "docs")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document):
-            assert (folder / target).exists(), target
+def anchors(document: str) -> set[str]:
+    """Return the names by which a document's headings can be linked to."""
+    prose = re.sub(r"^```.*?^```", "", document, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in headings
+    }
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS])
+def test_links(name: str) -> None:
+    """Documents link to files and headings that exist."""
+    folder = (ROOT / name).parent
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", DOCUMENTS[name], flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", prose):
+        path = (folder / target if target else ROOT / name).resolve()
+        assert path.exists(), target
+        if anchor:
+            found = DOCUMENTS[str(path.relative_to(ROOT))]
+            assert anchor in anchors(found), f"{target}#{anchor}"
+
+
+def test_included_parts() -> None:
+    """What a page includes from another document is there, between two marks."""
+    for name, document in DOCUMENTS.items():
+        for source, options in re.findall(
+            r"^```\{include\} (.+)\n((?::.*\n)*)", document, re.MULTILINE
+        ):
+            path = ((ROOT / name).parent / source).resolve()
+            for mark in re.findall(r"-(?:after|before): (<!--.+-->)", options):
+                found = DOCUMENTS[str(path.relative_to(ROOT))]
+                assert found.count(mark) == 1, f"{name}: {mark}"
 
 
 def test_development_targets() -> None:
     """The README names targets that the Makefile has."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
-    assert {"demo", "test", "check", "tox"} <= {*named}
+    assert {"demo", "test", "check", "docs", "tox"} <= {*named}
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
@@ -362,18 +420,52 @@ def test_the_client_posts() -> None:
     assert sample.index("randomUUID") < sample.index("axios.post(")
 
 
-# The README's Python
+COMMANDS = [
+    line.removeprefix("$ ").partition("  #")[0].strip()
+    for code in blocks("console")
+    for line in code.splitlines()
+    if line.startswith("$ ")
+]
 
 
-@pytest.mark.parametrize("source", python_blocks())
-def test_python_compiles(source: str) -> None:
-    """Each sample says which file it is for, and compiles."""
+@pytest.mark.parametrize("command", [c for c in COMMANDS if " manage.py " in c])
+def test_management_commands(command: str) -> None:
+    """Every command of manage.py in the documents exists, with its options."""
+    _environment, _, arguments = command.partition(" manage.py ")
+    name, *options = shlex.split(arguments)
+    found = get_commands()
+    if name == "createsuperuser":
+        found = {**found, name: "django.contrib.auth"}
+    assert name in found, command
+    parser = load_command_class(found[name], name).create_parser("manage.py", name)
+    parser.parse_args(options)
+
+
+@pytest.mark.parametrize(
+    "module", sorted({*re.findall(r"python -m ([\w.]+)", "\n".join(DOCUMENTS.values()))})
+)
+def test_modules(module: str) -> None:
+    """Every module that the documents run exists."""
+    assert find_spec(module) is not None
+
+
+# The samples' Python
+
+
+@pytest.mark.parametrize("source", blocks("python", *SAMPLES))
+def test_samples_name_their_file(source: str) -> None:
+    """Each sample says which file of a project it is for."""
     assert re.match(r"# \w+\.py\b", source)
-    compile(source, "README.md", "exec")
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_python_compiles(source: str) -> None:
+    """All Python in the documents compiles."""
+    compile(source, "sample", "exec")
 
 
 def test_settings_samples(settings: Any) -> None:
-    """A project that takes the README's settings passes the checks (P3, X2)."""
+    """A project that takes the samples' settings passes the checks (P3, X2)."""
     wanted: dict[str, Any] = {
         "BASE_DIR": ROOT,
         "INSTALLED_APPS": [],
@@ -393,7 +485,7 @@ def test_settings_samples(settings: Any) -> None:
 
 @pytest.mark.usefixtures("atomic_requests")
 def test_decorator_sample() -> None:
-    """The README's function acts once and replays."""
+    """The sample's function acts once and replays."""
     view = create_assignment()
     key = {"Idempotency-Key": "from-the-readme"}
     answers = [
@@ -409,7 +501,7 @@ def test_decorator_sample() -> None:
 
 @pytest.mark.usefixtures("database")
 def test_mixin_sample() -> None:
-    """The README's view set protects creation and leaves its search alone."""
+    """The sample's view set protects creation and leaves its search alone."""
     (view_set,) = [v["AssignmentViewSet"] for v in views() if "AssignmentViewSet" in v]
     key = {"Idempotency-Key": "from-the-readme"}
     for action, expected in (("create", [201, 201]), ("search", [200, 200])):
@@ -424,7 +516,7 @@ def test_mixin_sample() -> None:
 
 
 def test_exception_handler_sample(settings: Any, client: Any, database: None) -> None:
-    """The README's exception handler shows code and message (X1)."""
+    """The sample's exception handler shows code and message (X1)."""
     (source,) = block("exceptions.py")
     settings.REST_FRAMEWORK = {
         **settings.REST_FRAMEWORK,
@@ -438,7 +530,7 @@ def test_exception_handler_sample(settings: Any, client: Any, database: None) ->
 
 @pytest.mark.usefixtures("atomic_requests")
 def test_sample_for_the_readers_tests() -> None:
-    """The README's test passes in a TestCase, whatever ATOMIC_REQUESTS is (E2)."""
+    """The sample's test passes in a TestCase, whatever ATOMIC_REQUESTS is (E2)."""
     (source,) = block("tests.py")
     names = {"Assignment": Assignment, "create_assignment": create_assignment()}
     run_case(run(source, **names)["CreateAssignmentTests"])
@@ -496,9 +588,22 @@ def test_what_the_readers_tests_need(
 
 
 def test_decisions_sample() -> None:
-    """The README's ways to decide about an abandoned record exist (E9)."""
+    """The documented ways to decide about an abandoned record exist (E9)."""
     for said in ("record.resolve(response)", "record.release()", "objects.abandoned()"):
-        assert f"{said}`" in README
+        assert f"{said}`" in DOCUMENTS["docs/codes.md"]
         name = said.partition("(")[0].split(".")[-1]
         owner = IdempotencyRecord.objects if "objects" in said else IdempotencyRecord
         assert callable(getattr(owner, name))
+
+
+@pytest.mark.django_db
+def test_erasure_sample() -> None:
+    """The sample forgets what is known of one user, and nobody else (S1)."""
+    (source,) = block("erasure.py")
+    users = [User.objects.create_user(name) for name in ("ada", "grace")]
+    for user in users:
+        client = APIClient()
+        client.force_authenticate(user)
+        client.post("/function/", {}, headers={"Idempotency-Key": "of-each-user"})
+    assert run(source)["erase"](users[0])[0] == 1
+    assert IdempotencyRecord.objects.get().scope == f"user:auth.user:{users[1].pk}"

@@ -1,4 +1,4 @@
-"""The README's table of what happens when, row by row."""
+"""The table of what happens when, row by row."""
 
 from __future__ import annotations
 
@@ -591,7 +591,7 @@ NEEDS_TURN = ("duplicate", "waits", "waits_in_vain")
 
 
 def test_every_row_has_a_scenario() -> None:
-    """What the README says is tried, and nothing else is."""
+    """What the page says is tried, and nothing else is."""
     assert {situation for situation, _ in SCENARIOS} == {*ROWS}
 
 
