@@ -43,8 +43,9 @@ migrations: $(DEV) ## Django's own checks, and no migration is missing
 	$(BIN)/python manage.py check --fail-level WARNING
 	$(BIN)/python manage.py makemigrations --check --dry-run idempotency school
 
-docs: $(DEV) ## what the documents say is what the code does
-	$(BIN)/python -m pytest -q tests/test_docs.py
+docs: $(DEV) ## the documents as a site, in var/docs, and that they say what is so
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs var/docs
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_site.py
 
 format: $(DEV) ## let ruff mend what it can
 	$(BIN)/ruff format .
