@@ -44,7 +44,7 @@ migrations: $(DEV) ## Django's own checks, and no migration is missing
 	$(BIN)/python manage.py makemigrations --check --dry-run idempotency school
 
 docs: $(DEV) ## the documents as a site, in var/docs, and that they say what is so
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs var/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -b html docs var/docs
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_site.py
 
 format: $(DEV) ## let ruff mend what it can

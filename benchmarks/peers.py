@@ -4,8 +4,8 @@
 
 Each package is installed into an environment of its own, below var/peers, and asked
 through Django's test client, on PostgreSQL, where each has a database of its own. An
-effect is a row that the handler commits in the way of its project: in autocommit.
-``--database`` is a PostgreSQL that may be written to.
+effect is a row that the handler writes, in autocommit or, with ``--atomic-requests``,
+in the transaction that Django opens. ``--database`` is a PostgreSQL to write to.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ PEERS: dict[str, dict[str, Any]] = {
         "package": "drf-idempotencykey==0.2.0",
         "settings": {
             "INSTALLED_APPS": ["drf_idempotencykey"],
-            "IDEMPOTENCY_KEY_EXPIRATION_MINUTES": TIME_OUT / 60,
         },
+        # Claims have no time-out of their own: they expire as answers do.
+        "timed_out": {"IDEMPOTENCY_KEY_EXPIRATION_MINUTES": TIME_OUT / 60},
         "mixin": "drf_idempotencykey.mixins:DrfIdempotencyKeyMixin",
     },
 }
@@ -89,14 +90,15 @@ def main() -> None:
     """Install and ask each package, and print what it did as a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--database", default="postgres@127.0.0.1:5432")
+    parser.add_argument("--atomic-requests", action="store_true")
     parser.add_argument("--only", choices=PEERS)
     parser.add_argument("--here", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        print(json.dumps(ask(options.here, options.database)))
+        print(json.dumps(ask(options.here, options)))
         return
     names = [options.only] if options.only else list(PEERS)
-    found = {name: run_elsewhere(name, options.database) for name in names}
+    found = {name: run_elsewhere(name) for name in names}
     situations = list(next(iter(found.values())))
     print("| |", " | ".join(names), "|")
     print("|---" * (len(names) + 1) + "|")
@@ -105,7 +107,7 @@ def main() -> None:
         print(f"| {situation} | {cells} |")
 
 
-def run_elsewhere(name: str, database: str) -> dict[str, str]:
+def run_elsewhere(name: str) -> dict[str, str]:
     """Ask one package in an environment that has no other."""
     place = ROOT / "var" / "peers" / name
     python = place / "bin" / "python"
@@ -114,7 +116,7 @@ def run_elsewhere(name: str, database: str) -> dict[str, str]:
         install = [python, "-m", "pip", "install", "--quiet", *COMMON]
         subprocess.run([*install, PEERS[name]["package"]], check=True)
     done = subprocess.run(
-        [python, "-m", "benchmarks.peers", "--here", name, "--database", database],
+        [python, "-m", "benchmarks.peers", *sys.argv[1:], "--here", name],
         check=True,
         stdout=subprocess.PIPE,
         cwd=ROOT,
@@ -131,13 +133,15 @@ def load(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def ask(name: str, database: str) -> dict[str, str]:
+def ask(name: str, options: argparse.Namespace) -> dict[str, str]:
     """Bring about each situation with one package."""
-    world = World(PEERS[name], name.replace("-", "_"), database)
+    world = World(PEERS[name], name.replace("-", "_"), options)
     situations: dict[str, Callable[[World], str]] = {
         "retry after an answer": retried,
         "retry after a crash behind the effect": crashed,
-        "the same, once its claim has timed out": crashed_and_timed_out,
+        "the same, once its claim has timed out": timed_out,
+        "retry after a crash behind the view": crashed_later,
+        "that, once its claim has timed out": timed_out,
         "duplicate while the first runs": duplicate,
         "another body under the key": reused,
         "another user, the same key and body": other_user,
@@ -150,18 +154,21 @@ def ask(name: str, database: str) -> dict[str, str]:
 class World:
     """A project with one protected view, whose handler each situation chooses."""
 
-    def __init__(self, peer: dict[str, Any], database: str, server: str) -> None:
+    def __init__(
+        self, peer: dict[str, Any], database: str, options: argparse.Namespace
+    ) -> None:
         import django
         import psycopg
         from django.conf import settings
 
-        user, _, place = server.partition("@")
+        user, _, place = options.database.partition("@")
         host, _, port = place.partition(":")
         with psycopg.connect(
             user=user, host=host, port=port, dbname="postgres", autocommit=True
         ) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS peer_{database}")
             connection.execute(f"CREATE DATABASE peer_{database}")
+        self.peer = peer
         chosen = dict(peer["settings"])
         files = {
             "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
@@ -182,11 +189,13 @@ class World:
                         "USER": user,
                         "HOST": host,
                         "PORT": port,
+                        "ATOMIC_REQUESTS": options.atomic_requests,
                     }
                 },
                 "REST_FRAMEWORK": {"DEFAULT_AUTHENTICATION_CLASSES": []},
                 "LOGGING_CONFIG": None,
                 **chosen,
+                "MIDDLEWARE": [*chosen.get("MIDDLEWARE", ()), "peers_urls.end_here"],
                 "INSTALLED_APPS": [
                     "django.contrib.auth",
                     "django.contrib.contenttypes",
@@ -201,6 +210,8 @@ class World:
         call_command("migrate", verbosity=0)
         self.work: Callable[[], int] = self.act
         self.keys = 0
+        self.ends_behind_the_view = False
+        self.status = 0
         self._serve(peer)
         self._make_effects()
 
@@ -228,7 +239,19 @@ class World:
         view = type("View", bases, {"authentication_classes": [ByName], "post": post})
         urls = ModuleType("peers_urls")
         urls.urlpatterns = [path("", view.as_view())]  # type: ignore[attr-defined]
+        urls.end_here = self._end_here  # type: ignore[attr-defined]
         sys.modules["peers_urls"] = urls
+
+    def _end_here(self, get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Stand between every other middleware and the view, and end the process."""
+
+        def middleware(request: Any) -> Any:
+            response = get_response(request)
+            if self.ends_behind_the_view:
+                os._exit(1)
+            return response
+
+        return middleware
 
     def _make_effects(self) -> None:
         from django.db import connection
@@ -273,6 +296,7 @@ class World:
 
     def say(self, response: Any, first: Any = None) -> str:
         """Say what came back, and how many effects there are."""
+        self.status = response.status_code
         same = first is not None and response.content == first.content
         told = f"{response.status_code}{', the first answer' if same else ''}"
         return f"{told}; effects: {self.effects()}"
@@ -285,25 +309,45 @@ def retried(world: World) -> str:
     return world.say(world.send(), first)
 
 
-def crashed(world: World) -> str:
-    """End the process when the handler has acted, then send it again."""
+def die(world: World) -> None:
+    """Send it from a process that ends on the way."""
     from django.db import connections
 
-    world.begin()
     connections.close_all()
     child = os.fork()
     if not child:
-        world.work = lambda: os._exit(world.act() and 1)
         world.send()
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def crashed(world: World) -> str:
+    """End the process when the handler has acted, then send it again."""
+    world.begin()
+    world.work = lambda: os._exit(world.act() and 1)
+    die(world)
+    world.work = world.act
     return world.say(world.send())
 
 
-def crashed_and_timed_out(world: World) -> str:
-    """Wait for longer than its claim can hold, and send it once more."""
+def crashed_later(world: World) -> str:
+    """End the process when the view has returned, then send it again."""
+    world.begin()
+    world.ends_behind_the_view = True
+    die(world)
+    world.ends_behind_the_view = False
+    return world.say(world.send())
+
+
+def timed_out(world: World) -> str:
+    """Where it was refused, wait for longer than a claim holds, and send it again."""
+    from django.test import override_settings
+
+    if world.status < 400:
+        return "as before"
     time.sleep(TIME_OUT + 1)
-    return world.say(world.send())
+    with override_settings(**world.peer.get("timed_out", {})):
+        return world.say(world.send())
 
 
 def duplicate(world: World) -> str:
@@ -316,7 +360,7 @@ def duplicate(world: World) -> str:
     def wait() -> int:
         status = world.act()
         acted.set()
-        may_end.wait(60)
+        may_end.wait(5)  # A duplicate may be made to wait.
         return status
 
     def send() -> None:

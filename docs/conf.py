@@ -20,6 +20,8 @@ suppress_warnings = ["toc.not_readable"]
 # Links to headings: as deep as pages have headings that others link to.
 myst_heading_anchors = 3
 
+pygments_dark_style = "github-dark"
+
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
+from benchmarks.peers import PEERS
 from tests.processes import ROOT
+from tests.test_docs import table
 
 pytestmark = pytest.mark.skipif(
     connection.vendor != "sqlite", reason="One database will do."
@@ -62,3 +64,12 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
     figures["database"] = "another"
     new.write_text(json.dumps(figures))
     assert "these are of sqlite and of another" in run("compare", old, new, status=2)
+
+
+def test_peers() -> None:
+    """The comparison is about the versions that its command installs."""
+    said = {
+        f"{row['package'].strip('[').partition(']')[0]}=={row['version']}"
+        for row in table("package", "version", "of")
+    }
+    assert said == {peer["package"] for peer in PEERS.values()} - {str(ROOT)}

@@ -19,6 +19,7 @@ from django.core.management import get_commands, load_command_class
 from django.db import transaction
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
+from rest_framework.response import Response
 from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient, APIRequestFactory
 
@@ -40,9 +41,13 @@ DOCUMENTS = {
 README = DOCUMENTS["README.md"]
 CONTRACT = DOCUMENTS["docs/contract.md"]
 # Whose Python says which file of the reader's project it is for, and runs here.
-SAMPLES = ("README.md",) + tuple(
-    f"docs/{name}.md"
-    for name in ("codes", "databases", "guarantees", "security", "settings")
+SAMPLES = (
+    "README.md",
+    "docs/codes.md",
+    "docs/databases.md",
+    "docs/guarantees.md",
+    "docs/security.md",
+    "docs/settings.md",
 )
 
 LATER = "(not in this release)"
@@ -442,7 +447,8 @@ def test_management_commands(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted({*re.findall(r"python -m ([\w.]+)", "\n".join(DOCUMENTS.values()))})
+    "module",
+    sorted({*re.findall(r"python -m ([\w.]+)", "\n".join(DOCUMENTS.values()))}),
 )
 def test_modules(module: str) -> None:
     """Every module that the documents run exists."""
@@ -607,3 +613,39 @@ def test_erasure_sample() -> None:
         client.post("/function/", {}, headers={"Idempotency-Key": "of-each-user"})
     assert run(source)["erase"](users[0])[0] == 1
     assert IdempotencyRecord.objects.get().scope == f"user:auth.user:{users[1].pk}"
+
+
+@pytest.mark.django_db
+def test_what_is_stored(handle: Callable[[Any], None]) -> None:
+    """F5, R2: Of caller, request and answer a row has what the page says, no more."""
+
+    def answer(request: Any) -> Response:
+        found = Response({"said": "answer-body"}, headers={"X-Kept": "answer-header"})
+        found.set_cookie("session", "answer-cookie")
+        return found
+
+    handle(answer)
+    user = User.objects.create_user("caller-name", email="caller@example.com")
+    client = APIClient()
+    client.force_authenticate(user)
+    client.cookies["session"] = "request-cookie"
+    client.post(
+        "/function/?q=request-query",
+        {"text": "request-body"},
+        headers={
+            "Idempotency-Key": "request-key",
+            "Authorization": "request-credentials",
+            "X-Note": "request-header",
+        },
+        REMOTE_ADDR="192.0.2.77",
+    )
+    (row,) = IdempotencyRecord.objects.values()
+    stored = repr(row)
+    for kept in ("request-key", "/function/", "POST", f"auth.user:{user.pk}"):
+        assert kept in stored
+    for kept in ("answer-body", "answer-header", "200"):
+        assert kept in stored
+    for other in ("caller", "192.0.2.77", "request-query", "request-body"):
+        assert other not in stored
+    for other in ("credentials", "request-header", "cookie", "session"):
+        assert other not in stored

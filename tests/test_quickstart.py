@@ -120,14 +120,15 @@ class Reader:
             assert wanted == "..." or wanted in (line.rstrip() for line in lines), told
 
     def start(self, command: str) -> None:
-        log = self.folder / f"{command.split()[0]}.log"
+        program, *_arguments = command.split()
+        log = self.folder / f"{program}.log"
         if command.startswith("celery"):
             for name in ("control", "data_in", "data_out"):
                 (self.folder / name).mkdir()
         else:
             command += f" 127.0.0.1:{self.port} --noreload"
         self.stack.enter_context(self.staying(command, log))
-        said = STAYING.get(command.split()[0])
+        said = STAYING.get(program)
         wait_until(
             lambda: (
                 said in log.read_text(errors="replace")

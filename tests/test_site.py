@@ -51,9 +51,10 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build it as ``make docs`` does."""
     place = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"]
+    command += ["-b", "html", "-d", str(place / "doctrees")]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"]
-        + ["-b", "html", "-d", place / "doctrees", ROOT / "docs", place / "html"],
+        [*command, ROOT / "docs", place / "html"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,16 +79,16 @@ def test_every_document_is_a_page(pages: dict[Path, Page], site: Path) -> None:
             assert page in contents
 
 
-def test_nothing_is_fetched_from_elsewhere(
-    pages: dict[Path, Page], site: Path
-) -> None:
+def test_nothing_is_fetched_from_elsewhere(pages: dict[Path, Page], site: Path) -> None:
     """No page needs more than the site's own files: no script, font or picture."""
     for page in pages.values():
         for address in page.fetched:
             assert not urlsplit(address).netloc, f"{page.path.name}: {address}"
     for sheet in (*site.rglob("*.css"), *site.rglob("*.svg")):
         text = sheet.read_text(encoding="utf-8")
-        fetched = re.findall(r"(?:@import\s*|url\()[\"']?((?:https?:)?//[^\"')]+)", text)
+        fetched = re.findall(
+            r"(?:@import\s*|url\()[\"']?((?:https?:)?//[^\"')]+)", text
+        )
         assert fetched == [], sheet.name
 
 

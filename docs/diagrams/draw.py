@@ -14,6 +14,15 @@ FOLDER = Path(__file__).resolve().parent
 WIDTH = 440
 LINE = 17
 
+OPENING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+    'role="img" aria-labelledby="title desc">'
+)
+ARROW_HEAD = (
+    '<defs><marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" '
+    'markerHeight="7" orient="auto"><path d="M0 0 L10 5 L0 10 z" class="head"/>'
+    "</marker></defs>"
+)
 STYLE = """\
 text { font: 14px system-ui, sans-serif; fill: var(--ink); }
 .small { font-size: 12.5px; fill: var(--soft); }
@@ -94,14 +103,11 @@ class Drawing:
     def render(self) -> str:
         """Return the picture as a file."""
         lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} '
-            f'{self.height}" role="img" aria-labelledby="title desc">',
+            OPENING.format(width=WIDTH, height=self.height),
             f'<title id="title">{escape(self.title)}</title>',
             f'<desc id="desc">{escape(self.description)}</desc>',
             f"<style>\n{STYLE}</style>",
-            '<defs><marker id="head" viewBox="0 0 10 10" refX="9" refY="5" '
-            'markerWidth="7" markerHeight="7" orient="auto">'
-            '<path d="M0 0 L10 5 L0 10 z" class="head"/></marker></defs>',
+            ARROW_HEAD,
             f'<rect width="{WIDTH}" height="{self.height}" rx="8" class="paper"/>',
             *self.parts,
             "</svg>",
