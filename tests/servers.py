@@ -100,15 +100,22 @@ def read(connection: UnixConnection) -> Answer:
 
 
 @contextmanager
-def serving(directory: Path, *, workers: int = 2, threads: int = 8) -> Iterator[Server]:
-    """Serve the tests' views from processes of their own."""
+def serving(
+    directory: Path,
+    application: str = "tests.wsgi",
+    *,
+    workers: int = 2,
+    threads: int = 8,
+    **variables: str,
+) -> Iterator[Server]:
+    """Serve the tests' views, or another application, from processes of their own."""
     address, log = directory / "server.sock", directory / "server.log"
     command = [
-        *(sys.executable, "-m", "gunicorn", "tests.wsgi", "--bind", f"unix:{address}"),
+        *(sys.executable, "-m", "gunicorn", application, "--bind", f"unix:{address}"),
         *("--workers", str(workers), "--threads", str(threads)),
         *("--graceful-timeout", "1", "--no-control-socket"),
     ]
-    with running(command, log):
+    with running(command, log, **variables):
         server = Server(address)
         wait_until(lambda: is_up(server), "the server", {"server": log})
         yield server
