@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.servers import Answer, Server, read
 
-# What happens to a request on its way; it returns what the client gets, None to hang up.
+# What happens to a request on its way: what the client gets, or None to hang up.
 Way = Callable[[Callable[[], Answer]], Answer | None]
 
 

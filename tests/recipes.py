@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
+
+from django.urls import path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -33,7 +34,8 @@ def sections() -> dict[str, str]:
 
 def blocks(heading: str) -> list[Block]:
     """Return a recipe's blocks of code, in the page's order."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", sections()[heading], re.DOTALL | re.M)
+    fence = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    found = fence.findall(sections()[heading])
     return [
         Block(language, *re.findall(r"^(?:#|//|;|\$) (.+)", source)[:1], source)
         for language, source in found
@@ -63,24 +65,35 @@ def cooked(heading: str, **modules: dict[str, Any]) -> Iterator[Recipe]:
     """
     recipe = Recipe()
     recipe.settings = {}
-    with patch.dict(sys.modules):
-        for name, content in modules.items():
-            vars(_module(name)).update(content)
-        for each in blocks(heading):
-            if each.language == "python":
-                name = each.file.removesuffix(".py")
-                module = _module(name)
-                if name == "models":
-                    # Django asks for the app of a model by its module.
-                    module.__name__ = "tests.app.models"
-                page = f"docs/recipes.md, {heading}, {each.file}"
-                exec(compile(each.source, page, "exec"), vars(module))
-                setattr(recipe, name, module)
-                if name == "settings":
-                    found = {k: v for k, v in vars(module).items() if k.isupper()}
-                    recipe.settings = found
+    python = [each for each in blocks(heading) if each.language == "python"]
+    names = {*modules, *(each.file.removesuffix(".py") for each in python)}
+    assert not names & {*sys.modules}, "a recipe's module has the name of another one"
+    try:
+        for name in names:
+            sys.modules[name] = ModuleType(name)
+            vars(sys.modules[name]).update(modules.get(name, {}))
+        # Django asks for the app of a model by its module.
+        if "models" in names:
+            sys.modules["models"].__name__ = "tests.app.models"
+        for each in python:
+            name = each.file.removesuffix(".py")
+            page = f"docs/recipes.md, {heading}, {each.file}"
+            exec(compile(each.source, page, "exec"), vars(sys.modules[name]))
+            setattr(recipe, name, sys.modules[name])
+        if "settings" in names:
+            found = vars(sys.modules["settings"])
+            recipe.settings = {k: v for k, v in found.items() if k.isupper()}
         yield recipe
+    finally:
+        # Not all that was imported meanwhile: others may hold on to it.
+        for name in names:
+            del sys.modules[name]
 
 
-def _module(name: str) -> ModuleType:
-    return sys.modules.setdefault(name, ModuleType(name))
+def serve(settings: Any, **views: Any) -> ModuleType:
+    """Put views at addresses by their names; return the root of the addresses."""
+    urls: Any = ModuleType("urls")
+    urls.urlpatterns = [path(f"{name}/", view) for name, view in views.items()]
+    settings.ROOT_URLCONF = urls
+    found: ModuleType = urls
+    return found

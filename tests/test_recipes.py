@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from threading import Event
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,14 +23,14 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 
 from idempotency.decorators import idempotent
-from idempotency.derivation import derive_key
 from idempotency.models import IdempotencyRecord
 from idempotency.tasks import purge_expired_records
 from testproject.celery import app
 from tests.app.models import Effect
 from tests.conftest import KEY, code_of, key
 from tests.processes import PATIENCE
-from tests.recipes import PAGE, Recipe, block, blocks, cooked, sections
+from tests.recipes import PAGE, Recipe, blocks, cooked, sections
+from tests.recipes import serve as serve_views
 from tests.test_docs import Assignment
 
 Cook = Callable[..., Recipe]
@@ -51,9 +51,7 @@ def serve(settings: Any, client: APIClient) -> Serve:
     """Put views at addresses by their names; return a client that is Ada."""
 
     def serve(**views: Any) -> APIClient:
-        urls: Any = ModuleType("urls")
-        urls.urlpatterns = [path(f"{name}/", view) for name, view in views.items()]
-        settings.ROOT_URLCONF = urls
+        serve_views(settings, **views)
         return client
 
     return serve

@@ -1,0 +1,280 @@
+"""The recipes for clients, against real servers on the tests' database."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
+from rest_framework.authtoken.models import Token
+
+from idempotency.models import IdempotencyRecord
+from testproject.school.models import Assignment, SchoolClass
+from tests.app.models import Effect
+from tests.meetings import Meeting
+from tests.processes import PATIENCE, ROOT
+from tests.proxies import (
+    Proxy,
+    Way,
+    be_unavailable,
+    lose,
+    never_arrive,
+    pass_on,
+    proxied,
+)
+from tests.recipes import blocks, cooked
+from tests.servers import Answer, Server, read, serving
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+class TestPython:
+    HEADING = "A client in Python that retries"
+
+    @pytest.fixture
+    def proxy(self, server: Server) -> Iterator[Proxy]:
+        """Stand before the server, which has the page's address, too."""
+        with proxied(server, {"/assignments/": "/function/"}) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def waits(self) -> Iterator[list[float]]:
+        """What stamina has waited before each retry, in seconds."""
+        instrumentation = pytest.importorskip(
+            "stamina.instrumentation", reason="stamina is not installed"
+        )
+        found: list[float] = []
+        instrumentation.set_on_retry_hooks([lambda d: found.append(d.wait_for)])
+        yield found
+        instrumentation.set_on_retry_hooks(None)
+
+    @pytest.fixture
+    def run(self, proxy: Proxy, waits: list[float], monkeypatch: Any) -> Any:
+        """Run the page's example against the server; return its modules."""
+        httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+        client = httpx.Client
+
+        def make_client(base_url: str, timeout: float) -> Any:
+            assert base_url == "https://api.example.com"
+            headers = {"X-User": "ada"}
+            return client(base_url=proxy.url, timeout=timeout, headers=headers)
+
+        def run(*ways: Way) -> Any:
+            proxy.ways[:] = ways
+            monkeypatch.setattr(httpx, "Client", make_client)
+            with cooked(self.HEADING) as recipe:
+                return recipe
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("ways", "waited"),
+        [
+            ([], []),
+            ([lose], [None]),
+            ([never_arrive, lose, lose], [None, None, None]),
+            ([be_unavailable], [1.0]),
+            ([lose, be_unavailable], [None, 1.0]),
+        ],
+        ids=["at once", "cut after the commit", "cut thrice", "503", "cut and 503"],
+    )
+    def test_acts_once(
+        self, run: Any, proxy: Proxy, waits: Any, ways: Any, waited: Any
+    ) -> None:
+        """E1, R2: However the network fails, one effect, and its own answer."""
+        answer = run(*ways).example.answer
+        assert answer.status_code == 201
+        assert answer.json() == {"effect": Effect.objects.get().pk}
+        assert len(proxy.keys) == 1 + len(ways)
+        assert len({*proxy.keys}) == IdempotencyRecord.objects.count() == 1
+        assert (lose in ways) is ("Idempotent-Replayed" in answer.headers)
+        assert len(waits) == len(waited)
+        for seconds, told in zip(waits, waited, strict=True):
+            assert told is None or seconds == pytest.approx(told)
+
+    def test_in_progress(
+        self, run: Any, proxy: Proxy, server: Server, waits: Any, meeting: Meeting
+    ) -> None:
+        """E3: While the first attempt runs it waits as told, and then gets a replay."""
+        if connection.vendor == "sqlite":
+            pytest.skip("On SQLite a duplicate waits for its turn, and is not refused.")
+        data = {"title": "Essay"}
+        with ThreadPoolExecutor(1) as pool:
+            first = []
+
+            def start_and_lose(ask: Callable[[], Answer]) -> None:
+                """Lose the connection while the handler runs."""
+                path, key = "/meeting/", proxy.keys[-1]
+                first.append(server.start(path, data, key, **meeting.header))
+                first.append(meeting.wait())
+
+            def let_go_after(ask: Callable[[], Answer]) -> Answer:
+                """Bring a refusal, and let the first attempt end after it."""
+                refused = ask()
+                assert refused.status == 409
+                running, guest = first
+                guest.let_go()
+                first.append(pool.submit(read, running).result(PATIENCE))
+                return refused
+
+            modules = run()
+            proxy.keys.clear()
+            waits.clear()
+            Effect.objects.all().delete()
+            proxy.ways[:] = [start_and_lose, let_go_after, pass_on]
+            import httpx  # noqa: PLC0415  # may be missing
+
+            with httpx.Client(
+                base_url="https://api.example.com", timeout=PATIENCE
+            ) as client:
+                answer = modules.client.post(client, "/meeting/", data)
+        assert answer.content == first[2].body
+        assert answer.headers["Idempotent-Replayed"] == "true"
+        assert answer.json() == {"effect": Effect.objects.get().pk}
+        assert len({*proxy.keys}) == 1
+        assert len(proxy.keys) == 3
+        assert waits[1] == pytest.approx(1.0)
+
+    def test_other_errors_are_raised(self, run: Any, proxy: Proxy, waits: Any) -> None:
+        """What would be refused again is not sent again."""
+        import httpx  # noqa: PLC0415  # may be missing
+
+        modules = run()
+        with httpx.Client(
+            base_url="https://api.example.com", timeout=PATIENCE
+        ) as client:
+            with pytest.raises(httpx.HTTPStatusError, match="422"):
+                modules.client.post(client, "/function/", {}, key=proxy.keys[0])
+            with pytest.raises(httpx.HTTPStatusError, match="400"):
+                modules.client.post(client, "/function/", {}, key="two, keys")
+        assert len(proxy.keys) == 3
+        assert waits == []
+
+    def test_what_is_retried(self, run: Any) -> None:
+        """Retry-After decides, as seconds or as a date; else the status."""
+        import httpx  # noqa: PLC0415  # may be missing
+
+        should_retry = run().client.should_retry
+
+        def error(status: int, **headers: str) -> Any:
+            response = httpx.Response(status, headers=headers)
+            request = httpx.Request("POST", "http://testserver")
+            return httpx.HTTPStatusError("", request=request, response=response)
+
+        date = {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}
+        assert should_retry(error(409, **{"Retry-After": "3"})) == 3.0
+        assert should_retry(error(429, **date)) is True
+        assert should_retry(error(500)) is True
+        assert should_retry(error(409)) is False
+        assert should_retry(httpx.ReadTimeout("")) is True
+        assert should_retry(ValueError()) is False
+
+
+RUNNER = """\
+import axios from "axios";
+import { createAssignment } from "./client.mjs";
+import { example } from "./example.mjs";
+
+const { socket, api, token, classId, key } = JSON.parse(process.argv[2]);
+axios.defaults.socketPath = socket;
+axios.defaults.transformResponse = [(text) => text];
+const assignment = { title: "Essay" };
+const config = {
+  headers: { authorization: `Bearer ${token}` },
+  params: { $idempotency: key },
+  data: assignment,
+};
+const answers = [
+  await createAssignment(api, token, classId, assignment, key),
+  await createAssignment(api, token, classId, assignment, key),
+  await axios.get(`${api}/classes/${classId}/assignments`, config),
+  await example(api, token, classId),
+];
+console.log(
+  JSON.stringify(
+    answers.map(({ status, headers, data }) => ({ status, headers, data })),
+  ),
+);
+"""
+
+
+class TestJavaScript:
+    HEADING = "A client in JavaScript"
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Put the page's files where Node.js finds axios, too."""
+        packages = ROOT / ".venv" / "node_modules"
+        if shutil.which("node") is None:
+            pytest.skip("Node.js is not installed")
+        if not (packages / "axios").exists():
+            pytest.skip("axios is not installed: npm install --prefix .venv axios")
+        (tmp_path / "node_modules").symlink_to(packages)
+        for each in blocks(self.HEADING):
+            (tmp_path / each.file).write_text(each.source, encoding="utf-8")
+        (tmp_path / "runner.mjs").write_text(RUNNER, encoding="utf-8")
+        return tmp_path
+
+    @pytest.fixture
+    def school_class(self) -> Iterator[SchoolClass]:
+        """A class and its teacher, who has a token."""
+        ada = get_user_model().objects.create_user("ada")
+        Token.objects.create(user=ada)
+        yield SchoolClass.objects.create(name="Physics", teacher=ada)
+        ada.delete()
+
+    @pytest.fixture
+    def school(self) -> Iterator[Server]:
+        """Serve the demo project, which answers as the page's API does."""
+        own = {
+            "DJANGO_SETTINGS_MODULE": "testproject.settings",
+            # What axios names as the host of a socket.
+            "DJANGO_ALLOWED_HOSTS": "localhost,[::1]",
+        }
+        with (
+            TemporaryDirectory(prefix="idem") as place,
+            serving(Path(place), "testproject.wsgi", workers=1, **own) as server,
+        ):
+            yield server
+
+    def test_axios(
+        self, folder: Path, school: Server, school_class: SchoolClass
+    ) -> None:
+        """K1, K5, R2: With axios's POST one assignment; with its GET, a warning."""
+        own = {
+            "socket": str(school.address),
+            "api": "http://localhost/api/v2/user",
+            "token": Token.objects.get().key,
+            "classId": str(school_class.pk),
+            "key": "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc",
+        }
+        run = subprocess.run(
+            ["node", "runner.mjs", json.dumps(own)],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        first, retry, got, other = json.loads(run.stdout)
+        assert [a["status"] for a in (first, retry, got, other)] == [201, 201, 200, 201]
+        assert retry["data"] == first["data"]
+        assert json.loads(first["data"])["$request"]
+        assert "idempotent-replayed" not in first["headers"]
+        assert retry["headers"]["idempotent-replayed"] == "true"
+        (warning,) = json.loads(got["data"])["$warnings"]
+        assert warning["code"] == "IDEMPOTENCY_KEY_IGNORED"
+        titles = Assignment.objects.values_list("title", flat=True)
+        assert [*titles] == ["Essay", "Essay"]  # the example's has a key of its own
+        keys = {*IdempotencyRecord.objects.values_list("key", flat=True)}
+        assert len(keys) == 2
+        assert own["key"] in keys
