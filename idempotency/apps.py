@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.utils.translation import gettext_lazy as _
 
 
@@ -20,7 +18,7 @@ class IdempotencyConfig(AppConfig):
         """Register what others call; nothing here asks a database."""
         from idempotency import checks  # noqa: F401, PLC0415  # registers itself
 
-        if find_spec("drf_spectacular") is not None:
+        if apps.is_installed("drf_spectacular"):
             from idempotency import schema  # noqa: PLC0415  # imports the package
 
             schema.install()
