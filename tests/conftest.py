@@ -21,6 +21,9 @@ from tests.app.views import Behaviour, create_effect
 from tests.meetings import Meeting
 from tests.servers import Server, serving
 
+# As a project does that tests its own endpoints.
+pytest_plugins = ["idempotency.testing.fixtures"]
+
 KEY = "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"
 
 

@@ -254,7 +254,7 @@ def test_every_code_in_the_documents_exists() -> None:
     for name, document in DOCUMENTS.items():
         named = re.findall(r"`(idempotency_\w+)`", document)
         attributes = {f"idempotency_{name}" for name in policy.RULES}
-        functions = {"idempotency_exempt"}
+        functions = {"idempotency_exempt", "idempotency_key"}
         assert {*named} <= known | attributes | functions | extras, name
 
 
@@ -441,7 +441,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", [c for c in COMMANDS if " manage.py " in c])
 def test_management_commands(command: str) -> None:
     """Every command of manage.py in the documents exists, with its options."""
-    _environment, _, arguments = command.partition(" manage.py ")
+    _environment, _, arguments = command.partition(" | ")[0].partition(" manage.py ")
     name, *options = shlex.split(arguments)
     found = get_commands()
     if name == "createsuperuser":

@@ -33,6 +33,7 @@ NOT_RUN = {
     "python3 -m venv env",
     ". env/bin/activate",
     "python -m pip install ./django-idempotency",
+    "python -m pip install drf-spectacular",
 }
 # These go on until somebody ends them; each says this when it is there.
 STAYING = {"python manage.py runserver": None, "celery": "ready."}

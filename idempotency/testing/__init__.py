@@ -1,0 +1,38 @@
+"""A test kit for endpoints with idempotency keys, for a project's own tests.
+
+Nothing here is imported before it is used, so ``idempotency.testing.fixtures`` can be
+named as a pytest plugin before Django has its settings. Needs no pytest.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from idempotency.testing.assertions import assert_idempotent
+    from idempotency.testing.clients import IdempotentClient
+    from idempotency.testing.races import assert_race_safe
+    from idempotency.testing.records import abandon_record, age_records
+
+__all__ = [
+    "IdempotentClient",
+    "abandon_record",
+    "age_records",
+    "assert_idempotent",
+    "assert_race_safe",
+]
+
+MODULES = {
+    "IdempotentClient": "clients",
+    "abandon_record": "records",
+    "age_records": "records",
+    "assert_idempotent": "assertions",
+    "assert_race_safe": "races",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

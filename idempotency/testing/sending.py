@@ -1,0 +1,192 @@
+"""One request, to be sent as often as a test wants, and what became of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.cookies import SimpleCookie
+from typing import Any, Literal, NoReturn
+from unittest.mock import patch
+from urllib.parse import urlencode
+from uuid import uuid4
+
+from django.db import connections
+from django.http import HttpResponseBase
+from django.test import Client
+
+from idempotency.conf import get_settings
+from idempotency.modes import Mode
+from idempotency.responses import StoredResponse
+
+KeyIn = Literal["header", "query"]
+ANOTHER = "another payload"
+SHOWN_BYTES = 300
+
+
+def new_key() -> str:
+    """Return a key that nobody else has, as a client makes it."""
+    return str(uuid4())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentRequest:
+    """The arguments of a test client's call, without the key."""
+
+    client: Client
+    method: str
+    url: str
+    data: Any
+    key_in: KeyIn
+    extra: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method.upper()} {self.url}"
+
+    def send(self, key: str) -> Any:
+        """Send the request under a key; files are sent from their beginning.
+
+        Raises ``ValueError`` where the settings let no key in there, and what the view
+        raises.
+        """
+        _rewind(self.data)
+        url, extra = self._with_key(key)
+        with _marks_taken_back():
+            return getattr(self.client, self.method.lower())(url, self.data, **extra)
+
+    def _with_key(self, key: str) -> tuple[str, dict[str, Any]]:
+        settings, extra = get_settings(), dict(self.extra)
+        name = settings.HEADER if self.key_in == "header" else settings.QUERY_PARAM
+        if name is None:
+            raise ValueError(f"The settings let no key into the {self.key_in}.")
+        if self.key_in == "header":
+            return self.url, {**extra, environ_name(name): key}
+        if extra.get("query_params"):
+            # Django takes these instead of what the URL has.
+            extra["query_params"] = {**extra["query_params"], name: key}
+            return self.url, extra
+        mark = "&" if "?" in self.url else "?"
+        return f"{self.url}{mark}{urlencode({name: key})}", extra
+
+    def with_data(self, data: Any) -> SentRequest:
+        """Return the same request with another payload."""
+        return SentRequest(**{**self._arguments(), "data": data})
+
+    def for_thread(self) -> SentRequest:
+        """Return the same request for another thread, whose client shares no state.
+
+        It sees an error as an answer: Django tells errors to the clients of all
+        threads.
+        """
+        client = copy.copy(self.client)
+        client.cookies = SimpleCookie(self.client.cookies)
+        client.handler = copy.copy(self.client.handler)
+        client.raise_request_exception = False
+        arguments = {"client": client, "data": copy.deepcopy(self.data)}
+        return SentRequest(**{**self._arguments(), **arguments})
+
+    def _arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@contextmanager
+def _marks_taken_back() -> Iterator[None]:
+    """Let a refusal not end the transaction that a TestCase has around the test.
+
+    Under ATOMIC_REQUESTS, REST framework marks whatever transaction is open, also where
+    the view is opted out and the open one is the test's. Marks that a database error
+    has made stay.
+    """
+    # The stubs do not know all of a connection's attributes.
+    every: Sequence[Any] = connections.all(initialized_only=True)
+    before = [
+        (each, each.get_rollback(), each.rollback_exc)
+        for each in every
+        if each.in_atomic_block
+    ]
+    try:
+        yield
+    finally:
+        for each, mark, error in before:
+            if each.rollback_exc is error:
+                each.set_rollback(mark)
+
+
+def environ_name(header: str) -> str:
+    """Return a header's name in a WSGI environment."""
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+def another_payload(data: Any) -> Any:
+    """Return something else of the same kind; it need not be valid."""
+    if isinstance(data, Mapping):
+        return {**data, "another": ANOTHER}
+    if isinstance(data, (list, tuple)):
+        return [*data, ANOTHER]
+    if isinstance(data, bytes):
+        return data + ANOTHER.encode()
+    return data + ANOTHER if isinstance(data, str) else {"another": ANOTHER}
+
+
+def _rewind(data: Any) -> None:
+    if isinstance(data, Mapping):
+        data = list(data.values())
+    if isinstance(data, (list, tuple)):
+        for value in data:
+            _rewind(value)
+    elif hasattr(data, "seek"):
+        data.seek(0)
+
+
+def told_answer(response: HttpResponseBase) -> str:
+    """Return an answer in words for people: its status, and what its body begins with.
+
+    A streamed body is left alone.
+    """
+    body = getattr(response, "content", b"")
+    begin = body[:SHOWN_BYTES].decode(errors="replace")
+    return f"{response.status_code} {begin}{'...' * (len(body) > SHOWN_BYTES)}".strip()
+
+
+def fail(what: str, *, lines: Iterator[str] | None = None, mend: str = "") -> NoReturn:
+    """Raise ``AssertionError``: what is wrong, its details, and how to mend it."""
+    details = "".join(f"\n    {line}" for line in lines or ())
+    raise AssertionError(f"{what}{details}{mend and chr(10)}{mend}")
+
+
+class HandlerFailed(Exception):
+    """The kit's own error, in the place of one that a handler may end in."""
+
+
+@contextmanager
+def runs_watched(act: Callable[[Mode], None]) -> Iterator[None]:
+    """Let a test act where a handler has run and its answer is about to be stored.
+
+    In atomic mode that is inside the transaction. Answers that give the key back do not
+    get there.
+    """
+    to_store = Mode.to_store
+
+    def watched(mode: Mode, response: HttpResponseBase) -> StoredResponse:
+        act(mode)
+        return to_store(mode, response)
+
+    with patch.object(Mode, "to_store", watched):
+        yield
+
+
+@contextmanager
+def log_silenced(is_silent: Callable[[], bool]) -> Iterator[None]:
+    """Keep Django from reporting an error that the kit has raised."""
+    logger = logging.getLogger("django.request")
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not is_silent()
+
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
