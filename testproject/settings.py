@@ -7,7 +7,8 @@ Everything that differs from machine to machine comes from the environment:
 - CELERY_BROKER_URL: a broker that needs no server by default
 - PAYMENT_PROVIDER_URL: ``python -m testproject.demo_provider`` by default
 - PAYMENT_PROVIDER_TIMEOUT: how many seconds it may be silent
-- DJANGO_DEBUG: 0 where others can reach it, with a DJANGO_SECRET_KEY of your own
+- DJANGO_DEBUG: 0 where others can reach it, with a DJANGO_SECRET_KEY of your own; then
+  it is served over HTTPS alone
 - DJANGO_ALLOWED_HOSTS: names, separated by commas
 - DEMO_VAR_DIR: where SQLite and the broker keep their files, var/ by default
 """
@@ -101,6 +102,13 @@ if DATABASE["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
 DATABASES = {"default": DATABASE}
+
+# ``check --deploy`` is clean where DEBUG is off.
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
+SECURE_HSTS_SECONDS = 0 if DEBUG else 3600
+# Whether names below this one are HTTPS, too, and whether browsers shall know for good,
+# is for the owner of the name to say.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -313,14 +313,6 @@ def test_headers_table() -> None:
     }
 
 
-def test_checks_table() -> None:
-    """Every check's id is listed once."""
-    source = Path(checks.__file__).read_text(encoding="utf-8")
-    ids = re.findall(r'id="(idempotency\.\w+)"', source)
-    rows = [code(row["id"]) for row in table("id", "what is wrong")]
-    assert rows == sorted({*ids})
-
-
 def test_permissions_table() -> None:
     """The admin's permissions are those that the model defines."""
     meta = IdempotencyRecord._meta

@@ -1,0 +1,32 @@
+"""System checks (contract X2): one id per mistake, each with a hint.
+
+``docs/checks.md`` lists them. Importing this package registers them.
+"""
+
+from __future__ import annotations
+
+from idempotency.checks.databases import check_databases, check_tested_databases
+from idempotency.checks.endpoints import check_endpoints, check_leased_views
+from idempotency.checks.purges import (
+    check_purge_is_scheduled,
+    check_purge_is_scheduled_in_database,
+)
+from idempotency.checks.settings import (
+    NULLABLE,
+    SETTINGS,
+    check_enabled,
+    check_settings,
+)
+
+__all__ = [
+    "NULLABLE",
+    "SETTINGS",
+    "check_databases",
+    "check_enabled",
+    "check_endpoints",
+    "check_leased_views",
+    "check_purge_is_scheduled",
+    "check_purge_is_scheduled_in_database",
+    "check_settings",
+    "check_tested_databases",
+]

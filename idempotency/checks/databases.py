@@ -1,0 +1,86 @@
+"""Mistakes in the databases that records are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from django.core import checks
+from django.core.checks import CheckMessage, Error
+from django.db import connections, router
+
+from idempotency.checks.endpoints import default_alias, find_endpoints
+from idempotency.models import IdempotencyRecord
+
+TESTED = ("postgresql", "sqlite")
+
+
+def aliases_in_use() -> list[str]:
+    """Return the databases that records are kept in, the default one first."""
+    used = (endpoint.alias for endpoint in find_endpoints())
+    return list(dict.fromkeys([default_alias(), *used]))
+
+
+@checks.register("idempotency")
+def check_databases(**kwargs: Any) -> list[CheckMessage]:
+    """Report databases whose settings do not go with the records; asks none."""
+    return [message for alias in aliases_in_use() for message in _mistakes_in(alias)]
+
+
+def _mistakes_in(alias: str) -> Iterator[CheckMessage]:
+    if not router.allow_migrate_model(alias, IdempotencyRecord):
+        yield Error(
+            f"Records are kept in the database {alias!r}, where the routers let "
+            "migrate make no table for them.",
+            hint=(
+                "Let allow_migrate() of your routers return True for the app label "
+                f'"idempotency" in {alias!r}, and run migrate --database {alias}.'
+            ),
+            id="idempotency.E009",
+        )
+    connection = connections[alias]
+    if connection.vendor == "sqlite" and connection.settings_dict["ATOMIC_REQUESTS"]:
+        mode = connection.settings_dict["OPTIONS"].get("transaction_mode")
+        if (mode or "").upper() not in ("IMMEDIATE", "EXCLUSIVE"):
+            yield checks.Warning(
+                f"SQLite's transactions in the database {alias!r} begin without a "
+                "turn to write, under ATOMIC_REQUESTS.",
+                hint=(
+                    "A request that read before another one wrote is refused as if "
+                    "its key were in progress, whatever the timeout. Write "
+                    '"OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}.'
+                ),
+                id="idempotency.W003",
+            )
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_tested_databases(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn of databases on which nobody has tested the app.
+
+    What tells MariaDB from MySQL is the server: only ``migrate`` and
+    ``check --database`` ask it.
+    """
+    return [
+        checks.Warning(
+            f"Records are kept in {connections[alias].display_name}, in the database "
+            f"{alias!r}, and the app is not tested there.",
+            hint=(
+                "PostgreSQL, MariaDB and SQLite are tested. Elsewhere a duplicate may "
+                "wait until the first request ends. Silence this check if your own "
+                "tests say that it is well."
+            ),
+            id="idempotency.W004",
+        )
+        for alias in aliases_in_use()
+        if alias in (databases or ()) and not _is_tested(alias)
+    ]
+
+
+def _is_tested(alias: str) -> bool:
+    connection: Any = connections[alias]
+    if connection.vendor == "mysql":
+        return bool(connection.mysql_is_mariadb)
+    return connection.vendor in TESTED

@@ -1,0 +1,106 @@
+"""Mistakes in how endpoints are protected, found through the URLconf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from django.core import checks
+from django.core.checks import CheckMessage, Error
+from django.db import connections, router
+from django.views import View
+
+from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
+from idempotency.conf import get_settings
+from idempotency.models import IdempotencyRecord
+from idempotency.protection import Protection, protection_of
+from idempotency.routes import find_routes
+
+
+class Endpoint(NamedTuple):
+    """A protected handler: its name, what the URLconf calls, and how."""
+
+    name: str
+    callback: Any
+    protection: Protection
+
+    @property
+    def alias(self) -> str:
+        """The database of its records."""
+        return self.protection.policy.using or default_alias()
+
+
+def default_alias() -> str:
+    """Return the database of the records where an endpoint does not choose one."""
+    chosen = get_settings().USING if settings_are_right() else None
+    return chosen or router.db_for_write(IdempotencyRecord)
+
+
+def find_endpoints() -> Iterator[Endpoint]:
+    """Yield what is protected, each view once, if the settings can be worked with."""
+    if not settings_are_right():
+        return  # the mistakes there are reported
+    seen = set()
+    for route in find_routes():
+        for method in map(str.upper, View.http_method_names):
+            protection = protection_of(route.callback, method)
+            endpoint = (route.view(method), route.callback)
+            if protection is not None and endpoint not in seen:
+                seen.add(endpoint)
+                yield Endpoint(*endpoint, protection)
+
+
+@checks.register("idempotency")
+def check_leased_views(**kwargs: Any) -> list[CheckMessage]:
+    """Report leased handlers that Django would run inside a transaction (E11)."""
+    if not any(
+        database["ATOMIC_REQUESTS"] for database in connections.settings.values()
+    ):
+        return []
+    return [
+        Error(
+            f"{name} is leased, and ATOMIC_REQUESTS puts a transaction around it.",
+            hint=(
+                "Write @transaction.non_atomic_requests above @api_view, or "
+                '@method_decorator(transaction.non_atomic_requests, name="dispatch") '
+                "above the view class."
+            ),
+            id="idempotency.E005",
+        )
+        for name in dict.fromkeys(
+            endpoint.name
+            for endpoint in find_endpoints()
+            if not endpoint.protection.policy.atomic and _is_in_transaction(endpoint)
+        )
+    ]
+
+
+def _is_in_transaction(endpoint: Endpoint) -> bool:
+    opted_out = getattr(endpoint.callback, "_non_atomic_requests", ())
+    alias = endpoint.alias
+    return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
+
+
+@checks.register("idempotency")
+def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
+    """Report options that are wrong only together with what the project has else."""
+    # By what they say: a view may have several addresses.
+    found = {
+        mistake.msg: mistake
+        for each in find_endpoints()
+        for mistake in _mistakes_of(each)
+    }
+    return list(found.values())
+
+
+def _mistakes_of(endpoint: Endpoint) -> Iterator[CheckMessage]:
+    policy, settings = endpoint.protection.policy, get_settings()
+    if not policy.atomic and policy.lease >= policy.retention:
+        yield lease_error(endpoint.name, policy.lease, policy.retention)
+    scope = endpoint.protection.scope
+    if scope is not None and scope != settings.SCOPE and not FUNCTION.holds(scope):
+        yield Error(
+            f"{endpoint.name}: nothing is found at its scope, {scope!r}.",
+            hint=f"It must be {FUNCTION.expected}.",
+            id="idempotency.E008",
+        )

@@ -1,0 +1,511 @@
+"""System checks that look at a whole project, and the table of all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.apps import apps
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.db import connections
+from django.test import override_settings
+from django.urls import path
+from rest_framework.decorators import api_view
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from idempotency.checks import (
+    check_databases,
+    check_enabled,
+    check_endpoints,
+    check_leased_views,
+    check_purge_is_scheduled,
+    check_purge_is_scheduled_in_database,
+    check_settings,
+    check_tested_databases,
+)
+from idempotency.decorators import idempotent
+from idempotency.mixins import IdempotencyMixin
+from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from tests.processes import PATIENCE, ROOT, environment
+from tests.test_docs import code, table
+
+CHECKS = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+Messages = list[CheckMessage]
+Levels = {"error": checks.ERROR, "warning": checks.WARNING}
+
+
+def ids(messages: Messages) -> list[str | None]:
+    return [message.id for message in messages]
+
+
+# A project with one mistake for each check.
+
+
+def everybody(request: Request) -> str:
+    return "everybody"
+
+
+@api_view(["POST"])
+@idempotent(atomic=False, on_abandoned="hold")
+def leased(request: Request) -> Response:
+    return Response()
+
+
+@api_view(["POST"])
+@idempotent(atomic=False, on_abandoned="hold", retention=timedelta(seconds=60))
+def short(request: Request) -> Response:
+    return Response()
+
+
+class Lost(IdempotencyMixin, APIView):
+    idempotency_scope = "tests.test_project_checks.nobody"
+
+    def post(self, request: Request) -> Response:
+        return Response()
+
+
+class Found(IdempotencyMixin, APIView):
+    idempotency_scope = "tests.test_project_checks.everybody"
+
+    def post(self, request: Request) -> Response:
+        return Response()
+
+
+@api_view(["POST"])
+@idempotent(using="other")
+def elsewhere(request: Request) -> Response:
+    return Response()
+
+
+urlpatterns: list[Any] = []
+
+
+@pytest.fixture
+def urlconf(settings: Any) -> Iterator[Callable[..., None]]:
+    """Let a test say which views the project has, each at two addresses."""
+    settings.ROOT_URLCONF = __name__
+
+    def set_views(*views: Any) -> None:
+        from django.urls import clear_url_caches  # noqa: PLC0415  # beside its use
+
+        urlpatterns[:] = [
+            path(f"{prefix}{number}/", view)
+            for prefix in ("a", "b")
+            for number, view in enumerate(views)
+        ]
+        clear_url_caches()
+
+    set_views()
+    yield set_views
+    set_views()
+
+
+class NoTable:
+    """A router that keeps the app out of the other database."""
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if (db, app_label) == ("other", "idempotency") else None
+
+
+class KeepsElsewhere:
+    """A router that writes records to the other database."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return "other" if model._meta.app_label == "idempotency" else None
+
+
+class Project:
+    """What an example changes of a project without mistakes."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, settings: Any, urlconf: Any
+    ) -> None:
+        self.patch = monkeypatch
+        self.settings = settings
+        self.urls = urlconf
+
+    def without_beat_tables(self) -> None:
+        installed = apps.is_installed
+        self.patch.setattr(
+            apps,
+            "is_installed",
+            lambda name: name != "django_celery_beat" and installed(name),
+        )
+
+    def on(self, vendor: str, alias: str = "default", **attributes: Any) -> None:
+        """Let the connection of a database be one to another kind of server."""
+        for name, value in {"vendor": vendor, **attributes}.items():
+            self.patch.setattr(connections[alias], name, value, raising=False)
+
+    def atomic_requests(self, alias: str = "default", **options: Any) -> None:
+        database = connections[alias].settings_dict
+        self.patch.setitem(database, "ATOMIC_REQUESTS", True)
+        self.patch.setitem(database, "OPTIONS", options)
+
+
+@pytest.fixture
+def project(
+    monkeypatch: pytest.MonkeyPatch, settings: Any, urlconf: Any
+) -> Iterator[Project]:
+    """Return a project whose purge is scheduled in the Celery app."""
+    before = current_app.conf.beat_schedule
+    current_app.conf.beat_schedule = {**BEAT_SCHEDULE}
+    settings.CELERY_BEAT_SCHEDULE = {}
+    yield Project(monkeypatch, settings, urlconf)
+    current_app.conf.beat_schedule = before
+
+
+def e001(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = []
+    return check_settings()
+
+
+def e002(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"RETENTIONS": timedelta(days=1)}
+    return check_settings()
+
+
+def e003(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"USING": "nowhere"}
+    return check_settings()
+
+
+def e004(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"QUERY_PARAM": None, "HEADER": None}
+    return check_settings()
+
+
+def e005(project: Project) -> Messages:
+    project.atomic_requests()
+    project.urls(leased)
+    return check_leased_views()
+
+
+def e006(project: Project) -> Messages:
+    project.settings.USE_TZ = False
+    return check_settings()
+
+
+def e007(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"LEASE": timedelta(days=30)}
+    return check_settings()
+
+
+def e008(project: Project) -> Messages:
+    project.urls(Lost.as_view(), Lost.as_view(), Found.as_view())
+    return check_endpoints()
+
+
+def e009(project: Project) -> Messages:
+    project.settings.DATABASE_ROUTERS = [NoTable()]
+    project.urls(elsewhere)
+    return check_databases()
+
+
+def w001(project: Project) -> Messages:
+    project.without_beat_tables()
+    current_app.conf.beat_schedule = {}
+    return check_purge_is_scheduled()
+
+
+def w002(project: Project) -> Messages:
+    if not apps.is_installed("django_celery_beat"):
+        pytest.skip("django-celery-beat is not installed.")
+    add_row(enabled=False)
+    return check_purge_is_scheduled_in_database(databases=["default"])
+
+
+def w003(project: Project) -> Messages:
+    project.on("sqlite")
+    project.atomic_requests(timeout=20)
+    return check_databases()
+
+
+def w004(project: Project) -> Messages:
+    project.on("mysql", mysql_is_mariadb=False)
+    return check_tested_databases(databases=["default"])
+
+
+def w005(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"ENABLED": False}
+    return check_enabled()
+
+
+EXAMPLES: dict[str, Callable[[Project], Messages]] = {
+    f"idempotency.{name.upper()}": example
+    for name, example in sorted(globals().items())
+    if re.fullmatch(r"[ew]\d{3}", name)
+}
+
+
+def add_row(**fields: Any) -> None:
+    """Add a purge to django-celery-beat's tables."""
+    get_model = apps.get_model
+    intervals = get_model("django_celery_beat", "IntervalSchedule").objects
+    interval, _is_new = intervals.get_or_create(every=1, period="hours")
+    tasks = get_model("django_celery_beat", "PeriodicTask").objects
+    values = {"name": "purge", "task": PURGE_TASK, "interval": interval, **fields}
+    tasks.create(**values)
+
+
+@pytest.fixture
+def tables(database: None) -> Iterator[None]:
+    """Empty django-celery-beat's tables after a test."""
+    yield
+    if apps.is_installed("django_celery_beat"):
+        for name in ("PeriodicTask", "IntervalSchedule"):
+            apps.get_model("django_celery_beat", name).objects.all().delete()
+
+
+def rows() -> dict[str, dict[str, str]]:
+    found = table("id", "level", "what is wrong", document=CHECKS)
+    return {code(row["id"]): row for row in found}
+
+
+def test_the_table_has_every_check() -> None:
+    """X2: Ids in the table, in the code and in the examples here are the same."""
+    sources = Path(ROOT, "idempotency", "checks").glob("*.py")
+    told = "".join(path.read_text(encoding="utf-8") for path in sources)
+    in_code = re.findall(r'id="(idempotency\.\w+)"', told)
+    assert len(in_code) == len({*in_code}), "an id stands for two mistakes"
+    assert list(rows()) == sorted(in_code) == list(EXAMPLES)
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("check_id", EXAMPLES)
+def test_every_check_of_the_table(project: Project, check_id: str) -> None:
+    """X2: Each mistake gets its id, its level and a hint, once."""
+    (message,) = EXAMPLES[check_id](project)
+    assert message.id == check_id
+    assert message.level == Levels[rows()[check_id]["level"]]
+    assert message.hint
+    assert message.hint.endswith(".")
+
+
+def test_a_project_without_mistakes(project: Project) -> None:
+    """X2: None of them is raised for nothing."""
+    project.urls(leased, Found.as_view())
+    found = [
+        *check_settings(),
+        *check_leased_views(),
+        *check_endpoints(),
+        *check_databases(),
+        *check_purge_is_scheduled(),
+        *check_enabled(),
+        *check_tested_databases(),
+    ]
+    assert found == []
+
+
+def test_when_the_checks_run(project: Project) -> None:
+    """X2: As the table says: with a database, with --deploy, or always."""
+    registry = checks.registry.registry
+    own = "idempotency.checks"
+    at_once = {c for c in registry.registered_checks if c.__module__.startswith(own)}
+    deployed = {c for c in registry.deployment_checks if c.__module__.startswith(own)}
+    databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
+    when = {name: row["when"] for name, row in rows().items()}
+    assert when.pop("idempotency.W005") == "with `--deploy`"
+    for check_id in ("idempotency.W002", "idempotency.W004"):
+        assert when.pop(check_id) == "with a database"
+    assert when.pop("idempotency.W001").startswith("always")
+    assert {*when.values()} == {"always"}
+    assert deployed == {check_enabled}
+    assert databases == {check_tested_databases, check_purge_is_scheduled_in_database}
+    assert at_once - databases == {
+        check_settings,
+        check_leased_views,
+        check_endpoints,
+        check_databases,
+        check_purge_is_scheduled,
+    }
+
+
+# Leases and retention.
+
+
+def test_lease_of_an_endpoint(project: Project) -> None:
+    """X2: E007, an endpoint's retention against the lease of the settings."""
+    project.urls(short, leased)
+    (message,) = check_endpoints()
+    assert message.id == "idempotency.E007"
+    assert message.msg.startswith("tests.test_project_checks.short: a lease of 0:01:00")
+    project.settings.IDEMPOTENCY = {"LEASE": timedelta(seconds=59)}
+    assert check_endpoints() == []
+
+
+def test_lease_that_nobody_takes(project: Project) -> None:
+    """X2: A short retention is no mistake where nothing is leased."""
+    project.settings.IDEMPOTENCY = {"RETENTION": timedelta(seconds=10)}
+    project.urls(Found.as_view())
+    assert check_settings() == check_endpoints() == []
+
+
+def test_wrong_settings_are_reported_once(project: Project) -> None:
+    """X2: Checks of endpoints stand back while the settings can't be worked with."""
+    project.urls(short, Lost.as_view())
+    project.atomic_requests()
+    project.settings.IDEMPOTENCY = {"RETENTION": 30, "USING": 1, "ENABLED": 0}
+    assert check_leased_views() == check_endpoints() == check_enabled() == []
+    project.on("sqlite")
+    project.atomic_requests(transaction_mode="IMMEDIATE")
+    assert check_databases() == []
+
+
+def test_scope_of_the_settings(project: Project) -> None:
+    """X2: A wrong SCOPE is a mistake of the settings alone."""
+    project.urls(leased)
+    with override_settings(IDEMPOTENCY={"SCOPE": "tests.nowhere.nobody"}):
+        assert ids(check_settings()) == ["idempotency.E003"]
+        assert check_endpoints() == []
+
+
+# Databases.
+
+
+def test_records_that_routers_keep_elsewhere(project: Project) -> None:
+    """X2: E009, the routers contradict each other."""
+    project.settings.DATABASE_ROUTERS = [KeepsElsewhere()]
+    assert check_databases() == []
+    project.settings.DATABASE_ROUTERS = [KeepsElsewhere(), NoTable()]
+    assert ids(check_databases()) == ["idempotency.E009"]
+    project.settings.IDEMPOTENCY = {"USING": "default"}
+    assert check_databases() == []
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
+def test_sqlite_with_turns(project: Project, mode: str) -> None:
+    """X2, E3: With such transactions a request waits for its turn."""
+    project.on("sqlite")
+    project.atomic_requests(transaction_mode=mode)
+    assert check_databases() == []
+
+
+@pytest.mark.parametrize("options", [{}, {"transaction_mode": None}])
+def test_sqlite_without_turns(project: Project, options: dict[str, Any]) -> None:
+    """X2, E3: W003 is for SQLite alone, and for ATOMIC_REQUESTS alone."""
+    project.on("sqlite")
+    project.atomic_requests(**options)
+    assert ids(check_databases()) == ["idempotency.W003"]
+    project.patch.setitem(
+        connections["default"].settings_dict, "ATOMIC_REQUESTS", False
+    )
+    assert check_databases() == []
+    project.atomic_requests(**options)
+    project.on("postgresql")
+    assert check_databases() == []
+
+
+def test_mariadb(project: Project) -> None:
+    """X2: MariaDB is no MySQL, and is asked only where that is allowed."""
+    project.on("mysql", mysql_is_mariadb=True)
+    assert check_tested_databases(databases=["default"]) == []
+    project.on("mysql", mysql_is_mariadb=False)
+    assert check_tested_databases() == []
+    assert check_tested_databases(databases=["other"]) == []
+
+
+def test_untested_databases(project: Project) -> None:
+    """X2: W004 names each database, its kind and its alias."""
+    project.on("oracle", display_name="Oracle")
+    project.on("oracle", "other", display_name="Oracle")
+    project.urls(elsewhere)
+    found = check_tested_databases(databases=["default", "other"])
+    assert ids(found) == ["idempotency.W004"] * 2
+    assert "Oracle, in the database 'other'" in found[1].msg
+
+
+def test_the_databases_of_the_suites(database: None) -> None:
+    """X2: Each database that the tests run on is called tested."""
+    assert check_tested_databases(databases=["default"]) == []
+
+
+# Purges of several databases.
+
+
+def purge_of(database: str, **fields: Any) -> dict[str, Any]:
+    return {f"purge {database}": {"task": PURGE_TASK, "schedule": 60, **fields}}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"kwargs": {"database": "other"}}, {"args": ("other",)}]
+)
+def test_a_purge_for_each_database(project: Project, arguments: Any) -> None:
+    """X2, P3: W001, the entry purges one database, and records are in two."""
+    project.without_beat_tables()
+    project.urls(elsewhere, leased)
+    (message,) = check_purge_is_scheduled()
+    assert message.id == "idempotency.W001"
+    assert "in the database 'other'" in message.msg
+    assert '"kwargs": {"database": "other"}' in str(message.hint)
+    current_app.conf.beat_schedule = purge_of("other", **arguments)
+    (message,) = check_purge_is_scheduled()
+    assert message.msg == "Nothing schedules the purge of expired records."
+    current_app.conf.beat_schedule.update(BEAT_SCHEDULE)
+    assert check_purge_is_scheduled() == []
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_purge_for_each_database_in_the_tables(project: Project) -> None:
+    """X2, P3: W001 and W002 tell the databases apart in the tables, too."""
+    if not apps.is_installed("django_celery_beat"):
+        pytest.skip("django-celery-beat is not installed.")
+
+    def found() -> list[tuple[str | None, bool]]:
+        messages = check_purge_is_scheduled_in_database(databases=["default"])
+        return [(message.id, "'other'" in message.msg) for message in messages]
+
+    project.urls(elsewhere)
+    assert found() == [("idempotency.W001", True)]
+    add_row(name="unreadable", kwargs="other")
+    add_row(name="off", kwargs='{"database": "other"}', enabled=False)
+    assert found() == [("idempotency.W001", True)]
+    current_app.conf.beat_schedule.update(
+        purge_of("other", kwargs={"database": "other"})
+    )
+    assert found() == [("idempotency.W002", True)]
+    add_row(name="on", args='["other"]')
+    assert found() == []
+
+
+# The demo project, as manage.py sees it.
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    "module", ["testproject.settings", "testproject.demo_settings"]
+)
+@pytest.mark.parametrize("is_deployed", [False, True], ids=["check", "check --deploy"])
+def test_the_demo_project_is_clean(module: str, is_deployed: bool) -> None:
+    """X2: Both checks find nothing; the second one where DEBUG is off."""
+    deployed = {"DJANGO_DEBUG": "0", "DJANGO_SECRET_KEY": os.urandom(40).hex()}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "manage.py", "check"),
+            *("--fail-level=WARNING", "--database=default"),
+            *(["--deploy"] if is_deployed else []),
+        ],
+        cwd=ROOT,
+        env={
+            **environment(),
+            "DJANGO_SETTINGS_MODULE": module,
+            **(deployed if is_deployed else {}),
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no issues" in done.stdout
