@@ -1,0 +1,148 @@
+"""Which of a project's routes are protected, and how: for people and for CI."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+from django.views import View
+
+from idempotency.policy import LEASED, Policy
+from idempotency.protection import Protection, is_exempt, protection_of
+from idempotency.routes import Route, answers, dotted_name, find_routes
+
+HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
+# What is told of a policy in a column or an entry of its own.
+TOLD_APART = ("methods", "scope", "atomic")
+UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One method of one route, and how it is protected, if it is."""
+
+    method: str
+    route: Route
+    protection: Protection | None
+    exempt: bool
+
+    @property
+    def view(self) -> str:
+        """The dotted name of what answers."""
+        return self.route.view(self.method)
+
+    @property
+    def unprotected(self) -> bool:
+        """Whether nobody has decided that keys have no effect here."""
+        return self.protection is None and not self.exempt
+
+    @property
+    def door(self) -> str:
+        """``mixin``, ``decorator``, ``exempt`` or ``none``."""
+        if self.protection is not None:
+            return self.protection.door
+        return "exempt" if self.exempt else "none"
+
+    def matches(self, pattern: str) -> bool:
+        """Tell whether a shell pattern fits the path, the route's name or the view.
+
+        It must fit the whole of one of them, capitals and small letters apart; ``*``
+        stands for slashes and dots, too.
+        """
+        texts = (self.route.path, self.route.name or "", self.view)
+        return any(fnmatchcase(text, pattern) for text in texts)
+
+    def as_row(self) -> tuple[str, ...]:
+        """Return the cells below ``HEAD``."""
+        mode, scope, policy = "-", "-", "-"
+        if self.protection is not None:
+            mode = _mode(self.protection.policy)
+            scope = _text(self.protection.scope)
+            policy = ", ".join(_essentials(self.protection.policy))
+        return self.method, self.route.path, self.door, mode, scope, policy, self.view
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the same for a program, durations in seconds."""
+        found: dict[str, Any] = {
+            "method": self.method,
+            "path": self.route.path,
+            "name": self.route.name,
+            "view": self.view,
+            "door": self.door,
+        }
+        if self.protection is None:
+            return found
+        policy = self.protection.policy
+        mode = _mode(policy)
+        return {
+            **found,
+            "mode": mode,
+            "scope": _text(self.protection.scope),
+            "policy": {
+                field.name: _json(getattr(policy, field.name))
+                for field in fields(Policy)
+                if field.name not in TOLD_APART
+                and (mode == "leased" or field.name not in LEASED)
+            },
+        }
+
+
+def audit() -> list[Finding]:
+    """Return what answers POST, and whatever else is protected, as the URLconf goes."""
+    return [finding for route in find_routes() for finding in _findings(route)]
+
+
+def _findings(route: Route) -> Iterator[Finding]:
+    for method in map(str.upper, View.http_method_names):
+        if answers(route.callback, method):
+            protection = protection_of(route.callback, method)
+            if protection is not None or method == "POST":
+                yield Finding(
+                    method=method,
+                    route=route,
+                    protection=protection,
+                    exempt=is_exempt(route.callback, method),
+                )
+
+
+def _mode(policy: Policy) -> str:
+    return "atomic" if policy.atomic else "leased"
+
+
+def _essentials(policy: Policy) -> Iterator[str]:
+    yield "key required" if policy.required else "key optional"
+    yield f"kept {_duration(policy.retention)}"
+    if policy.using is not None:
+        yield f"in {policy.using}"
+    if policy.on_concurrent == "wait":
+        yield f"waits {_duration(policy.wait_timeout)}"
+    if not policy.atomic:
+        yield f"lease {_duration(policy.lease)}"
+        yield f"abandoned: {_text(policy.on_abandoned)}"
+
+
+def _duration(value: timedelta) -> str:
+    """Return a duration as ``purge_idempotency_records`` takes one, such as 45d."""
+    for seconds, unit in UNITS:
+        if not value % timedelta(seconds=seconds):
+            return f"{value // timedelta(seconds=seconds)}{unit}"
+    return f"{value.total_seconds()}s"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "default"
+    return value if isinstance(value, str) else dotted_name(value)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if callable(value):
+        return dotted_name(value)
+    if isinstance(value, Collection) and not isinstance(value, str):
+        return sorted(value)
+    return value

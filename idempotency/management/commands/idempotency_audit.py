@@ -1,0 +1,90 @@
+"""``manage.py idempotency_audit``."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections import Counter
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from idempotency.audit import HEAD, Finding, audit
+from idempotency.conf import get_settings
+
+
+class Command(BaseCommand):
+    """List the routes that answer POST, with how they are protected."""
+
+    help = (
+        "Lists every route that answers POST, and what else is protected, with how it "
+        "is protected, or that it is not."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take what to leave out, what to fail on, and how to say it."""
+        parser.add_argument(
+            "--fail-unprotected",
+            action="store_true",
+            help="exit with status 1 if a route is neither protected nor exempt",
+        )
+        parser.add_argument(
+            "--exclude",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help="leave out routes whose path, name or view fits this shell pattern as "
+            "a whole, such as '/admin/*'; may be given several times",
+        )
+        parser.add_argument(
+            "--format",
+            choices=("table", "json"),
+            default="table",
+            help="a table for people (the default), or JSON for programs",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Print what was found, and fail if that was asked for."""
+        found = audit()
+        for pattern in options["exclude"]:
+            if not any(finding.matches(pattern) for finding in found):
+                self.stderr.write(f"--exclude {pattern!r} fits no route.")
+        left = [
+            finding
+            for finding in found
+            if not any(map(finding.matches, options["exclude"]))
+        ]
+        enabled = get_settings().ENABLED
+        if options["format"] == "json":
+            routes = [finding.as_json() for finding in left]
+            self.stdout.write(
+                json.dumps({"enabled": enabled, "routes": routes}, indent=2)
+            )
+        else:
+            self.print_table(left)
+        if not enabled:
+            self.stderr.write("IDEMPOTENCY has ENABLED False: no key has an effect.")
+        if options["fail_unprotected"]:
+            self.fail(left, enabled=enabled)
+
+    def print_table(self, findings: list[Finding]) -> None:
+        """Print a line for each, and how many there are of each kind."""
+        rows = [HEAD, *(finding.as_row() for finding in findings)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = map(str.ljust, row, widths)
+            self.stdout.write("  ".join(cells).rstrip())
+        count = Counter(finding.door for finding in findings)
+        protected = count["mixin"] + count["decorator"]
+        self.stdout.write(
+            f"{protected} protected, {count['exempt']} exempt, "
+            f"{count['none']} not protected"
+        )
+
+    def fail(self, findings: list[Finding], *, enabled: bool) -> None:
+        """Raise ``CommandError``, whose exit status is 1, unless all are decided on."""
+        if not enabled:
+            raise CommandError("No route is protected while ENABLED is False.")
+        bare = [finding.route.path for finding in findings if finding.unprotected]
+        if bare:
+            raise CommandError(f"Not protected: {', '.join(bare)}")

@@ -1,0 +1,306 @@
+"""``idempotency_audit``: every POST route of a project, and how it is protected."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.http import HttpRequest, HttpResponse
+from django.urls import clear_url_caches, include, path, re_path
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from rest_framework.decorators import action, api_view
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import DefaultRouter
+from rest_framework.viewsets import ViewSet
+
+from idempotency.audit import Finding, audit
+from idempotency.decorators import idempotency_exempt, idempotent
+from idempotency.mixins import IdempotencyMixin
+from idempotency.routes import find_routes
+from tests.processes import PATIENCE, ROOT, environment
+
+PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+HERE = __name__
+
+
+def tenant(request: Request) -> str:
+    return "tenant"
+
+
+def ask(record: Any, request: Request) -> Response | None:
+    return None
+
+
+class Orders(IdempotencyMixin, ViewSet):
+    idempotency_required = True
+
+    def list(self, request: Request) -> Response:
+        return Response()
+
+    def create(self, request: Request) -> Response:
+        return Response()
+
+    @action(detail=True, methods=["post", "delete"])
+    @idempotent(
+        methods=("POST", "DELETE"),
+        scope=tenant,
+        using="other",
+        retention=timedelta(hours=36),
+        on_concurrent="wait",
+        wait_timeout=timedelta(milliseconds=1500),
+    )
+    def pay(self, request: Request, pk: str) -> Response:
+        return Response()
+
+    @action(detail=False, methods=["post"])
+    @idempotency_exempt
+    def search(self, request: Request) -> Response:
+        return Response()
+
+
+@api_view(["POST"])
+@idempotent(
+    atomic=False,
+    on_abandoned=ask,
+    lease=timedelta(seconds=90),
+    scope="tests.test_audit.tenant",
+)
+def charge(request: Request) -> Response:
+    return Response()
+
+
+@api_view(["GET"])
+def drf_get(request: Request) -> Response:
+    return Response()
+
+
+def django_function(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+    return HttpResponse()
+
+
+class Answering:
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+
+class Form(View):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+
+router = DefaultRouter()
+router.register("orders", Orders, basename="order")
+shop = ([path("v1/", include(router.urls)), path("charge", charge, name="charge")], "s")
+urlpatterns = [
+    path("shop/", include(shop, namespace="shop")),
+    re_path(r"^archive/(?P<year>[0-9]{4})/$", django_function),
+    path("get", drf_get),
+    path("partial", partial(partial(django_function, a=1), b=2)),
+    path("called", Answering()),
+    path("form", Form.as_view()),
+    path("form/get", Form.as_view(http_method_names=["get"])),
+    path("require/get", csrf_exempt(require_GET(django_function))),
+    path("require/post", csrf_exempt(require_POST(django_function))),
+    path("require/both", require_GET(require_http_methods(["POST"])(django_function))),
+]
+
+
+@pytest.fixture(autouse=True)
+def urlconf(settings: Any) -> Iterator[None]:
+    settings.ROOT_URLCONF = __name__
+    clear_url_caches()
+    yield
+    clear_url_caches()
+
+
+def run(*arguments: str) -> tuple[str, str]:
+    out, err = StringIO(), StringIO()
+    call_command("idempotency_audit", *arguments, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+def found() -> dict[tuple[str, str], Finding]:
+    return {(each.method, each.route.path): each for each in audit()}
+
+
+def test_every_post_route_once() -> None:
+    """Includes, routers, actions and Django's own views, as the URLconf goes."""
+    assert list(found()) == [
+        ("POST", "/shop/v1/orders/"),
+        ("POST", "/shop/v1/orders/search/"),
+        ("POST", "/shop/v1/orders/<pk>/pay/"),
+        ("DELETE", "/shop/v1/orders/<pk>/pay/"),
+        ("POST", "/shop/charge"),
+        ("POST", "/archive/<year>/"),
+        ("POST", "/partial"),
+        ("POST", "/called"),
+        ("POST", "/form"),
+        ("POST", "/require/post"),
+    ]
+    assert len(audit()) == len(found())
+
+
+def test_views_and_names() -> None:
+    """The dotted name of what answers, and the route's with its namespaces."""
+    told = {path: (each.route.name, each.view) for (_, path), each in found().items()}
+    assert told == {
+        "/shop/v1/orders/": ("shop:order-list", f"{HERE}.Orders.create"),
+        "/shop/v1/orders/search/": ("shop:order-search", f"{HERE}.Orders.search"),
+        "/shop/v1/orders/<pk>/pay/": ("shop:order-pay", f"{HERE}.Orders.pay"),
+        "/shop/charge": ("shop:charge", f"{HERE}.charge"),
+        "/archive/<year>/": (None, f"{HERE}.django_function"),
+        "/partial": (None, f"{HERE}.django_function"),
+        "/called": (None, f"{HERE}.Answering"),
+        "/form": (None, f"{HERE}.Form"),
+        "/require/post": (None, f"{HERE}.django_function"),
+    }
+
+
+ROWS = {
+    "/shop/v1/orders/": ("mixin", "atomic", "default", "key required, kept 30d"),
+    "/shop/v1/orders/search/": ("exempt", "-", "-", "-"),
+    "/shop/v1/orders/<pk>/pay/": (
+        "decorator",
+        "atomic",
+        f"{HERE}.tenant",
+        "key required, kept 36h, in other, waits 1.5s",
+    ),
+    "/shop/charge": (
+        "decorator",
+        "leased",
+        f"{HERE}.tenant",
+        f"key optional, kept 30d, lease 90s, abandoned: {HERE}.ask",
+    ),
+    "/form": ("none", "-", "-", "-"),
+}
+
+
+@pytest.mark.parametrize(("address", "row"), ROWS.items(), ids=ROWS)
+def test_how_it_is_protected(address: str, row: tuple[str, ...]) -> None:
+    """Door, mode, scope and policy, each in its column."""
+    assert found()["POST", address].as_row()[2:-1] == row
+
+
+def test_table() -> None:
+    """Columns below their heads, and how many there are of each kind."""
+    head, *rows, summary = run()[0].splitlines()
+    assert summary == "4 protected, 1 exempt, 5 not protected"
+    assert len(rows) == 10
+    for row, finding in zip(rows, audit(), strict=True):
+        cells = (row[head.index(name) :].split("  ")[0] for name in head.split())
+        assert tuple(cells) == finding.as_row()
+
+
+def test_json() -> None:
+    """Each line as an object, durations in seconds, without what means nothing."""
+    told = json.loads(run("--format", "json")[0])
+    assert told["enabled"] is True
+    assert len(told["routes"]) == 10
+    routes = {(each["method"], each["path"]): each for each in told["routes"]}
+    assert routes["DELETE", "/shop/v1/orders/<pk>/pay/"]["policy"] == {
+        "required": True,
+        "retention": 129600.0,
+        "using": "other",
+        "released_statuses": [400, 401, 403, 404, 409, 422, 429],
+        "on_concurrent": "wait",
+        "wait_timeout": 1.5,
+    }
+    charged = routes["POST", "/shop/charge"]
+    assert charged["mode"] == "leased"
+    assert charged["scope"] == f"{HERE}.tenant"
+    assert charged["policy"]["lease"] == 90.0
+    assert charged["policy"]["on_abandoned"] == f"{HERE}.ask"
+    assert routes["POST", "/form"] == {
+        "method": "POST",
+        "path": "/form",
+        "name": None,
+        "view": f"{HERE}.Form",
+        "door": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "excluded"),
+    [
+        ("/form", 1),
+        ("/shop/*", 5),
+        ("shop:order-*", 4),
+        (f"{HERE}.Orders.*", 4),
+        ("/shop/v1/orders/<[!q]k>/pay?", 2),
+        ("*", 10),
+        # Not the whole of it, or other capitals.
+        ("form", 0),
+        ("order-*", 0),
+        ("/Form", 0),
+    ],
+)
+def test_exclude(pattern: str, excluded: int) -> None:
+    """A shell pattern that fits the whole of path, name or view."""
+    told, complaint = run("--exclude", pattern, "--format", "json")
+    assert 10 - len(json.loads(told)["routes"]) == excluded
+    assert complaint == ("" if excluded else f"--exclude {pattern!r} fits no route.\n")
+
+
+def test_fail_unprotected() -> None:
+    """Fail while one is left that is neither protected nor exempt, naming it."""
+    excludes = ["--exclude", "/archive/*", "--exclude", "/[pcr]*"]
+    with pytest.raises(CommandError, match=r"^Not protected: /form$") as refusal:
+        run("--fail-unprotected", *excludes)
+    assert refusal.value.returncode == 1
+    told, _ = run("--fail-unprotected", *excludes, "--exclude", "/form")
+    assert told.endswith("4 protected, 1 exempt, 0 not protected\n")
+
+
+def test_not_enabled(settings: Any) -> None:
+    """What is switched off protects nothing, and CI hears of it."""
+    settings.IDEMPOTENCY = {"ENABLED": False}
+    told, complaint = run("--format", "json")
+    assert json.loads(told)["enabled"] is False
+    assert complaint == "IDEMPOTENCY has ENABLED False: no key has an effect.\n"
+    with pytest.raises(CommandError, match="ENABLED"):
+        run("--fail-unprotected", "--exclude", "*")
+
+
+def test_a_project_without_addresses(settings: Any) -> None:
+    """Nothing to list is no error."""
+    settings.ROOT_URLCONF = None
+    assert find_routes() == []
+    assert run()[0].endswith("\n0 protected, 0 exempt, 0 not protected\n")
+
+
+@pytest.mark.usefixtures("database")
+def test_the_example_of_the_page() -> None:
+    """docs/audit.md shows what the demo project says."""
+    (example,) = re.findall(r"```console\n\$ python (.*)\n((?:.+\n)+)```", PAGE)
+    command, output = example
+    done = subprocess.run(
+        [sys.executable, *command.replace("'", "").split()],
+        cwd=ROOT,
+        env={**environment(), "DJANGO_SETTINGS_MODULE": "testproject.settings"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stdout == output
+
+
+def test_the_columns_of_the_page() -> None:
+    """Each column is explained."""
+    head = run()[0].split("\n", 1)[0].split()
+    assert re.findall(r"^\| `([A-Z]+)` \|", PAGE, re.MULTILINE) == head
