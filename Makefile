@@ -6,6 +6,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := var/benchmarks
+# How tox goes about it: run-parallel does all at once.
+RUN ?= run
 # Which extra of setup.cfg the environment was made for, and by which Python.
 DEV := $(VENV)/.dev-$(VERSION)
 # Whoever has the tools has all that the demo needs.
@@ -52,7 +54,7 @@ format: $(DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 
 tox: $(DEV) ## the tests on SQLite, on every supported Python, Django and DRF
-	$(BIN)/tox run $(ARGS)
+	$(BIN)/tox $(RUN) $(ARGS)
 
 long: $(DEV) ## the tests that take minutes: crashes at every boundary, hostile bytes
 	$(BIN)/python -m tests.run_suites $(ARGS) -- tests/long
@@ -70,6 +72,7 @@ bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (
 		$(BIN)/python -m benchmarks.requests --database $$database \
 			--json $(BENCH)/requests-$$database.json || exit 1; done
 	$(BIN)/python -m benchmarks.floor --json $(BENCH)/floor.json
+	$(BIN)/python -m benchmarks.breakdown --json $(BENCH)/breakdown.json
 	$(BIN)/python -m benchmarks.http --json $(BENCH)/http.json
 	$(BIN)/python -m benchmarks.start --json $(BENCH)/start.json
 	$(BIN)/python -m benchmarks.storage

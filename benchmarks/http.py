@@ -102,18 +102,24 @@ def p95_of_others(address: Path, seconds: float) -> float:
     return quantiles(taken, n=20)[-1]
 
 
-def storm(address: Path, seconds: float) -> tuple[float, int]:
-    """Return others' p95 beside a storm, and how many of the storm were refused."""
+def storm(address: Path, seconds: float, *, is_one_key: bool) -> tuple[float, int]:
+    """Return others' p95 beside so many requests at once, and how many were refused.
+
+    With one key they are duplicates of a request that takes nearly all of the time;
+    without, each is a request of its own: what so many cost in any case.
+    """
     key = str(uuid4())
     barrier = Barrier(DUPLICATES + 1)
 
-    def duplicate(_number: int) -> int:
+    def send(_number: int) -> int:
         line = Line(address)
         barrier.wait()
-        return line.post(f"/keyed/{SIZE}/", key, slow=seconds / 2)
+        if is_one_key:
+            return line.post(f"/keyed/{SIZE}/", key, slow=0.8 * seconds)
+        return line.post(f"/keyed/{SIZE}/", str(uuid4()))
 
     with ThreadPoolExecutor(DUPLICATES) as pool:
-        storming = [pool.submit(duplicate, n) for n in range(DUPLICATES)]
+        storming = [pool.submit(send, n) for n in range(DUPLICATES)]
         barrier.wait()
         p95 = p95_of_others(address, seconds)
         statuses = [each.result() for each in storming]
@@ -188,10 +194,13 @@ def main() -> int:
             for name, (address, send) in kinds.items():
                 turn = drive(addresses[address], arguments.seconds, send)
                 turns[name].append(turn)
+        window = 4 * arguments.seconds
         for _round in range(arguments.rounds):
-            quiet = p95_of_others(addresses["autocommit"], arguments.seconds)
-            beside, refused = storm(addresses["autocommit"], arguments.seconds)
-            storms.append((beside / quiet, refused))
+            address = addresses["autocommit"]
+            quiet = p95_of_others(address, window)
+            beside, refused = storm(address, window, is_one_key=True)
+            others, _none = storm(address, window, is_one_key=False)
+            storms.append((beside / quiet, others / quiet, refused))
     print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients")
     print("| request | throughput, of bare | p99, of bare |\n|---|---|---|")
     for name, each in turns.items():
@@ -199,10 +208,11 @@ def main() -> int:
         rates = [turn.per_second / bare.per_second for turn, bare in pairs]
         p99s = [turn.p99 / bare.p99 for turn, bare in pairs]
         print(f"| {name} | {told(rates)} | {told(p99s)} |")
-    ratios = [ratio for ratio, _refused in storms]
+    duplicates, others = ([each[at] for each in storms] for at in (0, 1))
     print(
-        f"p95 of others beside {DUPLICATES} duplicates of a slow request: "
-        f"{told(ratios)} of that without; {storms[0][1]} were refused"
+        f"p95 of others over {window:.0f} s, of that without: beside {DUPLICATES} "
+        f"duplicates of a slow request {told(duplicates)}, {storms[0][2]} refused; "
+        f"beside as many requests of their own {told(others)}"
     )
     if arguments.json:
         figures = {
