@@ -620,6 +620,21 @@ def test_marks_of_database_errors_stay(
     run_case(Case)
 
 
+def test_a_refusal_leaves_a_test_its_transaction(
+    own_client: IdempotentClient,
+) -> None:
+    """E11: Also of a leased view, which has no transaction of its own."""
+
+    class Case(TestCase):
+        def test_endpoint(self) -> None:
+            own_client.post("/held/", {})
+            abandon_record(own_client.last_key or "")
+            assert own_client.retry().status_code == 409
+            assert Effect.objects.count() == 1
+
+    run_case(Case)
+
+
 def test_databases_that_are_out_of_bounds() -> None:
     """What a TestCase may not ask is left alone."""
     other = connections["other"].settings_dict["TEST"]

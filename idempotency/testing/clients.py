@@ -9,7 +9,7 @@ from rest_framework.test import APIClient
 
 from idempotency import keys
 from idempotency.conf import get_settings
-from idempotency.testing.sending import environ_name, new_key
+from idempotency.testing.sending import environ_name, marks_taken_back, new_key
 
 
 class IdempotentClient(APIClient):
@@ -58,4 +58,5 @@ class IdempotentClient(APIClient):
         return self._send(*self._last)
 
     def _send(self, environ: dict[str, Any], body: bytes) -> Any:
-        return super().request(**environ, **{"wsgi.input": FakePayload(body)})
+        with marks_taken_back():
+            return super().request(**environ, **{"wsgi.input": FakePayload(body)})

@@ -53,7 +53,7 @@ class SentRequest:
         """
         _rewind(self.data)
         url, extra = self._with_key(key)
-        with _marks_taken_back():
+        with marks_taken_back():
             return getattr(self.client, self.method.lower())(url, self.data, **extra)
 
     def _with_key(self, key: str) -> tuple[str, dict[str, Any]]:
@@ -92,7 +92,7 @@ class SentRequest:
 
 
 @contextmanager
-def _marks_taken_back() -> Iterator[None]:
+def marks_taken_back() -> Iterator[None]:
     """Let a refusal not end the transaction that a TestCase has around the test.
 
     Under ATOMIC_REQUESTS, REST framework marks whatever transaction is open, also where
