@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_secret
 from idempotency.derivation import derive_key
+
+if TYPE_CHECKING:
+    from rest_framework.request import Request
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,3 +88,13 @@ class RequestContext:
                 "atomic: its effects and its claim are one transaction."
             )
         return self.renew_claim
+
+
+def context_of(request: Request) -> RequestContext:
+    """Return ``request.idempotency``, for type checkers, which know no such attribute.
+
+    Raises ``AttributeError`` where the request's handler is not protected.
+    """
+    anything: Any = request
+    context: RequestContext = anything.idempotency
+    return context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.request import Request
@@ -13,6 +13,11 @@ from rest_framework.request import Request
 from idempotency.execution import execute
 from idempotency.hooks import hooks_of
 from idempotency.policy import validate_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from idempotency.policy import TypedOptions
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -23,7 +28,7 @@ EXEMPT_ATTRIBUTE = "idempotency_exempt"
 @overload
 def idempotent(handler: Handler, /) -> Handler: ...
 @overload
-def idempotent(**options: Any) -> Callable[[Handler], Handler]: ...
+def idempotent(**options: Unpack[TypedOptions]) -> Callable[[Handler], Handler]: ...
 def idempotent(handler: Any = None, /, **options: Any) -> Any:
     """Protect a function under ``@api_view``, a view's method or a ViewSet's action.
 

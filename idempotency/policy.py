@@ -5,12 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from idempotency.conf import get_settings
+
+if TYPE_CHECKING:
+    from django.http import HttpResponseBase
+    from rest_framework.request import Request
+    from typing_extensions import TypedDict
+
+    from idempotency.models import IdempotencyRecord
+
+    # For type checkers alone: what holds when a program runs, RULES says.
+    class TypedOptions(TypedDict, total=False):
+        """The options of ``@idempotent``, each with its type."""
+
+        required: bool
+        methods: Collection[str]
+        retention: timedelta
+        using: str
+        scope: str | Callable[[Request], str]
+        released_statuses: Collection[int]
+        on_concurrent: Literal["refuse", "wait"]
+        wait_timeout: timedelta
+        atomic: bool
+        lease: timedelta
+        on_abandoned: (
+            Literal["hold", "rerun"]
+            | Callable[[IdempotencyRecord, Request], HttpResponseBase | None]
+        )
+
 
 Options = Mapping[str, Any]
 

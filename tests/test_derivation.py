@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.http import HttpRequest
 from django.test import override_settings
+from rest_framework.request import Request
 from rest_framework.response import Response
 
 from idempotency import fingerprints
-from idempotency.context import RequestContext
+from idempotency.context import RequestContext, context_of
 from idempotency.derivation import derive_key
 from tests.conftest import key
 
@@ -134,3 +136,16 @@ class TestInHandlers:
 
 def same(request: Any) -> str:
     return "same"
+
+
+def test_context_for_type_checkers(client: Any, handle: Any, database: None) -> None:
+    """A handler gets the same as ``request.idempotency``; others get an error."""
+
+    def handler(request: Any) -> Response:
+        assert context_of(request) is request.idempotency
+        return Response({"attempt": context_of(request).attempt})
+
+    handle(handler)
+    assert client.post("/mixin-view/", {}, **key()).json() == {"attempt": 1}
+    with pytest.raises(AttributeError, match="idempotency"):
+        context_of(Request(HttpRequest()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from rest_framework.test import APIRequestFactory
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
+from idempotency import policy
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.app.models import Effect
@@ -225,3 +228,15 @@ def test_exempt_in_both_orders() -> None:
     for name in ("above", "below"):
         request = APIRequestFactory().post("/", {}, HTTP_X_USER="ada", **key())
         assert Actions.as_view({"post": name})(request).data == {"has": False}
+
+
+def test_types_of_the_options() -> None:
+    """Type checkers know the same options as the app."""
+    tree = ast.parse(Path(policy.__file__).read_text(encoding="utf-8"))
+    (typed,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == "TypedOptions"
+    )
+    names = [ast.unparse(n.target) for n in typed.body if isinstance(n, ast.AnnAssign)]
+    assert names == list(policy.RULES)
