@@ -15,7 +15,7 @@ DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo beat test check style types imports migrations docs format
-.PHONY: tox long soak breaks bench screenshots clean
+.PHONY: tox dist long soak breaks bench screenshots clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -55,6 +55,10 @@ format: $(DEV) ## let ruff mend what it can
 
 tox: $(DEV) ## the tests on SQLite, on every supported Python, Django and DRF
 	$(BIN)/tox $(RUN) $(ARGS)
+
+dist: $(DEV) ## the wheel and the source archive, in dist, tried in an empty environment
+	DIST_DIR=$(CURDIR)/dist $(BIN)/python -m tests.run_suites --suite sqlite -- \
+		-q tests/long/test_distribution.py $(ARGS)
 
 long: $(DEV) ## the tests that take minutes: crashes at every boundary, hostile bytes
 	$(BIN)/python -m tests.run_suites $(ARGS) -- tests/long

@@ -1,0 +1,34 @@
+"""A user's mistakes, each of which type checkers find in the line that says so."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from idempotency.decorators import idempotent
+
+
+@idempotent
+def bare(request: Request, number: int) -> Response:
+    return Response()
+
+
+@idempotent(retentions=timedelta(days=1))  # mistake: no such option
+def unknown(request: Request) -> Response:
+    return Response()
+
+
+@idempotent(on_concurrent="queue")  # mistake: no such choice
+def choice(request: Request) -> Response:
+    return Response()
+
+
+@idempotent(retention=30)  # mistake: no timedelta
+def kind(request: Request) -> Response:
+    return Response()
+
+
+def call(request: Request) -> None:
+    bare(request, "1")  # mistake: the signature is the handler's own
