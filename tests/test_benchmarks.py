@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
+from benchmarks import requests
+from benchmarks.databases import NAMES
 from benchmarks.peers import PEERS
 from tests.processes import ROOT
 from tests.test_docs import table
@@ -73,3 +76,27 @@ def test_peers() -> None:
         for row in table("package", "version", "of")
     }
     assert said == {peer["package"] for peer in PEERS.values()} - {str(ROOT)}
+
+
+def test_page() -> None:
+    """The figures of the page are those that the commands have written."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    published = ROOT / "docs" / "benchmarks"
+    rows: dict[str, list[str]] = {"no key": [], "first-time": [], "replay": []}
+    for database in NAMES:
+        figures = json.loads((published / f"requests-{database}.json").read_text())
+        assert figures["database"] == database
+        costs = {cost["name"]: cost for cost in figures["requests"]["1024"]}
+        for name, cells in rows.items():
+            of = "to_autocommit" if name == "no key" else "to_atomic_requests"
+            middle, low, high = costs[name][of]
+            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        assert costs["no key"]["statements"] == costs["bare"]["statements"]
+        printed = (published / f"requests-{database}.txt").read_text()
+        listed = [requests.Cost(**cost) for cost in figures["requests"]["1024"]]
+        assert requests.table(listed) in printed
+    for name, cells in rows.items():
+        (line,) = re.findall(rf"^\| {name}\b.*", page, re.MULTILINE)
+        assert line.endswith(f"| {' | '.join(cells)} |")
+    for name in re.findall(r"benchmarks/[\w-]+\.\w+", page):
+        assert (ROOT / "docs" / name).exists(), name

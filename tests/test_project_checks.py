@@ -128,10 +128,8 @@ class KeepsElsewhere:
 class Project:
     """What an example changes of a project without mistakes."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, settings: Any, urlconf: Any
-    ) -> None:
-        self.patch = monkeypatch
+    def __init__(self, patch: pytest.MonkeyPatch, settings: Any, urlconf: Any) -> None:
+        self.patch = patch
         self.settings = settings
         self.urls = urlconf
 
@@ -155,14 +153,14 @@ class Project:
 
 
 @pytest.fixture
-def project(
-    monkeypatch: pytest.MonkeyPatch, settings: Any, urlconf: Any
-) -> Iterator[Project]:
+def project(settings: Any, urlconf: Any) -> Iterator[Project]:
     """Return a project whose purge is scheduled in the Celery app."""
     before = current_app.conf.beat_schedule
     current_app.conf.beat_schedule = {**BEAT_SCHEDULE}
     settings.CELERY_BEAT_SCHEDULE = {}
-    yield Project(monkeypatch, settings, urlconf)
+    # Undone before the fixtures around this one look at the database again.
+    with pytest.MonkeyPatch.context() as patch:
+        yield Project(patch, settings, urlconf)
     current_app.conf.beat_schedule = before
 
 
