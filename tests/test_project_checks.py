@@ -144,7 +144,8 @@ class Project:
     def on(self, vendor: str, alias: str = "default", **attributes: Any) -> None:
         """Let the connection of a database be one to another kind of server."""
         for name, value in {"vendor": vendor, **attributes}.items():
-            self.patch.setattr(connections[alias], name, value, raising=False)
+            # What is there before is not read: some of it only the server knows.
+            self.patch.setitem(vars(connections[alias]), name, value)
 
     def atomic_requests(self, alias: str = "default", **options: Any) -> None:
         database = connections[alias].settings_dict
