@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.core.checks.registry import registry
 from django.core.management import call_command
 from django.db import IntegrityError, connection, connections
 from django.test.utils import CaptureQueriesContext, isolate_apps
@@ -196,10 +197,13 @@ class TestOAuth:
     HEADING = "OAuth client credentials"
 
     @pytest.fixture
-    def toolkit(self, settings: Any) -> None:
-        """Install django-oauth-toolkit for a test."""
+    def toolkit(self, settings: Any) -> Iterator[None]:
+        """Install django-oauth-toolkit for a test, its system checks too."""
         pytest.importorskip("oauth2_provider", reason="django-oauth-toolkit is missing")
+        before = {*registry.registered_checks}
         settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "oauth2_provider"]
+        yield
+        registry.registered_checks &= before
 
     @pytest.fixture
     def tables(self, toolkit: None, database: None) -> Iterator[None]:
