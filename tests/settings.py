@@ -8,6 +8,8 @@ INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
 ROOT_URLCONF = "tests.urls"
 MIDDLEWARE = ["idempotency.middleware.IdempotencyMiddleware"]
 IDEMPOTENCY: dict[str, object] = {}
+# Django 6.1 warns of projects without.
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

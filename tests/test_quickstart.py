@@ -116,7 +116,9 @@ class Reader:
         )
         told = f"$ {command}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, told
-        lines = iter(told.splitlines())
+        # Python 3.13 has the newer name of the status.
+        named = told.replace("Unprocessable Content", "Unprocessable Entity")
+        lines = iter(named.splitlines())
         for wanted in output.splitlines():
             assert wanted == "..." or wanted in (line.rstrip() for line in lines), told
 
