@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
+from threading import get_ident
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
@@ -22,6 +23,7 @@ from django.contrib.auth.models import User
 from django.core import mail
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.http import StreamingHttpResponse
 from django.test import Client, TestCase, TransactionTestCase
@@ -46,6 +48,7 @@ from idempotency.testing import (
     assert_race_safe,
 )
 from idempotency.testing.effects import usable_databases
+from idempotency.testing.sending import SentRequest
 from testproject.school.models import Assignment, SchoolClass
 from tests.app.models import Effect
 from tests.app.views import create_effect
@@ -282,6 +285,30 @@ class ByNature(IdempotencyMixin, APIView):
         return Response({"effect": effect.pk})
 
 
+class Quarrelling(ScopeByPayload):
+    """Acts on another payload, too, and answers it with the app's own status."""
+
+    def post(self, request: Request) -> Any:
+        if "another" not in request.data:
+            return create_effect(request)
+        if request.data.get("title") == "act":
+            Effect.objects.create()
+        return Response({}, 422)
+
+
+class Keeping(Quarrelling):
+    """Keeps that answer."""
+
+    idempotency_released_statuses = ()
+
+
+@api_view(["POST"])
+def unprotected_by_nature(request: Request) -> Any:
+    """Acts once for each payload, without a record."""
+    effect, _ = Effect.objects.get_or_create(note=str(request.data))
+    return Response({"effect": effect.pk})
+
+
 @api_view(["POST"])
 @idempotent
 def failing(request: Request) -> Any:
@@ -318,6 +345,9 @@ urlpatterns = [
     path("failing-later/", FailingLater.as_view()),
     path("sent-away/", SentAway.as_view()),
     path("by-nature/", ByNature.as_view()),
+    path("quarrelling/", Quarrelling.as_view()),
+    path("keeping/", Keeping.as_view()),
+    path("unprotected-by-nature/", unprotected_by_nature),
     path("failing/", failing),
     path("refusing/", refusing),
 ]
@@ -605,6 +635,14 @@ def test_another_payload_acts(ada: APIClient) -> None:
     assert "app.Effect: +1 by the other payload" in message
 
 
+@pytest.mark.parametrize(
+    ("url", "title"), [("/quarrelling/", "act"), ("/keeping/", "idle")]
+)
+def test_a_status_is_no_refusal(ada: APIClient, url: str, title: str) -> None:
+    """F4: A handler's own 422 is not taken for the app's."""
+    assert "instead of 422" in refused(ada, url, {"title": title})
+
+
 def test_marks_of_database_errors_stay(
     ada: APIClient, settings: Any, atomic_requests: bool
 ) -> None:
@@ -776,6 +814,49 @@ def test_unprotected_endpoints_lose(ada: APIClient) -> None:
     message = lost(ada, "/bare/")
     assert "of 4 duplicates at once and a last one, 5 acted" in message
     assert "app.Effect: +1 by one request, +5 by all of them" in message
+
+
+def test_unprotected_endpoints_that_add_nothing_lose(ada: APIClient) -> None:
+    """Who answered all of them by its handler is not safe because rows are few."""
+    data, other = {"a": 1}, {"a": 2}
+    Effect.objects.create(note=str(data))
+    message = lost(ada, "/unprotected-by-nature/", data, other_data=other)
+    assert "a last one, 5 acted" in message
+
+
+def test_threads_leave_no_connection(ada: APIClient) -> None:
+    """What a thread has opened is closed, so the test database can be dropped."""
+    opened: list[Any] = []
+
+    def note(connection: Any, **kwargs: Any) -> None:
+        opened.append((get_ident(), connection))
+
+    connection.ensure_connection()
+    connection_created.connect(note)
+    assert_race_safe(ada, "post", "/function/", {}, duplicates=3)
+    connection_created.disconnect(note)
+    of_threads = [made for thread, made in opened if thread != get_ident()]
+    assert len(of_threads) >= 3
+    assert [made for made in of_threads if made.connection is not None] == []
+
+
+def test_threads_share_nothing() -> None:
+    """Each thread has its own cookies, and files to read to their end."""
+    client, file = Client(), io.BytesIO(b"abc")
+    request = SentRequest(
+        client=client,
+        method="post",
+        url="/",
+        data={"file": file},
+        key_in="header",
+        extra={},
+    )
+    own = request.for_thread()
+    assert own.data["file"].read() == file.getvalue()
+    assert file.tell() == 0
+    own.client.cookies["a"] = "b"
+    assert not client.cookies
+    assert own.client.handler is not client.handler
 
 
 def test_effects_outside_lose(ada: APIClient) -> None:
