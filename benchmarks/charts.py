@@ -65,52 +65,41 @@ def draw_requests(folder: Path) -> Any:
 
 def draw_sizes(folder: Path) -> Any:
     """Draw first-time requests and replays by size of the body."""
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     sizes = read(folder, "requests-postgresql")["requests"]
-    for name in ("first-time", "replay"):
-        ratios = [
-            next(cost[RATIO] for cost in costs if cost["name"] == name)
-            for costs in sizes.values()
-        ]
-        axes.errorbar(
-            [int(size) for size in sizes],
-            [middle for middle, _low, _high in ratios],
-            yerr=error_bars(ratios),
-            marker="o",
-            capsize=3,
-            label=name,
-        )
-    axes.set_xscale("log")
-    axes.set_xticks(
-        [int(size) for size in sizes], ["200 B", "1 KiB", "64 KiB", "1 MiB"]
-    )
-    axes.set_ylim(bottom=0)
+    ratios = [{cost["name"]: cost[RATIO] for cost in costs} for costs in sizes.values()]
+    figure = draw_lines([*map(int, sizes)], ratios)
+    axes = figure.axes[0]
+    axes.set_xticks([*map(int, sizes)], ["200 B", "1 KiB", "64 KiB", "1 MiB"])
     axes.set_xlabel("size of the answer, PostgreSQL")
-    axes.set_ylabel(OF_BARE.replace(" under", "\nunder"))
-    axes.legend()
     return figure
 
 
 def draw_growth(folder: Path) -> Any:
     """Draw first-time requests and replays by how many records there are."""
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     steps = read(folder, "growth")["growth"]
+    counts = [step["records"] for step in steps]
+    figure = draw_lines(counts, steps)
+    axes = figure.axes[0]
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.set_xlabel("records in the table, PostgreSQL")
+    return figure
+
+
+def draw_lines(places: list[int], ratios: list[dict[str, Any]]) -> Any:
+    """Draw what first-time requests and replays cost at each place."""
+    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     for name in ("first-time", "replay"):
-        ratios = [step[name] for step in steps]
+        figures = [each[name] for each in ratios]
         axes.errorbar(
-            [step["records"] for step in steps],
-            [middle for middle, _low, _high in ratios],
-            yerr=error_bars(ratios),
+            places,
+            [middle for middle, _low, _high in figures],
+            yerr=error_bars(figures),
             marker="o",
             capsize=3,
             label=name,
         )
     axes.set_xscale("log")
-    axes.set_xticks(
-        [step["records"] for step in steps], [f"{step['records']:,}" for step in steps]
-    )
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("records in the table, PostgreSQL")
     axes.set_ylabel(OF_BARE.replace(" under", "\nunder"))
     axes.legend()
     return figure

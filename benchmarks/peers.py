@@ -237,9 +237,9 @@ class World:
             post = load(peer["decorator"])(post)
         bases = (load(peer["mixin"]), APIView) if "mixin" in peer else (APIView,)
         view = type("View", bases, {"authentication_classes": [ByName], "post": post})
-        urls = ModuleType("peers_urls")
-        urls.urlpatterns = [path("", view.as_view())]  # type: ignore[attr-defined]
-        urls.end_here = self._end_here  # type: ignore[attr-defined]
+        urls: Any = ModuleType("peers_urls")
+        urls.urlpatterns = [path("", view.as_view())]
+        urls.end_here = self._end_here
         sys.modules["peers_urls"] = urls
 
     def _end_here(self, get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:

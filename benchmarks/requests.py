@@ -140,19 +140,21 @@ def count(kind: Kind, requests: int) -> dict[str, Any]:
         statements += 1
         return execute(*arguments)
 
-    commit = BaseDatabaseWrapper._commit  # type: ignore[attr-defined]
+    # The stubs do not know the method that sends COMMIT.
+    wrapper: Any = BaseDatabaseWrapper
+    commit = wrapper._commit
 
     def counted_commit(self: Any) -> Any:
         nonlocal commits
         commits += 1
         return commit(self)
 
-    BaseDatabaseWrapper._commit = counted_commit  # type: ignore[attr-defined]
+    wrapper._commit = counted_commit
     try:
         with connection.execute_wrapper(counted):
             run(kind, 1)
     finally:
-        BaseDatabaseWrapper._commit = commit  # type: ignore[attr-defined]
+        wrapper._commit = commit
 
     def on_event(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls

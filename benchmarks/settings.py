@@ -2,7 +2,7 @@
 
 import os
 
-from tests.settings import *  # noqa: F403
+from tests.settings import *  # noqa: F403  # settings build on settings
 from tests.settings import DATABASES
 
 ROOT_URLCONF = os.environ.get("BENCHMARK_URLS", "tests.urls")

@@ -14,9 +14,6 @@ copyright = author  # noqa: A001  # the name that Sphinx reads
 
 extensions = ["myst_parser"]
 nitpicky = True
-# The table of contents leaves out a page that is not there. One that is there and that
-# it does not name is an error, so a wrong name is found all the same.
-suppress_warnings = ["toc.not_readable"]
 # Links to headings: as deep as pages have headings that others link to.
 myst_heading_anchors = 3
 

@@ -1,4 +1,4 @@
-"""An index of the few rows that have a value, and names that code needs."""
+"""The index that a purge goes by, and a kind of index of the few rows with a value."""
 
 from __future__ import annotations
 

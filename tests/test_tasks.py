@@ -15,7 +15,6 @@ import pytest
 from celery import current_app
 from django.apps import apps
 from django.db import connection
-from django.utils import translation
 from kombu import Connection
 
 from idempotency.admin import pages
@@ -143,9 +142,6 @@ def test_edits_in_the_admin() -> None:
     """P3: What a restart of Beat leaves of edits is what the README says."""
     schedulers = pytest.importorskip("django_celery_beat.schedulers")
     (name,) = BEAT_SCHEDULE
-
-    # Earlier tests may have left another language behind.
-    translation.activate("en")
 
     def start_beat() -> Any:
         schedulers.DatabaseScheduler(app=current_app).schedule  # noqa: B018  # reads it

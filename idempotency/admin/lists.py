@@ -195,7 +195,7 @@ class RecordList(ChangeList):
             return found
         places = self.root_queryset
         if expiry is not None:
-            places = expiry.queryset(request, places)  # type: ignore[assignment]
+            places = expiry.queryset(request, places)  # type: ignore[assignment]  # None elsewhere
         among_the_last = self._among_the_last(places)
         if not (isinstance(state, StateFilter) and state.is_by_lease):
             return found.filter(among_the_last)

@@ -222,10 +222,14 @@ class Claims:
             return rows
 
     def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
+        row = self._fetch_row(sql, values)
+        return None if row is None else self._record(row)
+
+    def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values)
-            row = cursor.fetchone()
-        return None if row is None else self._record(row)
+            row: Sequence[Any] | None = cursor.fetchone()
+            return row
 
     def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
         *found, is_leased = row

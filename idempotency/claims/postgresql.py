@@ -51,9 +51,7 @@ class PostgreSQLClaims(Claims):
         sql, ends = self._with_lease(self.insert_sql, lease)
         values = [*self._values(wanted, CLAIMED), *ends]
         values += [*self._lock_key(wanted), wanted.pk]
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            row = cursor.fetchone()
+        row = self._fetch_row(sql, values)
         if row is None:
             # Held by another transaction, or committed after the snapshot.
             return self.look_up(wanted.pk)
