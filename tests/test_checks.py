@@ -375,18 +375,6 @@ def run_python(*arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.usefixtures("database")
-def test_demo_project() -> None:
-    """X2: The demo project is free of mistakes."""
-    said = run_python(
-        "manage.py",
-        "check",
-        "--fail-level=WARNING",
-        DJANGO_SETTINGS_MODULE="testproject.settings",
-    )
-    assert said == "System check identified no issues (0 silenced).\n"
-
-
-@pytest.mark.usefixtures("database")
 def test_project_without_celery() -> None:
     """X2: A project that has no Celery app gets the warning, and can silence it."""
     said = run_python(

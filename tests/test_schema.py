@@ -45,6 +45,10 @@ from tests.app import views
 from tests.processes import PATIENCE, ROOT
 from tests.test_docs import table
 
+pytestmark = pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="A schema asks no database."
+)
+
 Json = dict[str, Any]
 
 PAGE = (ROOT / "docs" / "openapi.md").read_text(encoding="utf-8")
@@ -584,7 +588,6 @@ def run(*arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="One database will do.")
 def test_golden(tmp_path: Path) -> None:
     """The demo project's schema is the one that was looked at.
 
