@@ -419,12 +419,12 @@ def test_template_response_middleware(client: Any, settings: Any) -> None:
 def test_secrets_are_not_stored(client: Any) -> None:
     """F5: Neither the body of a request nor its credentials are in the record."""
     client.credentials(HTTP_AUTHORIZATION="Bearer s3cr3t-token")
-    client.post("/function/", {"card": "4242-4242"}, **key())
+    client.post("/function/", {"card": "visa-card"}, **key())
     record = IdempotencyRecord.objects.values().get()
-    assert Effect.objects.get().note == "{'card': '4242-4242'}"
+    assert Effect.objects.get().note == "{'card': 'visa-card'}"
     assert record["scope"].startswith("authorization:")
     assert "s3cr3t" not in str(record)
-    assert "4242" not in str(record)
+    assert "visa" not in str(record)
 
 
 def test_round_trip_of_a_tombstone() -> None:
