@@ -76,6 +76,7 @@ bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (
 		$(BIN)/python -m benchmarks.requests --database $$database \
 			--json $(BENCH)/requests-$$database.json || exit 1; done
 	$(BIN)/python -m benchmarks.floor --json $(BENCH)/floor.json
+	$(BIN)/python -m benchmarks.bodies --json $(BENCH)/bodies.json
 	$(BIN)/python -m benchmarks.breakdown --json $(BENCH)/breakdown.json
 	$(BIN)/python -m benchmarks.http --json $(BENCH)/http.json
 	$(BIN)/python -m benchmarks.start --json $(BENCH)/start.json

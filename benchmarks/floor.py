@@ -1,10 +1,11 @@
-"""The floor of a first-time request: its statements alone, through the bare driver.
+"""The floor of a request: its statements alone, through the bare driver.
 
     python -m benchmarks.floor
 
-On PostgreSQL: the transaction of the bare view, then the same with the app's two
-statements in it, then with these prepared by the server, turn by turn. Also the bytes
-of log, without whole pages, against one INSERT of the finished record.
+On PostgreSQL, turn by turn: the transaction of the bare view, the same with the app's
+two statements in it, and the one statement of a replay; each as they are sent and as
+prepared by the server. Also the bytes of log, without whole pages, against one INSERT
+of the finished record.
 """
 
 from __future__ import annotations
@@ -14,25 +15,37 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.db import connection
 from django.utils import timezone
 
+from benchmarks.answers import BYTES
 from benchmarks.databases import database, log_position, settle
 from benchmarks.requests import spread
 
-BODY = 1024
+BODY = BYTES[:1024]
 EFFECT = "INSERT INTO app_effect (note) VALUES (%s) RETURNING id"
 Statement = tuple[str, list[Any]]
 
 
-def statements() -> tuple[list[Statement], list[Statement]]:
-    """Return what claims and completes a new record, and what inserts it at once."""
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """What the app sends about one record."""
+
+    claim: Statement
+    complete: Statement
+    # Not the app's: the least that storing the finished record takes.
+    insert_at_once: Statement
+
+
+def statements(record_id: UUID, body: bytes = BODY) -> Statements:
+    """Return the statements about a record with that body."""
     from idempotency.claims import claims_in  # needs the settings
     from idempotency.claims.base import ATTNAMES, CLAIM, CLAIMED, COMPLETED
     from idempotency.models import IdempotencyRecord, State
@@ -40,11 +53,11 @@ def statements() -> tuple[list[Statement], list[Statement]]:
     claims: Any = claims_in("default")
     now = timezone.now()
     record = IdempotencyRecord(
-        id=uuid4(),
+        id=record_id,
         scope="user:auth.user:1",
-        key=str(uuid4()),
+        key=str(record_id),
         method="POST",
-        path="/keyed/1024/",
+        path=f"/keyed/{len(body)}/",
         fingerprint="f" * 64,
         fingerprint_version=1,
         state=State.IN_PROGRESS,
@@ -52,74 +65,83 @@ def statements() -> tuple[list[Statement], list[Statement]]:
         created_at=now,
         expires_at=now + timedelta(days=30),
     )
-    claim = claims.insert_sql.format(lease="NULL")
     claimed = claims._values(record, CLAIMED)
     claimed += [*claims._lock_key(record), record.pk]
     record.state = State.COMPLETED
     record.status_code, record.headers = 201, [["Content-Type", "application/json"]]
-    record.body, record.body_size, record.completed_at = b"x" * BODY, BODY, now
-    completed = claims._values(record, [*COMPLETED, *CLAIM])
+    record.body, record.body_size, record.completed_at = body, len(body), now
     names = ", ".join(connection.ops.quote_name(name) for name in ATTNAMES)
     marks = ", ".join(["%s"] * len(ATTNAMES))
     at_once = f"INSERT INTO {claims.table} ({names}) VALUES ({marks})"
-    return (
-        [(claim, claimed), (claims.complete_sql, completed)],
-        [(at_once, claims._values(record, ATTNAMES))],
+    return Statements(
+        (claims.insert_sql.format(lease="NULL"), claimed),
+        (claims.complete_sql, claims._values(record, [*COMPLETED, *CLAIM])),
+        (at_once, claims._values(record, ATTNAMES)),
     )
 
 
-def bare() -> None:
+def bare(**options: Any) -> float:
     """Do what the bare view does in its transaction."""
-    transact([], [])
+    return transact([effect()], **options)
 
 
-def first_time(*, prepare: bool = False) -> None:
+def first_time(**options: Any) -> float:
     """Do what a first-time request does in its transaction."""
-    (claim, complete), _at_once = statements()
-    transact([claim], [complete], prepare=prepare)
+    sent = statements(uuid4())
+    return transact([sent.claim, effect(), sent.complete], **options)
 
 
-def insert_at_once() -> None:
-    """Insert the finished record beside the effect: the least that storing it takes."""
-    _two, at_once = statements()
-    transact([], at_once)
+def replay(**options: Any) -> float:
+    """Do what a replay does in its transaction."""
+    return transact([statements(STORED).claim], **options)
+
+
+def insert_at_once() -> float:
+    """Insert the finished record beside the effect."""
+    return transact([effect(), statements(uuid4()).insert_at_once])
+
+
+def effect() -> Statement:
+    """Return what the view does."""
+    return EFFECT, ["benchmark"]
 
 
 def transact(
-    before: list[Statement], after: list[Statement], *, prepare: bool = False
-) -> None:
-    """Send the statements around the effect's, in one transaction."""
+    sent: list[Statement], *, bind_on_server: bool = False, prepare: bool = False
+) -> float:
+    """Send statements in one transaction, and return the seconds that they took."""
     import psycopg  # where there is PostgreSQL
 
     raw: Any = connection.connection
     # The driver's own cursor: Django's default one puts values into the text.
-    kind = psycopg.Cursor if prepare else type(raw.cursor())
-    global seconds  # noqa: PLW0603  # what making the values takes is not measured
+    kind = psycopg.Cursor if bind_on_server or prepare else type(raw.cursor())
+    # What making the values takes is not measured.
     started = time.perf_counter()
     with kind(raw) as cursor:
         cursor.execute("BEGIN")
-        for sql, values in [*before, (EFFECT, ["benchmark"]), *after]:
+        for sql, values in sent:
             cursor.execute(sql, values, **({"prepare": True} if prepare else {}))
+            if cursor.description is not None:
+                cursor.fetchone()
         cursor.execute("COMMIT")
-    seconds = time.perf_counter() - started
+    return time.perf_counter() - started
 
 
-seconds = 0.0
-KINDS: dict[str, Callable[[], None]] = {
+STORED = uuid4()
+KINDS: dict[str, Callable[[], float]] = {
     "bare": bare,
+    "bare, prepared": lambda: bare(prepare=True),
     "first-time": first_time,
     "first-time, prepared": lambda: first_time(prepare=True),
+    "replay": replay,
+    "replay, prepared": lambda: replay(prepare=True),
     "one INSERT at the end": insert_at_once,
 }
 
 
-def timed(kind: Callable[[], None], times: int) -> float:
+def timed(kind: Callable[[], float], times: int) -> float:
     """Return the median of seconds."""
-    found = []
-    for _time in range(times):
-        kind()
-        found.append(seconds)
-    return median(found)
+    return median(kind() for _time in range(times))
 
 
 def main() -> int:
@@ -132,6 +154,8 @@ def main() -> int:
     figures = {}
     with database("postgresql", urls="benchmarks.views"):
         connection.ensure_connection()
+        stored = statements(STORED)
+        transact([stored.claim, stored.complete])
         for kind in KINDS.values():
             timed(kind, 50)
         settle()

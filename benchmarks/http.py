@@ -2,9 +2,10 @@
 
     python -m benchmarks.http --database postgresql
 
-Sixteen clients send as fast as they get answers; bare,
-first-time and replay take turns. Then 100 duplicates of one slow request come at once,
-beside other requests at a steady pace.
+Sixteen clients send as fast as they get answers; bare, first-time, replay and, on
+PostgreSQL, the statements of these two through the bare driver take turns. Then 100
+duplicates of one slow request come at once, beside other requests at a steady pace;
+and for comparison as many requests of their own, and as many bare ones.
 """
 
 from __future__ import annotations
@@ -102,24 +103,19 @@ def p95_of_others(address: Path, seconds: float) -> float:
     return quantiles(taken, n=20)[-1]
 
 
-def storm(address: Path, seconds: float, *, is_one_key: bool) -> tuple[float, int]:
-    """Return others' p95 beside so many requests at once, and how many were refused.
-
-    With one key they are duplicates of a request that takes nearly all of the time;
-    without, each is a request of its own: what so many cost in any case.
-    """
-    key = str(uuid4())
+def storm(
+    address: Path, seconds: float, send: Callable[[Line], int]
+) -> tuple[float, int]:
+    """Return others' p95 beside so many requests at once, and how many were refused."""
     barrier = Barrier(DUPLICATES + 1)
 
-    def send(_number: int) -> int:
+    def join(_number: int) -> int:
         line = Line(address)
         barrier.wait()
-        if is_one_key:
-            return line.post(f"/keyed/{SIZE}/", key, slow=0.8 * seconds)
-        return line.post(f"/keyed/{SIZE}/", str(uuid4()))
+        return send(line)
 
     with ThreadPoolExecutor(DUPLICATES) as pool:
-        storming = [pool.submit(send, n) for n in range(DUPLICATES)]
+        storming = [pool.submit(join, number) for number in range(DUPLICATES)]
         barrier.wait()
         p95 = p95_of_others(address, seconds)
         statuses = [each.result() for each in storming]
@@ -182,25 +178,43 @@ def main() -> int:
         ),
         "replay": ("autocommit", lambda line: line.post(f"/keyed/{SIZE}/", known)),
     }
+    if arguments.database == "postgresql":
+        floor = f"/floor/{SIZE}/"
+        kinds["floor of first-time"] = (
+            "autocommit",
+            lambda line: line.post(floor, str(uuid4())),
+        )
+        kinds["floor of replay"] = ("autocommit", lambda line: line.post(floor, known))
+    window = 4 * arguments.seconds
+
+    def duplicate(key: str) -> Callable[[Line], int]:
+        # The first of them takes nearly all of the time.
+        return lambda line: line.post(f"/keyed/{SIZE}/", key, slow=0.8 * window)
+
     turns: dict[str, list[Turn]] = {name: [] for name in kinds}
-    storms = []
+    storms: dict[str, list[tuple[float, int]]] = {
+        "duplicates of a slow request": [],
+        "first-time requests": [],
+        "bare requests": [],
+    }
     with (
         database(arguments.database, urls="benchmarks.views") as folder,
         serving(folder) as addresses,
     ):
         line = Line(addresses["autocommit"])
-        assert line.post(f"/keyed/{SIZE}/", known) == CREATED
+        for each in kinds:
+            assert kinds[each][1](line) == CREATED
         for _round in range(arguments.rounds):
             for name, (address, send) in kinds.items():
                 turn = drive(addresses[address], arguments.seconds, send)
                 turns[name].append(turn)
-        window = 4 * arguments.seconds
+        address = addresses["autocommit"]
         for _round in range(arguments.rounds):
-            address = addresses["autocommit"]
             quiet = p95_of_others(address, window)
-            beside, refused = storm(address, window, is_one_key=True)
-            others, _none = storm(address, window, is_one_key=False)
-            storms.append((beside / quiet, others / quiet, refused))
+            sends = (duplicate(str(uuid4())), kinds["first-time"][1], kinds["bare"][1])
+            for found, send in zip(storms.values(), sends, strict=True):
+                p95, refused = storm(address, window, send)
+                found.append((p95 / quiet, refused))
     print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients")
     print("| request | throughput, of bare | p99, of bare |\n|---|---|---|")
     for name, each in turns.items():
@@ -208,12 +222,11 @@ def main() -> int:
         rates = [turn.per_second / bare.per_second for turn, bare in pairs]
         p99s = [turn.p99 / bare.p99 for turn, bare in pairs]
         print(f"| {name} | {told(rates)} | {told(p99s)} |")
-    duplicates, others = ([each[at] for each in storms] for at in (0, 1))
-    print(
-        f"p95 of others over {window:.0f} s, of that without: beside {DUPLICATES} "
-        f"duplicates of a slow request {told(duplicates)}, {storms[0][2]} refused; "
-        f"beside as many requests of their own {told(others)}"
-    )
+    print(f"\np95 of others over {window:.0f} s, of that without:\n")
+    print(f"| beside {DUPLICATES} at once | p95 | refused |\n|---|---|---|")
+    for name, found in storms.items():
+        ratios, refusals = zip(*found, strict=True)
+        print(f"| {name} | {told([*ratios])} | {max(refusals)} |")
     if arguments.json:
         figures = {
             "database": arguments.database,

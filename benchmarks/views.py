@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
+from django.db import connection, transaction
+from django.http import HttpResponse
 from django.urls import path
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from benchmarks.answers import BYTES, TEXT
+from benchmarks.floor import statements
+from idempotency.claims.base import ATTNAMES
 from idempotency.decorators import idempotent
 from tests.app.models import Effect
 
-FILLER = "x" * 1_048_576
 # What JSON and its names take of a body.
 OVERHEAD = 24
 
@@ -24,7 +29,7 @@ def act(request: Request, size: int) -> Response:
     effect = Effect.objects.create(note="benchmark")
     if slow := request.META.get("HTTP_X_SLOW"):
         time.sleep(float(slow))
-    return Response({"id": effect.pk, "text": FILLER[: size - OVERHEAD]}, status=201)
+    return Response({"id": effect.pk, "text": TEXT[: size - OVERHEAD]}, status=201)
 
 
 @api_view(["POST"])
@@ -47,8 +52,30 @@ def leased(request: Request, size: int) -> Any:
     return act(request, size)
 
 
+@api_view(["POST"])
+def floor(request: Request, size: int) -> Any:
+    """The app's statements through the bare driver, and nothing else of the app."""
+    sent = statements(UUID(request.META["HTTP_IDEMPOTENCY_KEY"]), BYTES[:size])
+    with transaction.atomic(), driver_cursor() as cursor:
+        cursor.execute(*sent.claim)
+        is_won, *found = cursor.fetchone()
+        if not is_won:
+            return HttpResponse(found[ATTNAMES.index("body")], status=201)
+        response = act(request, size)
+        cursor.execute(*sent.complete)
+    return response
+
+
+def driver_cursor() -> Any:
+    """Return a cursor without Django's wrapper around it."""
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    return raw.cursor()
+
+
 urlpatterns = [
     path("bare/<int:size>/", bare),
     path("keyed/<int:size>/", keyed),
     path("leased/<int:size>/", leased),
+    path("floor/<int:size>/", floor),
 ]

@@ -160,6 +160,11 @@ class Unprotected(APIView):
         return create_effect(request)
 
 
+@api_view(["POST"])
+def unprotected(request: Request) -> Any:
+    return create_effect(request)
+
+
 class Exempt(IdempotencyMixin, APIView):
     @idempotency_exempt
     def post(self, request: Request) -> Any:
@@ -330,6 +335,7 @@ urlpatterns = [
     path("streaming/", streaming),
     path("changing/", changing),
     path("bare/", Unprotected.as_view()),
+    path("orders/", unprotected),
     path("exempt/", Exempt.as_view()),
     path("outside/", Outside.as_view()),
     path("mailing/", Mailing.as_view()),
@@ -529,6 +535,16 @@ def test_unprotected(ada: APIClient, mailoutbox: list[Any]) -> None:
         "IdempotencyMixin and its handler without @idempotent, or is the method POST "
         "not among its methods?"
     )
+
+
+def test_message_of_the_page(ada: APIClient) -> None:
+    """A failure reads as docs/testing.md prints it."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    printed = page.partition("```text\n")[2].partition("\n```")[0]
+    message = refused(ada, "/orders/")
+    message = message.replace("app.Effect", "orders.Order")
+    message = message.replace("app_effect", "orders_order")
+    assert re.sub(r'"effect":\d+', '"id":2', message) == printed
 
 
 def test_exempt(ada: APIClient) -> None:

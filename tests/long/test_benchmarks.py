@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.database_servers import NotInstalled, find_postgresql
 from tests.test_benchmarks import pytestmark as pytestmark  # noqa: PLC0414  # the same
 from tests.test_benchmarks import run
 
@@ -19,3 +20,20 @@ from tests.test_benchmarks import run
 def test_others(module: str, arguments: list[str], said: str) -> None:
     """A2, R6: They measure what they say."""
     assert said in run(module, "--database=sqlite", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("bodies", [], "| 1,048,576 | beside it, lz4 |"),
+        ("floor", [], "| replay, prepared |"),
+        ("requests", ["--size=1024"], "| floor of replay |"),
+    ],
+)
+def test_on_postgresql(module: str, arguments: list[str], said: str) -> None:
+    """R6: So do those that ask a server of their own."""
+    try:
+        find_postgresql()
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+    assert said in run(module, "--rounds=2", "--requests=5", *arguments)
