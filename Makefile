@@ -5,7 +5,6 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv
 BIN := $(VENV)/bin
-BENCH := var/benchmarks
 # How tox goes about it: run-parallel does all at once.
 RUN ?= run
 # Which extra of setup.cfg the environment was made for, and by which Python.
@@ -69,23 +68,9 @@ soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the serv
 breaks: $(DEV) ## break the code on purpose, and see the named test go red
 	$(BIN)/python -m tests.breaks $(ARGS)
 
-bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (an hour)
-	mkdir -p $(BENCH)
+bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (half an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	for database in postgresql mariadb sqlite; do \
-		$(BIN)/python -m benchmarks.requests --database $$database \
-			--json $(BENCH)/requests-$$database.json || exit 1; done
-	$(BIN)/python -m benchmarks.floor --json $(BENCH)/floor.json
-	$(BIN)/python -m benchmarks.bodies --json $(BENCH)/bodies.json
-	$(BIN)/python -m benchmarks.breakdown --json $(BENCH)/breakdown.json
-	$(BIN)/python -m benchmarks.http --json $(BENCH)/http.json
-	$(BIN)/python -m benchmarks.start --json $(BENCH)/start.json
-	$(BIN)/python -m benchmarks.storage
-	$(BIN)/python -m benchmarks.growth --json $(BENCH)/growth.json
-	$(BIN)/python -m benchmarks.charts $(BENCH)
-	for database in postgresql mariadb; do \
-		$(BIN)/python -m benchmarks.purge --database $$database \
-			--json $(BENCH)/purge-$$database.json || exit 1; done
+	$(BIN)/python -m benchmarks var/benchmarks $(ARGS)
 
 screenshots: $(DEV) ## pictures of the admin for the documents, in a real browser
 	mkdir -p docs/screenshots

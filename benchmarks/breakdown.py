@@ -84,7 +84,7 @@ def main() -> int:
         for name in KINDS:
             run(every[name], 100)
         settle()
-        print(f"{arguments.database}, milliseconds, bodies of {BODY} bytes")
+        print(f"{arguments.database}, milliseconds, bodies of {BODY} bytes\n")
         print(f"| request | {' | '.join(PARTS)} |\n|---{'|---' * len(PARTS)}|")
         for name in KINDS:
             figures[name] = parts_of(every[name], arguments.requests)

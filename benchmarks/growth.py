@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"{arguments.database}, bodies of {BODY} bytes")
+    print(f"{arguments.database}, bodies of {BODY} bytes\n")
     print("| records | first-time | replay | bytes per record |\n|---|---|---|---|")
     smallest: dict[str, float] = {}
     figures: list[dict[str, Any]] = []

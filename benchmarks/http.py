@@ -215,7 +215,7 @@ def main() -> int:
             for found, send in zip(storms.values(), sends, strict=True):
                 p95, refused = storm(address, window, send)
                 found.append((p95 / quiet, refused))
-    print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients")
+    print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients\n")
     print("| request | throughput, of bare | p99, of bare |\n|---|---|---|")
     for name, each in turns.items():
         pairs = [*zip(each, turns["bare"], strict=True)]

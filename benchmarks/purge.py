@@ -2,9 +2,9 @@
 
     python -m benchmarks.purge --database postgresql --records 1000000
 
-Half of the records are expired. First the purge deletes half of these beside requests
-at a steady pace, then the rest alone; then one DELETE deletes as many, alone and beside
-requests.
+Half of the records are expired. The purge deletes half of these beside requests at a
+steady pace, some seconds with it and some without, turn by turn. Then the purge deletes
+as many alone, and one DELETE as many, alone and beside requests.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ from benchmarks.databases import (
     table_size,
 )
 from benchmarks.records import fill
+from benchmarks.requests import spread
 
 PER_SECOND = 40
-QUIET = 15.0
+# Seconds of each turn.
+TURN = 6.0
 BODY = 1024
+# Seconds of the system's clock that only goes forward.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +135,15 @@ class Figures:
     beside: dict[str, Any]
     purged: Deletion
     deleted: Deletion
-    purge_p95: float
+    purge_p95: tuple[float, float, float]
     delete_p95: float
 
     def __str__(self) -> str:
         beside = self.beside
         first, last = self.sizes
         rate = beside["deleted"] / beside["seconds"]
-        early, late = beside["memory_early"], beside["memory_late"]
+        early, late = self.alone["memory_early"], self.alone["memory_late"]
+        p95 = "{:.2f} ({:.2f}-{:.2f})".format(*self.purge_p95)
         single = self.deleted.seconds
         lines = [
             f"in force afterwards: {self.kept[0]:,}, {self.kept[1]:,} bytes",
@@ -146,7 +151,7 @@ class Figures:
             f"  longest transaction: {self.alone['longest']:.3f} s",
             f"  beside requests: {rate:,.0f} rows/s, longest {beside['longest']:.3f} s",
             f"  memory: {early:.1f} MiB after 10 batches, {late:.1f} MiB in the end",
-            f"  p95 of requests beside it: {self.purge_p95:.2f} of that without",
+            f"  p95 of requests beside it: {p95} of that without",
             f"one DELETE: {self.deleted}, one transaction of {single:.1f} s",
             f"  p95 of requests beside it: {self.delete_p95:.2f} of that without",
         ]
@@ -155,6 +160,35 @@ class Figures:
                 f"table and indexes in the end: {last / first:.2f} of at first"
             )
         return "\n".join(lines)
+
+
+def wait() -> Span:
+    """Let requests come by themselves for a turn, and return from when to when."""
+    started = time.monotonic()
+    time.sleep(TURN)
+    return started, time.monotonic()
+
+
+def purge_in_turns() -> tuple[dict[str, Any], list[tuple[Span, Span]]]:
+    """Purge a turn, leave the next one quiet, until all that is expired is gone.
+
+    Return what the purges have told, and the turns without and with them.
+    """
+    turns = []
+    told: list[dict[str, Any]] = []
+    while not told or told[-1]["more"]:
+        quiet = wait()
+        told.append(purge(TURN))
+        purging = (told[-1]["began"], told[-1]["ended"])
+        # Few requests say nothing about the slowest of twenty.
+        if purging[1] - purging[0] >= TURN / 2:
+            turns.append((quiet, purging))
+    beside = {
+        "deleted": sum(each["deleted"] for each in told),
+        "seconds": sum(each["seconds"] for each in told),
+        "longest": max(each["longest"] for each in told),
+    }
+    return beside, turns
 
 
 def measure(records: int, folder: Path) -> Figures:
@@ -166,20 +200,14 @@ def measure(records: int, folder: Path) -> Figures:
     size = table_size()
     traffic = Traffic(folder / "traffic")
     with traffic.running():
-        times = [time.monotonic()]
-        time.sleep(QUIET)
-        times.append(time.monotonic())
-        beside = purge()
-        times.append(time.monotonic())
+        beside, turns = purge_in_turns()
         fill(quarter, "older", expired=True, body_size=BODY)
         settle()
-        times.append(time.monotonic())
-        time.sleep(QUIET)
-        times.append(time.monotonic())
+        quiet = wait()
+        started = time.monotonic()
         delete_at_once()
-        times.append(time.monotonic())
-    quiet, purging = (traffic.p95(*times[at : at + 2]) for at in (0, 1))
-    quiet_again, deleting = (traffic.p95(*times[at : at + 2]) for at in (3, 4))
+        deleting = (started, time.monotonic())
+    ratios = [traffic.p95(*purging) / traffic.p95(*quiet) for quiet, purging in turns]
     fill(quarter, "oldest", expired=True, body_size=BODY)
     with measured(quarter) as purged:
         alone = purge()
@@ -194,8 +222,8 @@ def measure(records: int, folder: Path) -> Figures:
         # Without the start of its process.
         purged=replace(purged[0], seconds=alone["seconds"]),
         deleted=deleted[0],
-        purge_p95=purging / quiet,
-        delete_p95=deleting / quiet_again,
+        purge_p95=spread(ratios),
+        delete_p95=traffic.p95(*deleting) / traffic.p95(*quiet),
     )
 
 

@@ -33,11 +33,14 @@ def main() -> None:
     purging._delete_batch = timed
     early = None
     report = None
+    began = time.monotonic()
     for report in manager.purge_in_batches(time_budget=budget):
         if early is None and report.batches >= 10:  # at its full size
             early = memory()
     assert report is not None
     told = {
+        "began": began,
+        "ended": time.monotonic(),
         "deleted": report.deleted,
         "batches": report.batches,
         "seconds": report.seconds,

@@ -9,7 +9,9 @@ values of fillfactor and sizes of bodies.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 from django.db import connection
@@ -24,7 +26,9 @@ def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    figures = []
     print("| body | fillfactor | HOT | bytes per record | log bytes per request |")
     print("|---|---|---|---|---|")
     with database("postgresql", urls="benchmarks.views"):
@@ -48,12 +52,23 @@ def main() -> int:
                     f"WHERE relname = '{TABLE}'"
                 )
                 on_disk = fetch_one(f"SELECT pg_total_relation_size('{TABLE}')")
+                figures.append(
+                    {
+                        "body": size,
+                        "fillfactor": fillfactor,
+                        "hot": hot,
+                        "bytes": on_disk / arguments.requests,
+                        "log_bytes": logged / arguments.requests,
+                    }
+                )
                 print(
                     f"| {size:,} | {fillfactor} | {100 * hot:.0f} % "
                     f"| {on_disk / arguments.requests:,.0f} "
                     f"| {logged / arguments.requests:,.0f} |",
                     flush=True,
                 )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"storage": figures}, indent=2))
     return 0
 
 

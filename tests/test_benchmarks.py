@@ -94,6 +94,16 @@ def test_page() -> None:
             middle, low, high = costs[name][of]
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
         assert costs["no key"]["statements"] == costs["bare"]["statements"]
+        more = costs["no key"]["calls"] - costs["bare"]["calls"]
+        assert f"a request makes {more} Python calls more" in page
+        if database == "postgresql":
+            floors = [
+                "{:.2f} ({:.2f}-{:.2f})".format(
+                    *costs[f"{requests.FLOOR} {name}"]["to_atomic_requests"]
+                )
+                for name in ("first-time", "replay")
+            ]
+            assert " and ".join(floors) in costs_of_readme
         printed = (published / f"requests-{database}.txt").read_text()
         listed = [requests.Cost(**cost) for cost in figures["requests"]["1024"]]
         assert requests.table(listed) in printed

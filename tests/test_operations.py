@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection
+from rest_framework.response import Response
 
 from idempotency.models import IdempotencyRecord
 from tests.conftest import code_of, key
@@ -60,6 +63,41 @@ def test_settings_of_the_table(cursor: Any) -> None:
         "'idempotency_idempotencyrecord'::regclass"
     )
     assert "fillfactor=80" in cursor.fetchone()[0]
+
+
+@pytest.fixture
+def lz4(transactional_db: None, cursor: Any) -> Iterator[None]:
+    """Keep answers as the page says."""
+    cursor.execute(statements("lz4"))
+    yield
+    with connection.cursor() as again:
+        again.execute(
+            "ALTER TABLE idempotency_idempotencyrecord "
+            "ALTER COLUMN body SET COMPRESSION default"
+        )
+
+
+@pytest.mark.parametrize("is_beside", [False, True], ids=["literal", "parameter"])
+def test_large_answers(
+    lz4: None, is_beside: bool, client: Any, handle: Any, monkeypatch: Any
+) -> None:
+    """R2: The bytes are the same, whichever way they are sent and kept."""
+    options = {**connection.settings_dict["OPTIONS"], "server_side_binding": is_beside}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    connection.close()
+    text = "".join(map(chr, range(1, 256))) * 1000
+    handle(lambda request: Response({"text": text, "new": str(uuid4())}, status=201))
+    answers = [client.post("/function/", {}, **key()) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].content == answers[1].content
+    assert answers[1]["Idempotent-Replayed"] == "true"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_column_compression(body), pg_column_size(body) < body_size "
+            "FROM idempotency_idempotencyrecord"
+        )
+        assert cursor.fetchall() == [("lz4", True)]
+    connection.close()
 
 
 @pytest.mark.django_db

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.database_servers import NotInstalled, find_postgresql
+from tests.processes import ROOT
 from tests.test_benchmarks import pytestmark as pytestmark  # noqa: PLC0414  # the same
 from tests.test_benchmarks import run
 
@@ -37,3 +42,13 @@ def test_on_postgresql(module: str, arguments: list[str], said: str) -> None:
     except NotInstalled as reason:
         pytest.skip(str(reason))
     assert said in run(module, "--rounds=2", "--requests=5", *arguments)
+
+
+def test_all_of_them(tmp_path: Path) -> None:
+    """R6: The command for all writes down what each of them prints, and its figures."""
+    command = [sys.executable, "-m", "benchmarks", str(tmp_path), "--only", "start"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    told = (tmp_path / "start.txt").read_text()
+    assert "| with the app |" in told
+    assert done.stdout == f"\n=== start\n{told}"
+    assert (tmp_path / "start.json").exists()
