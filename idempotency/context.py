@@ -61,7 +61,9 @@ class RequestContext:
         handler acts outside. Without a key there is no claim, and nothing happens.
 
         Raises ``ClaimLost`` where another request has the key by now, ``ValueError``
-        for a lease that is not positive and ``RuntimeError`` in atomic mode.
+        for a lease that is not positive and ``RuntimeError`` in atomic mode, and inside
+        a transaction of the handler's own: nobody would see the new lease, and it could
+        be rolled back.
         """
         if lease is not None and lease <= timedelta(0):
             raise ValueError(f"A lease must be longer than nothing, not {lease!r}.")

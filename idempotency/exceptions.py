@@ -85,6 +85,7 @@ class ClaimLost(IdempotencyError):
         "Retry to get that one's answer."
     )
     default_code = "idempotency_claim_lost"
+    wait = 1
 
 
 class OutcomeUnknown(IdempotencyError):

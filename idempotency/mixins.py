@@ -73,6 +73,8 @@ class IdempotencyMixin(Hooks):
             return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
         initkwargs["_idempotency_opts_out"] = True
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
+        # A copy: where the class's dispatch has such marks, the view shares its set.
+        view._non_atomic_requests = {*getattr(view, "_non_atomic_requests", ())}
         for alias in connections:
             view = transaction.non_atomic_requests(using=alias)(view)
         return view

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -106,6 +107,13 @@ class Method(APIView):
         return behave(request)
 
 
+@transaction.non_atomic_requests
+@api_view(["POST"])
+@idempotent(atomic=False, on_abandoned="hold", using="other")
+def elsewhere(request: Request) -> Any:
+    return behave(request)
+
+
 @api_view(["POST"])
 @idempotent(atomic=False, on_abandoned="hold")
 def inside(request: Request) -> Any:
@@ -152,6 +160,7 @@ urlpatterns = [
     ),
     path("leased-function/", function),
     path("leased-method/", Method.as_view()),
+    path("leased-elsewhere/", elsewhere),
     path("inside/", inside),
     *usual_urls,
 ]
@@ -560,6 +569,7 @@ class TestLostClaims:
         with caplog.at_level(logging.WARNING, logger="idempotency"):
             answer = client.post("/leased/", {}, **key())
         assert (answer.status_code, code_of(answer)) == (409, "idempotency_claim_lost")
+        assert answer["Retry-After"] == "1"
         assert "Idempotency-Expires" not in answer
         (entry,) = [r for r in caplog.records if r.name == "idempotency"]
         assert entry.levelname == "WARNING"
@@ -593,13 +603,15 @@ class TestLostClaims:
         """E7: A failure's answer is its own; the record is the new owner's."""
 
         def handler(request: Request) -> Any:
-            IdempotencyRecord.objects.update(token=uuid.uuid4())
+            IdempotencyRecord.objects.update(token=uuid.uuid4(), attempt=2)
             raise Settled
 
         handle(handler)
         assert client.post("/leased/", {}, **key()).status_code == 500
         assert the_record().state == State.IN_PROGRESS
-        assert "could not be given up" in caplog.text
+        (told,) = [r.getMessage() for r in caplog.records if r.name == "idempotency"]
+        assert "attempt 1, by now attempt 2" in told
+        assert "key_abandoned" not in caplog.text
 
     def test_late_but_alone(self, client: Any, handle: Handle) -> None:
         """E7: Past its lease, but with nobody after it, it still has its claim."""
@@ -656,6 +668,33 @@ class TestRenew:
             with pytest.raises(ValueError, match="longer than nothing") as error:
                 request.idempotency.renew(timedelta(0))  # type: ignore[attr-defined]
             errors.append(error)
+            return create_effect(request)
+
+        handle(handler)
+        assert client.post("/leased/", {}, **key()).status_code == 201
+        assert errors
+
+    @pytest.mark.parametrize("how", ["atomic", "autocommit"])
+    def test_inside_a_transaction(
+        self, client: Any, handle: Handle, monkeypatch: Any, how: str
+    ) -> None:
+        """E8: A lease that nobody else would see is refused, and nothing is written."""
+        errors = []
+
+        def handler(request: Request) -> Any:
+            before = the_record().lease_expires_at
+            if how == "autocommit":
+                transaction.set_autocommit(False)
+            try:
+                with transaction.atomic() if how == "atomic" else nullcontext():
+                    with pytest.raises(RuntimeError, match="End it before") as error:
+                        request.idempotency.renew(timedelta(hours=1))  # type: ignore[attr-defined]
+                    errors.append(error)
+                    assert the_record().lease_expires_at == before
+            finally:
+                if how == "autocommit":
+                    transaction.rollback()
+                    transaction.set_autocommit(True)
             return create_effect(request)
 
         handle(handler)
@@ -780,6 +819,34 @@ class TestTransactions:
         assert client.post("/never-atomic/", {}).status_code == 201
         assert seen == [False]
 
+    def test_siblings(self) -> None:
+        """E11: What a base class has opted out grows by no sibling that is leased."""
+
+        class Base(IdempotencyMixin, APIView):
+            @method_decorator(transaction.non_atomic_requests(using="other"))
+            def dispatch(self, *args: Any, **kwargs: Any) -> Any:
+                raise AssertionError
+
+        class LeasedSibling(Base):
+            idempotency_atomic = False
+            idempotency_on_abandoned = "hold"
+
+        leased: Any = LeasedSibling.as_view()
+        assert leased._non_atomic_requests >= {"default", "other"}
+        opted_out: Any = Base.as_view()
+        assert opted_out._non_atomic_requests == {"other"}
+        assert opted_out._non_atomic_requests is Base.dispatch._non_atomic_requests  # type: ignore[attr-defined]
+
+    def test_another_database(self, client: Any, monkeypatch: Any) -> None:
+        """E11: The error names the decorator for the database that it is about."""
+        client.raise_request_exception = True
+        wanted = r'@transaction\.non_atomic_requests\(using="other"\)\n'
+        with (
+            pytest.raises(ImproperlyConfigured, match=wanted),
+            transaction.atomic(using="other"),
+        ):
+            client.post("/leased-elsewhere/", {}, **key())
+
     def test_attributes_of_the_instance(self) -> None:
         """E11: A mode that as_view() is given counts like one of the class."""
 
@@ -811,6 +878,95 @@ class TestLostConnections:
         assert client.post(door, {}, **key()).content == first.content
         assert Effect.objects.count() == 1
 
+    @pytest.mark.parametrize("how", ["fails", "says that nothing happened"])
+    def test_failure_is_given_up(
+        self, client: Any, handle: Handle, caplog: Any, how: str
+    ) -> None:
+        """E9: Nor does it keep the key of a handler that fails."""
+
+        def handler(request: Request) -> Any:
+            if how != "fails":
+                request.idempotency.release()  # type: ignore[attr-defined]
+            connection.connection.close()
+            raise Settled
+
+        handle(handler)
+        assert client.post("/rerun/", {}, **key()).status_code == 500
+        if how == "fails":
+            assert is_abandoned()
+        else:
+            assert IdempotencyRecord.objects.count() == 0
+        assert "could not be given up" not in caplog.text
+        handle(create_effect)
+        assert client.post("/rerun/", {}, **key()).status_code == 201
+
+    @pytest.mark.parametrize(
+        ("how", "statement"),
+        [
+            ("stored", "completed_at"),
+            ("refused", "DELETE"),
+            ("released", "DELETE"),
+            ("abandoned", "'abandoned'"),
+        ],
+    )
+    def test_reply_is_lost(
+        self, client: Any, handle: Handle, monkeypatch: Any, how: str, statement: str
+    ) -> None:
+        """E5, E7: What was written before its reply was lost is not taken for lost."""
+        lost = lose_reply(monkeypatch, statement)
+
+        def handler(request: Request) -> Any:
+            context: Any = request.idempotency  # type: ignore[attr-defined]
+            if how == "abandoned":
+                context.derive("charge")
+            if how == "released":
+                context.release()
+            response = create_effect(request)
+            return refuse("Http404") if how in ("abandoned", "refused") else response
+
+        handle(handler)
+        answer = client.post("/leased/", {}, **key())
+        assert lost == [1]
+        if how in ("stored", "released"):
+            assert answer.status_code == 201
+        else:
+            assert answer.status_code == 404
+        states = [*IdempotencyRecord.objects.values_list("state", flat=True)]
+        expected = {"stored": [State.COMPLETED], "abandoned": [State.ABANDONED]}
+        assert states == expected.get(how, [])
+        assert Effect.objects.count() == 1
+
+    def test_reply_is_lost_and_the_key_claimed(
+        self, client: Any, handle: Handle, monkeypatch: Any
+    ) -> None:
+        """E7: A key that somebody else has by then stays that one's."""
+
+        def claim_again() -> None:
+            handle(create_effect)
+            assert client.post("/leased/", {}, **key()).status_code == 201
+
+        lost = lose_reply(monkeypatch, "DELETE", then=claim_again)
+        handle(lambda request: refuse("Http404"))
+        answer = client.post("/leased/", {}, **key())
+        assert (lost, code_of(answer)) == ([1], "idempotency_claim_lost")
+        assert the_record().state == State.COMPLETED
+
+    def test_left_open(self, client: Any, handle: Handle, caplog: Any) -> None:
+        """E7: No success is told that would never be committed."""
+
+        def handler(request: Request) -> Any:
+            transaction.set_autocommit(False)
+            return create_effect(request)
+
+        handle(handler)
+        assert client.post("/leased/", {}, **key()).status_code == 500
+        assert "End it before" in caplog.text
+        connection.close()
+        assert the_record().state == State.IN_PROGRESS
+        end_lease()
+        assert code_of(client.post("/leased/", {}, **key())) == UNKNOWN
+        assert Effect.objects.count() == 0
+
     def test_database_is_gone(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
@@ -841,6 +997,22 @@ class TestLostConnections:
         with pytest.raises(Settled):
             client.post("/leased/", {}, **key())
         assert "could not be given up" in caplog.text
+        assert "key_abandoned" not in caplog.text  # for who knows
+
+    def test_lost_and_gone(
+        self, client: Any, handle: Handle, monkeypatch: Any, caplog: Any
+    ) -> None:
+        """E7: Who has lost its claim is told so, also where nobody can say to whom."""
+
+        def handler(request: Request) -> Any:
+            IdempotencyRecord.objects.update(token=uuid.uuid4())
+            monkeypatch.setattr(claims_in("default"), "look_up", fail)
+            return create_effect(request)
+
+        handle(handler)
+        answer = client.post("/leased/", {}, **key())
+        assert code_of(answer) == "idempotency_claim_lost"
+        assert "by now attempt unknown" in caplog.text
 
     @pytest.mark.parametrize("door", ["/leased/", "/rerun/"])
     @pytest.mark.parametrize(
@@ -873,6 +1045,25 @@ class TestLostConnections:
 
 def fail(*args: Any, **kwargs: Any) -> Any:
     raise OperationalError("gone")
+
+
+def lose_reply(
+    monkeypatch: pytest.MonkeyPatch, word: str, then: Callable[[], Any] = bool
+) -> list[int]:
+    """Let the first statement with a word be done, and its reply be lost."""
+    execute, lost = claims_in("default")._execute, []
+
+    def execute_and_lose(sql: str, values: Any) -> int:
+        found = execute(sql, values)
+        if word in sql and not lost:
+            lost.append(found)
+            then()
+            connection.connection.close()
+            fail()
+        return found
+
+    monkeypatch.setattr(claims_in("default"), "_execute", execute_and_lose)
+    return lost
 
 
 def test_lost_in_a_testcase(handle: Handle, monkeypatch: Any) -> None:

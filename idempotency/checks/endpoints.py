@@ -13,6 +13,7 @@ from django.views import View
 from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
 from idempotency.conf import get_settings
 from idempotency.models import IdempotencyRecord
+from idempotency.modes.leased import opt_out_of_atomic_requests
 from idempotency.protection import Protection, protection_of
 from idempotency.routes import find_routes
 
@@ -58,21 +59,24 @@ def check_leased_views(**kwargs: Any) -> list[CheckMessage]:
     ):
         return []
     return [
-        Error(
-            f"{name} is leased, and ATOMIC_REQUESTS puts a transaction around it.",
-            hint=(
-                "Write @transaction.non_atomic_requests above @api_view, or "
-                '@method_decorator(transaction.non_atomic_requests, name="dispatch") '
-                "above the view class."
-            ),
-            id="idempotency.E005",
-        )
-        for name in dict.fromkeys(
-            endpoint.name
+        _wrapped(name, opt_out_of_atomic_requests(alias))
+        for name, alias in dict.fromkeys(
+            (endpoint.name, endpoint.alias)
             for endpoint in find_endpoints()
             if not endpoint.protection.policy.atomic and _is_in_transaction(endpoint)
         )
     ]
+
+
+def _wrapped(name: str, opt_out: str) -> CheckMessage:
+    return Error(
+        f"{name} is leased, and ATOMIC_REQUESTS puts a transaction around it.",
+        hint=(
+            f"Write @{opt_out} above @api_view, or "
+            f'@method_decorator({opt_out}, name="dispatch") above the view class.'
+        ),
+        id="idempotency.E005",
+    )
 
 
 def _is_in_transaction(endpoint: Endpoint) -> bool:

@@ -70,7 +70,7 @@ class Claims:
         )
         self.abandon_sql = (
             f"UPDATE {self.table} SET {state} = '{State.ABANDONED}', {lease} = {now} "
-            f"{executing}"
+            f"{by_claim} AND {state} <> '{State.COMPLETED}'"
         )
         self.release_sql = f"DELETE FROM {self.table} {by_claim}"
         self.converters = [*self._converters()]

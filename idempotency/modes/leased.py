@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, Error
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
@@ -22,13 +22,23 @@ Leased mode can't run inside a transaction: its claim must be committed before t
 handler acts outside. Under ATOMIC_REQUESTS, IdempotencyMixin takes care of that. \
 Without it, opt the view out:
 
-    @transaction.non_atomic_requests
+    @{opt_out}
     @api_view(["POST"])
     @idempotent(atomic=False, ...)
     def pay(request): ...
 
-    @method_decorator(transaction.non_atomic_requests, name="dispatch")
+    @method_decorator({opt_out}, name="dispatch")
     class Pay(APIView): ..."""
+
+LEFT_OPEN = """\
+What leased mode writes about its claim must be committed at once, and the handler has \
+a transaction open. End it before request.idempotency.renew(), and before the answer."""
+
+
+def opt_out_of_atomic_requests(alias: str) -> str:
+    """Return the decorator that keeps a view out of one database's ATOMIC_REQUESTS."""
+    which = "" if alias == DEFAULT_DB_ALIAS else f'(using="{alias}")'
+    return f"transaction.non_atomic_requests{which}"
 
 
 class LeasedMode(Mode):
@@ -38,7 +48,9 @@ class LeasedMode(Mode):
         self, wanted: IdempotencyRecord, now: datetime
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
         """Commit the claim, then run the handler (E7)."""
-        self._refuse_open_transaction()
+        if self._is_in_transaction():  # E11
+            opt_out = opt_out_of_atomic_requests(self.alias)
+            raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
         seen = None
         try:
             if self.claims.looks_up_first:
@@ -66,16 +78,12 @@ class LeasedMode(Mode):
             return None, None  # another retry was faster
         return wanted, self._run_handler(wanted, abandoned)
 
-    def _refuse_open_transaction(self) -> None:
-        """Raise ``ImproperlyConfigured`` where ``atomic(durable=True)`` would (E11)."""
+    def _is_in_transaction(self) -> bool:
+        """Tell where ``atomic(durable=True)`` would refuse to begin."""
         blocks = self.connection.atomic_blocks
-        is_open = (
-            not blocks[-1]._from_testcase
-            if blocks
-            else not self.connection.get_autocommit()
-        )
-        if is_open:
-            raise ImproperlyConfigured(OPEN_TRANSACTION)
+        if blocks:
+            return not blocks[-1]._from_testcase
+        return not self.connection.get_autocommit()
 
     def _not_claimed(self, error: DatabaseError) -> tuple[None, None]:
         if self.claims.is_busy(error):
@@ -141,22 +149,19 @@ class LeasedMode(Mode):
         """Give the key back, unless the handler may have acted outside (O2, E9)."""
         if self.context.is_acting and not self.context.is_released:
             self._write(claimed, lambda: self.claims.abandon(claimed))
-        else:
-            self._write(claimed, lambda: self.claims.release(claimed))
-            self.fate = Fate.RELEASED
+            return
+        self._write(claimed, lambda: self.claims.release(claimed), leaves_record=False)
+        self.fate = Fate.RELEASED
 
     def _give_up(self, claimed: IdempotencyRecord) -> None:
         """After a failure: the answer is the failure's own, whatever is written."""
+        self.context.is_acting = True  # for all that anybody knows
         try:
-            if self.context.is_released:
-                self.claims.release(claimed)
-                self.fate = Fate.RELEASED
-            else:
-                self.claims.abandon(claimed)
-        except (ClaimLost, Error) as error:
-            if isinstance(error, ClaimLost):
-                self.fate = None
-            # Where the record could not be reached, its lease ends by itself.
+            self._end_in_error(claimed)
+        except ClaimLost:
+            pass  # the log has it
+        except (Error, RuntimeError):
+            # Where the record can't be written, its lease ends by itself.
             logger.warning(
                 "A failed run could not be given up: record %s, attempt %d",
                 claimed.pk,
@@ -164,11 +169,21 @@ class LeasedMode(Mode):
                 exc_info=True,
             )
 
-    def _write(self, claimed: IdempotencyRecord, write: Callable[[], None]) -> None:
+    def _write(
+        self,
+        claimed: IdempotencyRecord,
+        write: Callable[[], None],
+        *,
+        leaves_record: bool = True,
+    ) -> None:
         """Write under the claim's token, and once more if the connection was lost.
 
-        Raises ``ClaimLost`` if another run has the record, and what the database does.
+        Raises ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
+        transaction, and what the database does; then nobody knows the run's fate.
         """
+        fate, self.fate = self.fate, None
+        if self._is_in_transaction():
+            raise RuntimeError(LEFT_OPEN)
         try:
             try:
                 write()
@@ -177,15 +192,35 @@ class LeasedMode(Mode):
                     raise
                 with suppress(Error):
                     self.connection.close()
-                write()
+                self._write_again(claimed, write, leaves_record=leaves_record)
         except ClaimLost:
-            self.fate = None
-            current = self.claims.look_up(claimed.pk)
-            logger.warning(
-                "A handler had lost its claim, and its answer was not stored: "
-                "record %s, attempt %d, by now attempt %s",
-                claimed.pk,
-                claimed.attempt,
-                current and current.attempt,
-            )
+            self._tell_of_loss(claimed)
             raise
+        self.fate = fate
+
+    def _write_again(
+        self,
+        claimed: IdempotencyRecord,
+        write: Callable[[], None],
+        *,
+        leaves_record: bool,
+    ) -> None:
+        """Repeat a write, which may have been done: its reply alone was lost then."""
+        try:
+            write()
+        except ClaimLost:
+            if leaves_record or self.claims.look_up(claimed.pk) is not None:
+                raise
+
+    def _tell_of_loss(self, claimed: IdempotencyRecord) -> None:
+        current: object = "unknown"
+        with suppress(Error):
+            found = self.claims.look_up(claimed.pk)
+            current = found and found.attempt
+        logger.warning(
+            "A handler had lost its claim, and its answer was not stored: "
+            "record %s, attempt %d, by now attempt %s",
+            claimed.pk,
+            claimed.attempt,
+            current,
+        )
