@@ -18,16 +18,23 @@ from rest_framework.views import APIView
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
+from tests.app.views import behave
 from tests.conftest import key
+from tests.processes import ROOT
 from tests.test_docs import code, table
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
 
 HEAD = ("mode", "effects in the record's database", "calls to the outside")
-ROWS = {row["mode"]: row for row in table(*HEAD)}
+CONTRACT, README = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("docs/contract.md", "README.md")
+)
+ROWS = {row["mode"]: row for row in table(*HEAD, document=CONTRACT)}
 # Where a run ends: before, between and after what it does, or not at all.
 ENDS = ("at once", "before the call", "after the call", "after the effect", None)
 RETRIES = 3
+Handle = Callable[[Callable[[Request], Any]], None]
 BOUNDS = {"exactly once": (1, 1), "at most once": (0, 1), "at least once": (1, None)}
 
 
@@ -90,6 +97,11 @@ class Asking(Hold):
     idempotency_on_abandoned = find_out
 
 
+class Silent(Hold):
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
 VIEWS = {
     "atomic": Atomic,
     'leased, `"hold"`': Hold,
@@ -97,7 +109,10 @@ VIEWS = {
     "leased, a callable": Asking,
 }
 PLACES = {name: f"/{view.__name__.lower()}/" for name, view in VIEWS.items()}
-urlpatterns = [path(PLACES[name][1:], view.as_view()) for name, view in VIEWS.items()]
+urlpatterns = [
+    *(path(PLACES[name][1:], view.as_view()) for name, view in VIEWS.items()),
+    path("silent/", Silent.as_view()),
+]
 
 
 def try_everything(client: APIClient, place: str) -> Iterator[tuple[int, list[str]]]:
@@ -137,6 +152,28 @@ def judge(numbers: list[int], promised: tuple[int, int | None]) -> None:
 def test_every_row_is_tried() -> None:
     """E1, E9: Each mode and policy stands in the table."""
     assert ROWS.keys() == VIEWS.keys()
+
+
+def test_readers_of_both_pages_get_the_same_promise() -> None:
+    """E1, E9: README has the contract's table, and what stands below it."""
+    marked = re.compile(r"<!-- guarantees -->.+?<!-- /guarantees -->", re.DOTALL)
+    promises = marked.findall(README)
+    assert promises == marked.findall(CONTRACT)
+    assert len(promises) == 1
+
+
+def test_acting_without_a_sign(client: APIClient, handle: Handle) -> None:
+    """E9: What stands below it: a refusal without derive() or renew() frees the key."""
+    calls = []
+
+    def handler(request: Request) -> Response:
+        calls.append(request)
+        return Response(status=404)
+
+    handle(handler)
+    for _request in range(2):
+        assert client.post("/silent/", **key()).status_code == 404
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("name", VIEWS)

@@ -104,12 +104,14 @@ def stage(
 class TestZombies:
     """E7: Whoever comes late changes nothing."""
 
-    def test_taken_over(self, stage: Stage) -> None:
+    @pytest.mark.parametrize("door", ["/rerun/", "/ask/"])
+    def test_taken_over(self, stage: Stage, door: str) -> None:
         """E7, E9, E10: A retry takes over and is answered; the late answer is not kept.
 
-        Both have acted outside, under the same derived key.
+        Both have acted outside, under the same derived key: a callable that finds
+        nothing does not know what comes late.
         """
-        with stage.zombie("/rerun/", "paused"):
+        with stage.zombie(door, "paused"):
             rerun = stage.send()
             assert (rerun.status, is_replayed(rerun)) == (201, False)
             before = the_row()
