@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.core.files.uploadhandler import FileUploadHandler
+from django.core.serializers.json import DjangoJSONEncoder
 from django.http import HttpRequest, QueryDict
 from django.http.multipartparser import MultiPartParser
 from django.http.request import RawPostDataException
@@ -77,10 +78,23 @@ def _encoding(http_request: HttpRequest) -> str:
 def _fits_in_memory(http_request: HttpRequest) -> bool:
     limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     try:
-        length = int(http_request.META.get("CONTENT_LENGTH") or 0)
+        return limit is None or _length(http_request) <= limit
     except ValueError:
         return False  # request.body would not have it either
-    return limit is None or length <= limit
+
+
+def _length(http_request: Any) -> int:
+    """Return the bytes of a body that was not read, or raise ``ValueError``."""
+    named = http_request.META.get("CONTENT_LENGTH")
+    if named:
+        return int(named)
+    try:
+        # Under ASGI a body may come without its length, and is in a file by now.
+        length: int = http_request._stream.seek(0, io.SEEK_END)
+    except OSError:
+        return 0  # under WSGI it is none then
+    http_request._stream.seek(0)
+    return length
 
 
 def _from_bytes(http_request: HttpRequest, media_type: str, content: bytes) -> Body:
@@ -116,13 +130,15 @@ def _from_what_is_left(request: Any, media_type: str) -> Body:
         parsed, files = http_request.POST, http_request.FILES
     if isinstance(parsed, QueryDict):
         # Empty is also what a failed parse leaves, whatever was sent.
-        if parsed or files:
-            if media_type == FORM:
-                return _form(parsed)
+        if media_type == FORM and parsed:
+            return _form(parsed)
+        if parsed or files or (media_type == MULTIPART and _has_no_part(http_request)):
             return Body("multipart", [_lists(parsed), _uploads(files)])
+    elif isinstance(parsed, bytes):
+        return Body("bytes", hashlib.sha256(parsed).digest())
     elif parsed is not Empty:
         try:
-            content = _json(json.dumps(parsed))
+            content = _json(json.dumps(parsed, cls=DjangoJSONEncoder))
         except (TypeError, ValueError):
             pass
         else:
@@ -134,6 +150,16 @@ def _from_what_is_left(request: Any, media_type: str) -> Body:
         "idempotency key can't be tied to it. Let whatever reads it (a middleware, a "
         "permission) use request.body or request.data."
     )
+
+
+def _has_no_part(http_request: HttpRequest) -> bool:
+    """Tell whether a multipart body has room for its last boundary alone."""
+    params: Any = http_request.content_params
+    last = f"\r\n--{params.get('boundary', '')}--\r\n"
+    try:
+        return 0 < int(http_request.META.get("CONTENT_LENGTH") or 0) <= len(last)
+    except ValueError:
+        return False
 
 
 def _uploads(files: Any) -> list[list[Any]]:
@@ -208,7 +234,9 @@ class _Spool:
         self.http_request = http_request
         self.digest = hashlib.sha256()
         self.copy: IO[bytes] = SpooledTemporaryFile(  # noqa: SIM115  # closed with the request
-            max_size=settings.FILE_UPLOAD_MAX_MEMORY_SIZE
+            # 0 would mean that all of it may be in memory.
+            max_size=max(1, settings.FILE_UPLOAD_MAX_MEMORY_SIZE),
+            dir=settings.FILE_UPLOAD_TEMP_DIR,
         )
         weakref.finalize(http_request, self.copy.close)
 

@@ -30,6 +30,8 @@ class RequestContext:
     attempt: int | None = None
     warnings: tuple[ClientWarning, ...] = ()
     executing: bool = False
+    # Whose handler has been executed under the key.
+    request: Request | None = None
     # The fingerprint's digest that stands for the payload in derived keys.
     payload: str = ""
     # Leased mode's own: what renews the claim, and what the handler has said of itself.

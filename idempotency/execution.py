@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.http import HttpResponseBase
 from django.utils import timezone
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 0.2
 
+ONE_AFTER_ANOTHER = """\
+One request was handed to two protected handlers, one after the other. It has one \
+idempotency key, so the second one would get the first one's answer and never run. \
+Protect the handler that calls both: then they are protected with it, as one."""
+
 
 def execute(
     view: APIView, request: Request, handler: Handler, options: Options
@@ -54,12 +60,15 @@ def execute(
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return handler()  # E6: protected once, by the outer one
+    if outer is not None and outer.key is not None and outer.request is request:
+        raise ImproperlyConfigured(ONE_AFTER_ANOTHER)
     enabled = get_settings().ENABLED
     policy = Policy.resolve(options)
     if enabled and request.method not in policy.methods:
         ignore_key(view, request)
         return handler()
-    context = http_request.idempotency = RequestContext(executing=True)
+    context = RequestContext(executing=True, request=request)
+    http_request.idempotency = context
     try:
         key = keys.find_key(request.META) if enabled else None
         if key is not None:
@@ -76,8 +85,11 @@ def execute(
 
 def ignore_key(view: APIView, request: Request) -> None:
     """Let a request of another method run as always, its key warned about (K5)."""
-    context = RequestContext()
-    request._request.idempotency = context  # type: ignore[attr-defined]  # by this app
+    http_request: Any = request._request
+    outer = getattr(http_request, "idempotency", None)
+    if outer is not None and outer.executing:
+        return  # it is the outer handler's key, and not ignored (E6)
+    context = http_request.idempotency = RequestContext()
     in_query, in_header = keys.find_raw(request.META)
     if in_query or in_header is not None:
         context.warnings = (KEY_IGNORED,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.http import HttpResponseBase
 
@@ -44,12 +44,23 @@ class Finisher:
         view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
 
     def finish(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Finalise and render a handler's response."""
+        """Finalise and render a handler's response.
+
+        What goes wrong is for Django to answer, as it would without the app: DRF has
+        ended by then.
+        """
         view = self.view
-        response = self._with_warnings(response, *view.args, **view.kwargs)
-        if hasattr(response, "render"):
-            response = response.render()
+        try:
+            response = self._with_warnings(response, *view.args, **view.kwargs)
+            if hasattr(response, "render"):
+                response = response.render()
+        except Exception:
+            view.handle_exception = self._leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
+            raise
         return self.let_pass(response)
+
+    def _leave_to_django(self, error: Exception) -> NoReturn:
+        raise error
 
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
         """Take a response as finished already."""

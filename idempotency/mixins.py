@@ -134,6 +134,7 @@ class IdempotencyMixin(Hooks):
         handler: Any,
         options: Options,
         request: Request,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Any:

@@ -67,8 +67,13 @@ class StoredResponse:
                     headers=_without(_unstored(response), headers),
                     body=body,
                 )
-        location = [pair for pair in headers if pair[0].lower() == "location"]
-        return cls(status_code=response.status_code, headers=location, body=None)
+        kept = cls(status_code=response.status_code, headers=headers, body=None)
+        return kept.as_tombstone()
+
+    def as_tombstone(self) -> StoredResponse:
+        """Return what is kept of an answer whose body is not (R4)."""
+        location = [pair for pair in self.headers if pair[0].lower() == "location"]
+        return StoredResponse(status_code=self.status_code, headers=location, body=None)
 
     def as_fields(self) -> dict[str, Any]:
         """Return the fields of a record that hold the answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -22,13 +22,17 @@ def default_scope(request: Request) -> str:
 
     A caller known by an Authorization header alone is named by a keyed digest of it:
     the credential itself is not stored (F5).
+
+    Raises ``ImproperlyConfigured`` for a user that neither of both can name.
     """
-    user = request.user
-    if user is not None and user.is_authenticated and user.pk is not None:
+    user: Any = request.user
+    is_known = user is not None and getattr(user, "is_authenticated", True)
+    pk = getattr(user, "pk", None)
+    if is_known and pk is not None:
         meta = getattr(user, "_meta", None)
         kind = type(user)
         label = meta.label_lower if meta else f"{kind.__module__}.{kind.__qualname__}"
-        return f"user:{label}:{user.pk}"
+        return f"user:{label}:{pk}"
     authorization = request.META.get("HTTP_AUTHORIZATION")
     if authorization:
         digest = hmac.digest(
@@ -37,6 +41,14 @@ def default_scope(request: Request) -> str:
             hashlib.sha256,
         )
         return f"authorization:{digest.hex()}"
+    if is_known:
+        # Strangers share the anonymous scope, and with it their answers.
+        raise ImproperlyConfigured(
+            f"The user of this request, a {type(user).__qualname__}, has no primary "
+            "key, and there is no Authorization header either to tell callers apart. "
+            "Say whose keys these are with the option scope of the endpoint, or with "
+            'IDEMPOTENCY = {"SCOPE": ...}.'
+        )
     return ANONYMOUS
 
 

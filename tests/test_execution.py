@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db import (
     DatabaseError,
     IntegrityError,
@@ -20,6 +21,7 @@ from django.http import Http404
 from django.urls import path
 from rest_framework import exceptions, throttling
 from rest_framework.permissions import BasePermission
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
@@ -32,7 +34,7 @@ from idempotency.fingerprints import VERSIONS
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
-from tests.app.views import behave, create_effect
+from tests.app.views import MixinView, behave, create_effect
 from tests.conftest import KEY, assert_refused, code_of, key
 from tests.urls import urlpatterns as usual_urls
 
@@ -133,6 +135,26 @@ class AnyName(IdempotencyMixin, APIView):
         return behave(request)
 
 
+class Worded(IdempotencyMixin, APIView):
+    def post(self, request: Request, **kwargs: str) -> Response:
+        return Response(kwargs)
+
+
+class Bulk(APIView):
+    """Calls a protected handler twice, from one that is protected and one not."""
+
+    @idempotent(methods=("POST", "PUT"))
+    def create(self, request: Request) -> Any:
+        return create_effect(request)
+
+    def put(self, request: Request) -> Response:
+        return Response([self.create(request).data for _ in range(2)])
+
+    @idempotent
+    def post(self, request: Request) -> Response:
+        return self.put(request)
+
+
 def shared_scope(request: Request) -> str:
     return "shared"
 
@@ -146,6 +168,7 @@ urlpatterns = [
     path("with-options/", WithOptions.as_view()),
     path("optional/", WithOptions.as_view(idempotency_required=False)),
     path("function-scope/", FunctionScope.as_view()),
+    path("bulk/", Bulk.as_view()),
 ]
 
 
@@ -238,6 +261,21 @@ class TestScope:
         retry = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 2", **key())
         assert retry.content == first.content
         assert IdempotencyRecord.objects.get().scope == "user:auth.user:7"
+
+    @pytest.mark.parametrize("attributes", [{}, {"pk": None}, {"known": None}])
+    def test_users_without_a_primary_key(
+        self, client: Any, attributes: dict[str, Any]
+    ) -> None:
+        """S1: No user is taken for a stranger, whose answers all strangers get."""
+        client.force_authenticate(SimpleNamespace(name="ada", **attributes))
+        client.raise_request_exception = True
+        with pytest.raises(ImproperlyConfigured, match="option scope"):
+            client.post("/function/", {}, **key())
+        assert Effect.objects.count() == 0
+        first = client.post("/function/", {}, HTTP_AUTHORIZATION="Key 1", **key())
+        other = client.post("/function/", {}, HTTP_AUTHORIZATION="Key 2", **key())
+        assert (first.status_code, other.status_code) == (201, 201)
+        assert Effect.objects.count() == 2
 
     def test_a_projects_own(self, client: Any, settings: Any) -> None:
         """S1: The nearest scope wins: decorator, hook, attribute, settings."""
@@ -347,6 +385,42 @@ class TestContext:
             first, retry = view(request), view(request)
             assert retry.content == first.content
         assert Effect.objects.count() == 2
+
+    def test_words_of_the_address(self) -> None:
+        """K4: A view's own arguments may have any name."""
+        kwargs = dict.fromkeys(("handler", "options", "view", "policy", "key"), "x")
+        view = Worded.as_view()
+        for headers in ({}, key()):
+            request = APIRequestFactory().post("/", {}, HTTP_X_USER="ada", **headers)
+            assert view(request, **kwargs).data == kwargs
+
+    def test_one_after_another(self, client: Any) -> None:
+        """E6: Two protected handlers that share one key are an error."""
+        client.raise_request_exception = True
+        with pytest.raises(ImproperlyConfigured, match="calls both"):
+            client.put("/bulk/", {}, **key())
+        Effect.objects.all().delete()
+        client.put("/bulk/", {})
+        assert Effect.objects.count() == 2
+        first = client.post("/bulk/", {}, **key("another-key"))
+        assert client.post("/bulk/", {}, **key("another-key")).content == first.content
+        assert Effect.objects.count() == 4
+
+    def test_view_within(self, client: Any, handle: Handle) -> None:
+        """E6, E10: What a handler calls does not take its key away from it."""
+        seen = []
+
+        def handler(request: Request) -> Any:
+            MixinView.as_view()(request._request)
+            context: Any = request.idempotency
+            seen.append((context.key, context.derive("a")))
+            return Response({}, status=418)
+
+        handle(handler)
+        for _ in range(2):
+            assert client.put("/with-options/", {}, **key()).status_code == 418
+        assert seen[0] == seen[1]
+        assert seen[0][0] == KEY
 
 
 class TestHooks:
@@ -768,6 +842,42 @@ class TestOutcomes:
         assert client.post(door, {}, **key()).status_code == 500
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
+
+    @pytest.mark.parametrize(
+        "error", [Http404, PermissionDenied, exceptions.ParseError]
+    )
+    @pytest.mark.parametrize("where", ["finalize_response", "renderer", "callback"])
+    def test_rendering_refuses(
+        self, client: Any, handle: Handle, monkeypatch: Any, where: str, error: Any
+    ) -> None:
+        """O3, R1: What looks like a refusal of the handler's is none after it."""
+
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            response = Response({})
+            if where == "callback":
+                response.add_post_render_callback(refuse)
+            return response
+
+        handle(handler)
+        if where == "finalize_response":
+            monkeypatch.setattr(MixinView, "finalize_response", refuse)
+        if where == "renderer":
+            renderer = type("Refusing", (JSONRenderer,), {"render": refuse})
+            monkeypatch.setattr(MixinView, "renderer_classes", [renderer])
+        bare = client.post("/mixin-view/", {})
+        Effect.objects.all().delete()
+        for _ in range(2):
+            keyed = client.post("/mixin-view/", {}, **key())
+            assert (keyed.status_code, keyed.content) == (
+                bare.status_code,
+                bare.content,
+            )
+            assert Effect.objects.count() == 0
+            assert IdempotencyRecord.objects.count() == 0
 
     def test_on_commit(self, client: Any, handle: Handle, door: str) -> None:
         """O5: on_commit hooks run once, for the run that committed."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
+from decimal import Decimal
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest
 from django.http.request import RawPostDataException
 from django.test import RequestFactory
@@ -33,6 +37,25 @@ PARSERS = [
     parsers.FormParser(),
     parsers.MultiPartParser(),
 ]
+
+
+class TextParser(parsers.BaseParser):
+    """Gives bytes, as the example of Django REST framework's documentation does."""
+
+    media_type = "text/plain"
+
+    def parse(self, stream: Any, *args: Any, **kwargs: Any) -> bytes:
+        content: bytes = stream.read()
+        return content
+
+
+class MoneyParser(parsers.BaseParser):
+    """Gives numbers that JSON has no kind of."""
+
+    media_type = JSON
+
+    def parse(self, stream: Any, *args: Any, **kwargs: Any) -> Any:
+        return json.loads(stream.read(), parse_float=Decimal)
 
 
 def make_request(
@@ -314,6 +337,39 @@ class TestTheHandlerFindsItAll:
         assert here.digest != digest(body + b"y", kind)
 
     @pytest.mark.usefixtures("small_uploads")
+    def test_always_on_disk(self, settings: Any, tmp_path: Path) -> None:
+        """F3: What is to be on disk is there, in the project's own folder."""
+        settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 0
+        settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
+        request = make_request(b"y" * 200_000, "application/octet-stream")
+        default_fingerprint(request)
+        copy: Any = request._request._stream
+        assert copy._rolled
+        assert os.fstat(copy.fileno()).st_dev == tmp_path.stat().st_dev
+        settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path / "missing")
+        request = make_request(b"y" * 200_000, "application/octet-stream")
+        with pytest.raises(FileNotFoundError):
+            default_fingerprint(request)
+
+    @pytest.mark.usefixtures("small_uploads")
+    @pytest.mark.parametrize("size", [10, 200_000])
+    def test_without_a_length(self, size: int) -> None:
+        """F3: Under ASGI a body may come without its length, and be a large one."""
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"content-type", b"application/octet-stream")],
+        }
+        content = b"y" * size
+        request = ASGIRequest(scope, BytesIO(content))
+        before = default_fingerprint(Request(request)).digest
+        assert request.read() == content
+        assert hasattr(request, "_body") == (size == 10)
+        other = ASGIRequest(scope, BytesIO(content + b"y"))
+        assert default_fingerprint(Request(other)).digest != before
+
+    @pytest.mark.usefixtures("small_uploads")
     def test_multipart_beyond_memory(self) -> None:
         """F3: A large multipart upload is fingerprinted in chunks, by its meaning."""
         content = b"z" * 500_000
@@ -406,6 +462,43 @@ class TestReadBefore:
 
         assert parsed(b"%PDF") == parsed(b"%PDF")
         assert parsed(b"%PDF") != parsed(b"%PDG")
+
+    @pytest.mark.parametrize(
+        ("parser", "content", "other"),
+        [
+            (TextParser(), b"hello", b"hallo"),
+            (MoneyParser(), b'{"a": 1.50}', b'{"a": 1.51}'),
+        ],
+    )
+    def test_other_parsers(
+        self, parser: parsers.BaseParser, content: bytes, other: bytes
+    ) -> None:
+        """F3: What other parsers make of a body can stand for it, too."""
+
+        def parsed(body: bytes) -> str:
+            request = make_request(body, parser.media_type, parser_list=[parser])
+            _ = request.data
+            request._request._read_started = True
+            vars(request._request).pop("_body", None)
+            return default_fingerprint(request).digest
+
+        assert parsed(content) == parsed(content)
+        assert parsed(content) != parsed(other)
+
+    def test_empty_multipart(self) -> None:
+        """F3: A form without a field is what it is, whoever read it before."""
+        body, content_type = f"--{BOUNDARY}--\r\n".encode(), MULTIPART_CONTENT
+        digests = set()
+        for _ in range(2):
+            request = make_request(body, content_type)
+            assert not request._request.POST
+            digests.add(default_fingerprint(request).digest)
+        assert len(digests) == 1
+        request = make_request(body, content_type)
+        assert not request._request.POST
+        request._request.META["CONTENT_LENGTH"] = "nonsense"
+        with pytest.raises(RawPostDataException):
+            default_fingerprint(request)
 
     def test_gone(self) -> None:
         """F3: A body that can't be read any more is an error, not an empty body."""

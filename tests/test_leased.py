@@ -364,6 +364,23 @@ class TestErrors:
         assert client.post("/choosy/", {}, **key()).status_code == 500
         assert is_abandoned()
 
+    def test_rendering_refuses(self, client: Any, handle: Handle) -> None:
+        """E9: A refusal that comes after the handler is no word of the handler's."""
+
+        def refuse(response: Any) -> Any:
+            raise Http404
+
+        def handler(request: Request) -> Any:
+            response = create_effect(request)
+            response.add_post_render_callback(refuse)
+            return response
+
+        handle(handler)
+        assert client.post("/leased/", {}, **key()).status_code == 404
+        assert is_abandoned()
+        assert code_of(client.post("/leased/", {}, **key())) == UNKNOWN
+        assert Effect.objects.count() == 1
+
     def test_process_ends(self, client: Any, handle: Handle) -> None:
         """E9: So does a server that ends its worker."""
 

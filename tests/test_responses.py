@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.http import (
     FileResponse,
     HttpResponse,
@@ -347,6 +348,34 @@ def test_not_kept(
     record = IdempotencyRecord.objects.get()
     assert (record.body, record.body_size, record.status_code) == (None, None, 201)
     assert record.headers == [["Location", "/reports/1"]]
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's own")
+@pytest.mark.parametrize(
+    ("content", "is_kept"),
+    [(b"a" * 9, True), (b'"' * 7, True), (b'"' * 9, False), (b"\0" * 9, False)],
+)
+def test_larger_than_a_statement(
+    client: Any,
+    handle: Callable[..., None],
+    content: bytes,
+    is_kept: bool,
+) -> None:
+    """R4: What the database takes in no statement is not kept, and the effect stays."""
+
+    def handler(request: Request) -> Any:
+        Effect.objects.create()
+        return HttpResponse(content * 1024 * 1024, status=201)
+
+    handle(handler)
+    first = client.post("/function/", {}, **key())
+    assert (first.status_code, len(first.content)) == (201, len(content) * 1024 * 1024)
+    retry = client.post("/function/", {}, **key())
+    if is_kept:
+        assert retry.content == first.content
+    else:
+        assert code_of(retry) == "idempotency_response_not_kept"
+    assert Effect.objects.count() == 1
 
 
 def test_as_large_as_allowed(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from uuid import UUID
 
 from django.db import DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.functional import cached_property
 
 from idempotency.claims.base import RowCountClaims, causes
 from idempotency.models import IdempotencyRecord
@@ -19,10 +21,39 @@ class MariaDBClaims(RowCountClaims):
     # Deadlock, also a certification failure of Galera; changed since last read.
     TRANSIENT = (1213, 1020)
 
+    # A statement of this size need not be asked about: the default is 16 MiB.
+    SMALL = 1024 * 1024
+    # What a statement has beside the body, with room to spare.
+    OVERHEAD = 64 * 1024
+    ESCAPED = (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        super().__init__(connection)
+        # Under SERIALIZABLE each SELECT in a transaction waits for writers.
+        self.select_at_once_sql = self.AT_ONCE + self.select_sql
+
+    def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
+        return self._fetch(self.select_at_once_sql, self._id(record_id))
+
     def read_again(self, record_id: UUID) -> IdempotencyRecord | None:
         # A plain SELECT would read the transaction's snapshot under REPEATABLE READ.
-        sql = f"{self.AT_ONCE}{self.select_sql} LOCK IN SHARE MODE"
+        sql = f"{self.select_at_once_sql} LOCK IN SHARE MODE"
         return self._fetch(sql, self._id(record_id))
+
+    def can_store(self, body: bytes) -> bool:
+        # The driver writes the body into the statement, these bytes as two.
+        if 2 * len(body) < self.SMALL:
+            return True
+        escaped = len(body) + sum(map(body.count, self.ESCAPED))
+        return escaped + self.OVERHEAD < self.largest_statement
+
+    @cached_property
+    def largest_statement(self) -> int:
+        """How many bytes the server takes at once."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_allowed_packet")
+            size: int = cursor.fetchone()[0]
+            return size
 
     def is_busy(self, error: DatabaseError) -> bool:
         return self._number(error) == self.LOCK_WAIT_TIMEOUT

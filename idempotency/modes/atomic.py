@@ -71,12 +71,13 @@ class AtomicMode(Mode):
         self.begin(claimed, Fate.RELEASED)
         earlier_error = self.connection.rollback_exc
         try:
-            response = self.finisher.finish(self.handler())
+            response = self.handler()
         except Exception as error:
             if is_failure(error):
                 raise
             self._release(claimed)
             return error
+        response = self.finisher.finish(response)
         if response.status_code >= 500:
             transaction.set_rollback(True, using=self.alias)
         elif self.connection.needs_rollback:

@@ -107,12 +107,6 @@ class LeasedMode(Mode):
             response = found = self._find_out(abandoned)
             if response is None:
                 response = self.handler()
-            response = self.finisher.finish(response)
-            is_error = response.status_code >= 500 or (
-                found is None and self.is_released_by(response)
-            )
-            is_stored = not (is_error or context.is_released)
-            stored = self.to_store(response) if is_stored else None
         except ClaimLost:
             raise
         except Exception as error:
@@ -123,6 +117,16 @@ class LeasedMode(Mode):
             return error
         except BaseException:
             self._give_up(claimed)  # the process is being ended
+            raise
+        try:
+            response = self.finisher.finish(response)
+            is_error = response.status_code >= 500 or (
+                found is None and self.is_released_by(response)
+            )
+            is_stored = not (is_error or context.is_released)
+            stored = self.to_store(response) if is_stored else None
+        except BaseException:
+            self._give_up(claimed)  # whatever it is, it is no refusal of the handler's
             raise
         if stored is not None:
             self._write(claimed, lambda: self.claims.complete(claimed, stored))
