@@ -175,6 +175,21 @@ def test_unknown_key(name: str, meant: str) -> None:
     assert f"Did you mean {meant}?" in str(message.hint)
 
 
+def test_known_under_another_name() -> None:
+    """X2: E002, keys in small letters, and options that no setting is there for."""
+    (message,) = messages({"retention": timedelta(days=1)})
+    assert "Did you mean RETENTION?" in str(message.hint)
+    (message,) = messages({"ATOMIC": False})
+    assert "atomic is an option of each endpoint" in str(message.hint)
+
+
+def test_why_a_path_leads_nowhere() -> None:
+    """X2: E003, the hint says what the import said."""
+    (message,) = messages({"SCOPE": "tests.nowhere.scope"})
+    assert "No module named 'tests.nowhere'." in str(message.hint)
+    assert_helpful(message)
+
+
 @pytest.mark.parametrize("name", ["XYZ", "", 7])
 def test_strange_key(name: Any) -> None:
     """X2: E002, a key that is like no other; the hint names them all."""

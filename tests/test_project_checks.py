@@ -32,7 +32,9 @@ from idempotency.checks import (
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_settings,
+    check_settings_of_their_own,
     check_tested_databases,
+    check_views_without_the_mixin,
 )
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
@@ -77,6 +79,13 @@ class Lost(IdempotencyMixin, APIView):
 
 class Found(IdempotencyMixin, APIView):
     idempotency_scope = "tests.test_project_checks.everybody"
+
+    def post(self, request: Request) -> Response:
+        return Response()
+
+
+class NoMixin(APIView):
+    idempotency_required = True
 
     def post(self, request: Request) -> Response:
         return Response()
@@ -212,6 +221,18 @@ def e009(project: Project) -> Messages:
     return check_databases()
 
 
+def e010(project: Project) -> Messages:
+    project.on("mysql")
+    options = {"isolation_level": "READ UNCOMMITTED"}
+    project.patch.setitem(connections["default"].settings_dict, "OPTIONS", options)
+    return check_databases()
+
+
+def e011(project: Project) -> Messages:
+    project.urls(NoMixin.as_view(), NoMixin.as_view(), Found.as_view())
+    return check_views_without_the_mixin()
+
+
 def w001(project: Project) -> Messages:
     project.without_beat_tables()
     current_app.conf.beat_schedule = {}
@@ -239,6 +260,11 @@ def w004(project: Project) -> Messages:
 def w005(project: Project) -> Messages:
     project.settings.IDEMPOTENCY = {"ENABLED": False}
     return check_enabled()
+
+
+def w006(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY_REQUIRED = True
+    return check_settings_of_their_own()
 
 
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
@@ -297,6 +323,8 @@ def test_a_project_without_mistakes(project: Project) -> None:
     project.urls(leased, Found.as_view())
     found = [
         *check_settings(),
+        *check_settings_of_their_own(),
+        *check_views_without_the_mixin(),
         *check_leased_views(),
         *check_endpoints(),
         *check_databases(),
@@ -324,6 +352,8 @@ def test_when_the_checks_run(project: Project) -> None:
     assert databases == {check_tested_databases, check_purge_is_scheduled_in_database}
     assert at_once - databases == {
         check_settings,
+        check_settings_of_their_own,
+        check_views_without_the_mixin,
         check_leased_views,
         check_endpoints,
         check_databases,

@@ -335,6 +335,22 @@ def fails_with_api_exception(world: World) -> Callable[[], Any]:
     return raising(world, APIException())
 
 
+@scenario("Answer that can't be rendered")
+def cannot_be_rendered(world: World) -> Callable[[], Any]:
+    """O3: undone, also where the renderer says no."""
+
+    def refuse(response: Any) -> None:
+        raise Http404
+
+    def work() -> Response:
+        response = world.act()
+        response.add_post_render_callback(refuse)
+        return response
+
+    world.work = work
+    return world.send
+
+
 @scenario("Handler calls `transaction.set_rollback(True)`")
 def marks_for_rollback(world: World) -> Callable[[], Any]:
     """E2: the answer goes out, the effects do not stay."""

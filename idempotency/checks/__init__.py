@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 from idempotency.checks.databases import check_databases, check_tested_databases
-from idempotency.checks.endpoints import check_endpoints, check_leased_views
+from idempotency.checks.endpoints import (
+    check_endpoints,
+    check_leased_views,
+    check_views_without_the_mixin,
+)
 from idempotency.checks.purges import (
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
@@ -16,6 +20,7 @@ from idempotency.checks.settings import (
     SETTINGS,
     check_enabled,
     check_settings,
+    check_settings_of_their_own,
 )
 
 __all__ = [
@@ -28,5 +33,7 @@ __all__ = [
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
     "check_settings",
+    "check_settings_of_their_own",
     "check_tested_databases",
+    "check_views_without_the_mixin",
 ]

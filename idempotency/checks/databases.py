@@ -39,6 +39,14 @@ def _mistakes_in(alias: str) -> Iterator[CheckMessage]:
             id="idempotency.E009",
         )
     connection = connections[alias]
+    level = str(connection.settings_dict["OPTIONS"].get("isolation_level"))
+    if connection.vendor == "mysql" and level.lower() == "read uncommitted":
+        yield Error(
+            f"The database {alias!r} shows what is not committed, answers to replay "
+            "among it.",
+            hint='Write "OPTIONS": {"isolation_level": "read committed"}.',
+            id="idempotency.E010",
+        )
     if connection.vendor == "sqlite" and connection.settings_dict["ATOMIC_REQUESTS"]:
         mode = connection.settings_dict["OPTIONS"].get("transaction_mode")
         if (mode or "").upper() not in ("IMMEDIATE", "EXCLUSIVE"):

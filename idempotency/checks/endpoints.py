@@ -12,10 +12,15 @@ from django.views import View
 
 from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
 from idempotency.conf import get_settings
+from idempotency.mixins import PREFIX, IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
+from idempotency.policy import RULES
 from idempotency.protection import Protection, protection_of
-from idempotency.routes import find_routes
+from idempotency.routes import dotted_name, find_routes
+
+# @idempotent leaves an attribute of its own on functions, which is none of these.
+ATTRIBUTES = tuple(PREFIX + name for name in RULES)
 
 
 class Endpoint(NamedTuple):
@@ -83,6 +88,31 @@ def _is_in_transaction(endpoint: Endpoint) -> bool:
     opted_out = getattr(endpoint.callback, "_non_atomic_requests", ())
     alias = endpoint.alias
     return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
+
+
+@checks.register("idempotency")
+def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
+    """Report options that a view has and nobody reads."""
+    without: dict[str, str] = {}
+    for route in find_routes():
+        cls = getattr(route.callback, "cls", None) or getattr(
+            route.callback, "view_class", None
+        )
+        if cls is not None and not issubclass(cls, IdempotencyMixin):
+            options = [name for name in ATTRIBUTES if hasattr(cls, name)]
+            if options:
+                without[dotted_name(cls)] = options[0]
+    return [
+        Error(
+            f"{name} has {option}, and not the mixin that reads it.",
+            hint=(
+                "Put IdempotencyMixin left of its other base classes, or give the "
+                "options to @idempotent."
+            ),
+            id="idempotency.E011",
+        )
+        for name, option in without.items()
+    ]
 
 
 @checks.register("idempotency")

@@ -45,6 +45,16 @@ def _is_function(value: object) -> bool:
         return False
 
 
+def _failure(name: str, value: object) -> str:
+    """Return why a dotted path leads nowhere, as a sentence, if it is one."""
+    if SETTINGS[name] is FUNCTION and isinstance(value, str):
+        try:
+            import_string(value)
+        except ImportError as error:
+            return f" Importing it said: {str(error).rstrip('.')}."
+    return ""
+
+
 COUNT = Rule(_is_count, "a whole number from 1")
 FUNCTION = Rule(
     _is_function,
@@ -95,6 +105,23 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
+@checks.register("idempotency")
+def check_settings_of_their_own(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of keys that stand by themselves, as options of the mixin do."""
+    return [
+        checks.Warning(
+            f"The app does not read the setting IDEMPOTENCY_{name}.",
+            hint=(
+                f'Write IDEMPOTENCY = {{"{name}": ...}}. Silence this check if '
+                "another package reads it."
+            ),
+            id="idempotency.W006",
+        )
+        for name in NAMES
+        if hasattr(settings, f"IDEMPOTENCY_{name}")
+    ]
+
+
 def _long_lease() -> Iterator[CheckMessage]:
     now = get_settings()
     # The default means nothing to a project without leased endpoints; those that
@@ -136,6 +163,15 @@ def settings_are_right() -> bool:
     return not any(_mistakes_in_settings())
 
 
+def _meant_by(name: object) -> str:
+    """Return what an unknown key may have been meant to be, as a sentence."""
+    wanted = str(name)
+    if wanted.lower() in RULES and wanted.upper() not in NAMES:
+        return f"{wanted.lower()} is an option of each endpoint, and no setting. "
+    close = get_close_matches(wanted.upper(), NAMES, n=1)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
 def _mistakes_in_settings() -> Iterator[CheckMessage]:
     project: Any = getattr(settings, "IDEMPOTENCY", {})
     if not isinstance(project, dict):
@@ -147,11 +183,9 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
         return
     for name, value in project.items():
         if name not in NAMES:
-            close = get_close_matches(str(name), NAMES, n=1)
-            meant = f"Did you mean {close[0]}? " if close else ""
             yield Error(
                 f"IDEMPOTENCY has an unknown key {name!r}.",
-                hint=f"{meant}The keys are {', '.join(sorted(NAMES))}.",
+                hint=f"{_meant_by(name)}The keys are {', '.join(sorted(NAMES))}.",
                 id="idempotency.E002",
             )
         elif not (value is None and name in NULLABLE) and not SETTINGS[name].holds(
@@ -161,7 +195,7 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
             shown = "what it is" if name == "DERIVATION_SECRET" else repr(value)
             yield Error(
                 f"IDEMPOTENCY[{name!r}] can't be {shown}.",
-                hint=f"It must be {SETTINGS[name].expected}.",
+                hint=f"It must be {SETTINGS[name].expected}." + _failure(name, value),
                 id="idempotency.E003",
             )
     now = get_settings()
