@@ -32,6 +32,7 @@ PAGE = DOCUMENTS["docs/quickstart.md"]
 NOT_RUN = {
     "python3 -m venv env",
     ". env/bin/activate",
+    ". ../env/bin/activate",
     "python -m pip install ./django-idempotency",
     "python -m pip install drf-spectacular",
 }
@@ -73,7 +74,8 @@ class Reader:
     """Somebody who does what the page says."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder = folder
+        # Where a new terminal is, and where this one is by now.
+        self.terminal = self.folder = folder
         self.stack = stack
         self.port = free_port()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -89,7 +91,7 @@ class Reader:
         if command in NOT_RUN:
             return
         if command.startswith("cd "):
-            self.folder /= command.removeprefix("cd ")
+            self.folder = self.terminal / command.removeprefix("cd ")
         elif any(command.startswith(name) for name in STAYING):
             self.start(command)
         else:

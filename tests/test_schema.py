@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.db import connection, connections, transaction
+from django.test import Client, override_settings
 from django.urls import path
 from django.utils.module_loading import import_string
 from drf_spectacular.drainage import GENERATOR_STATS
@@ -647,9 +648,17 @@ def test_links_on_the_page() -> None:
 
 
 def test_settings_on_the_page() -> None:
-    (sample,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    names: Json = {"INSTALLED_APPS": []}
+    sample, urls = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: Json = {"INSTALLED_APPS": [], "REST_FRAMEWORK": {"is": "kept"}}
     exec(compile(sample, "docs/openapi.md", "exec"), names)
+    assert names["REST_FRAMEWORK"].pop("is") == "kept"
+    names["urlpatterns"] = []
+    exec(compile(urls, "docs/openapi.md", "exec"), names)
+    urlconf = type("Urls", (), {"urlpatterns": names["urlpatterns"]})
+    with override_settings(ROOT_URLCONF=urlconf):
+        answers = [Client().get(f"/api/{page}/") for page in ("schema", "docs")]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert b"/api/schema/" in answers[1].content
     (app,) = names["INSTALLED_APPS"]
     assert apps.is_installed(app)
     assert import_string(names["REST_FRAMEWORK"]["DEFAULT_SCHEMA_CLASS"]) is AutoSchema
