@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
+from types import CellType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from django.core.exceptions import ImproperlyConfigured
@@ -23,6 +24,9 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 OPTIONS_ATTRIBUTE = "idempotency_options"
 EXEMPT_ATTRIBUTE = "idempotency_exempt"
+
+# Of a name that is not bound, any more or so far.
+EMPTY_CELL = CellType()
 
 
 @overload
@@ -90,15 +94,26 @@ def idempotency_exempt(handler: Handler) -> Handler:
 def handlers_of(view: Any, method: str) -> Iterator[Any]:
     """Yield the handler of a view that ``as_view`` or ``@api_view`` has made.
 
-    ``@api_view`` keeps the function that it wraps in a closure, so what is there comes
-    after it.
+    ``@api_view`` keeps the function that it wraps in a closure, and so does every
+    decorator around a handler: what is there comes after it, outer ones first.
     """
     actions = getattr(view, "actions", None) or {}
     name = actions.get(method.lower(), method.lower())
-    handler = getattr(getattr(view, "cls", None), name, None)
-    yield handler
+    handlers = [getattr(getattr(view, "cls", None), name, None)]
+    # It grows while it is walked; functions may well hold each other.
+    for handler in handlers:
+        yield handler
+        handlers += [
+            found
+            for found in _enclosed_by(handler)
+            if not any(found is known for known in handlers)
+        ]
+
+
+def _enclosed_by(handler: Any) -> Iterator[Any]:
     for cell in getattr(handler, "__closure__", None) or ():
-        yield cell.cell_contents
+        if cell != EMPTY_CELL and callable(cell.cell_contents):
+            yield cell.cell_contents
 
 
 def _check_place(handler: Any, decorator: str) -> None:

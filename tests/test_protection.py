@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.decorators import action, api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -31,6 +32,13 @@ def nobody(request: Request) -> str:
     return "nobody"
 
 
+@extend_schema_view(post=extend_schema(summary="Mine."))
+@api_view(["POST"])
+@idempotent
+def described(request: Request) -> Response:
+    return Response()
+
+
 VIEW_SET = views.MixinViewSet
 DOORS: dict[str, tuple[Any, str]] = {
     "mixin on a view": (views.MixinView.as_view(), "mixin"),
@@ -41,6 +49,7 @@ DOORS: dict[str, tuple[Any, str]] = {
     "method": (views.MethodView.as_view(), "decorator"),
     "action": (views.ActionViewSet.as_view({"post": "act"}), "decorator"),
     "function below a decorator": (csrf_exempt(views.function), "decorator"),
+    "function below its description": (described, "decorator"),
 }
 
 
@@ -54,6 +63,13 @@ def test_every_door(callback: Any, door: str) -> None:
     assert not is_exempt(callback, "POST")
     for method in ("GET", "PUT"):
         assert protection_of(callback, method) is None
+
+
+@extend_schema_view(post=extend_schema(summary="Mine."))
+@api_view(["POST"])
+@idempotency_exempt
+def described_alone(request: Request) -> Response:
+    return Response()
 
 
 def plain(request: HttpRequest) -> HttpResponse:
@@ -71,6 +87,7 @@ UNPROTECTED: dict[str, tuple[Any, bool]] = {
     "function": (views.unprotected, False),
     "action of the mixin": (VIEW_SET.as_view({"post": "search"}), True),
     "function, on purpose": (left_alone, True),
+    "function below its description, on purpose": (described_alone, True),
     "no handler": (VIEW_SET.as_view({"get": "list"}), False),
 }
 
@@ -197,6 +214,39 @@ def test_below_another_decorator(decorator: Any) -> None:
             return Response()
 
     assert policy_of(Decorated.as_view()).required
+
+
+def test_below_many_decorators() -> None:
+    """The outermost of several is the one that protects, as when a request comes."""
+
+    class Decorated(APIView):
+        @hiding
+        @hiding
+        @idempotent(required=True)
+        @hiding
+        @idempotent
+        def post(self, request: Request) -> Response:
+            return Response()
+
+    assert policy_of(Decorated.as_view()).required
+
+
+def test_functions_that_hold_each_other() -> None:
+    """A handler that calls itself, or holds a name without a value, is looked into."""
+
+    class Recursive(APIView):
+        def post(self, request: Request) -> Response:
+            return recurse(request) if request.data else later(request)
+
+    def recurse(request: Request) -> Response:
+        return recurse(request) if request.data else later(request)
+
+    assert protection_of(Recursive.as_view(), "POST") is None
+
+    def later(request: Request) -> Response:
+        return recurse(request)
+
+    assert protection_of(Recursive.as_view(), "POST") is None
 
 
 def test_the_mixin_does_not_see_what_is_hidden() -> None:

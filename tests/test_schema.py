@@ -27,6 +27,7 @@ from drf_spectacular.utils import (
     OpenApiParameter,
     OpenApiResponse,
     extend_schema,
+    extend_schema_view,
 )
 from drf_spectacular.validation import validate_schema
 from rest_framework import serializers
@@ -106,6 +107,13 @@ def post(**documented: Any) -> Callable[..., Any]:
     return extend_schema(request=None, **documented)(handler) if documented else handler
 
 
+@extend_schema_view(post=extend_schema(summary="Mine."))
+@api_view(["POST"])
+@idempotent
+def described(request: Request) -> Response:
+    return Response()
+
+
 VIEW_SET = views.MixinViewSet
 DOORS = {
     "mixin on a view": views.MixinView.as_view(),
@@ -113,6 +121,7 @@ DOORS = {
     "mixin, extra action": VIEW_SET.as_view({"post": "extra"}),
     "decorated beside the mixin": VIEW_SET.as_view({"post": "strict"}),
     "function": views.function,
+    "function below its description": described,
     "method": views.MethodView.as_view(),
     "action": views.ActionViewSet.as_view({"post": "act"}),
 }
