@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 from django.utils.translation import gettext as _
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.plumbing import get_doc
+from drf_spectacular.plumbing import get_doc, modify_media_types_for_versioning
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
@@ -67,7 +68,9 @@ def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
         if isinstance(override, OpenApiParameter) and override.exclude
     }
     parameters += [p for p in _key_parameters(policy) if _place(p) not in known]
-    responses = operation["responses"]
+    # A schema class of the project's own may well have numbers.
+    responses = {str(status): each for status, each in operation["responses"].items()}
+    operation["responses"] = responses
     for status, response in responses.items():
         if _may_be_stored(status, policy):
             _add_headers(response, REPLAYED | EXPIRES)
@@ -123,7 +126,7 @@ def _key_parameters(policy: Policy) -> Iterator[Json]:
         yield {
             "in": place,
             "name": name,
-            "schema": KEY_SCHEMAS[place],
+            "schema": deepcopy(KEY_SCHEMAS[place]),
             "description": " ".join(texts),
             **required,
         }
@@ -163,7 +166,10 @@ def _add_headers(response: Json, headers: Json) -> None:
     if headers and "$ref" not in response:
         own = response.setdefault("headers", {})
         known = {name.lower() for name in own}
-        own |= {name: headers[name] for name in headers if name.lower() not in known}
+        # Hooks change what is theirs now, and that alone.
+        for name, header in deepcopy(headers).items():
+            if name.lower() not in known:
+                own[name] = header
 
 
 def _may_be_stored(status: str, policy: Policy) -> bool:
@@ -201,11 +207,14 @@ def _add_refusals(
         for each in refusals
         if (body := body_of(each, auto_schema.view)) is not None
     }
-    for media_type in auto_schema.map_renderers("media_type"):
+    media_types = modify_media_types_for_versioning(
+        auto_schema.view, auto_schema.map_renderers("media_type")
+    )
+    for media_type in media_types:
         media = response.setdefault("content", {}).setdefault(media_type, {})
-        media["schema"] = _either(media.get("schema"), schema)
+        media["schema"] = _either(media.get("schema"), deepcopy(schema))
         if examples and "json" in media_type and "example" not in media:
-            media["examples"] = {**examples, **media.get("examples", {})}
+            media["examples"] = {**deepcopy(examples), **media.get("examples", {})}
 
 
 def _either(own: Json | None, other: Json) -> Json:

@@ -36,6 +36,8 @@ from rest_framework.exceptions import APIException
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.test import APIRequestFactory
+from rest_framework.versioning import AcceptHeaderVersioning
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
@@ -315,6 +317,20 @@ def test_references_and_single_examples_stay() -> None:
     assert "examples" not in media
 
 
+class Numbered(AutoSchema):
+    """Answers by numbers, which JSON makes strings of."""
+
+    def _get_response_bodies(self, *args: Any, **kwargs: Any) -> Json:
+        return {200: {"description": "Mine."}, 409: {"description": "Mine."}}
+
+
+def test_statuses_that_are_numbers() -> None:
+    responses = operation_of(view_with(post(), schema=Numbered()))["responses"]
+    assert {*responses} == {"200", *REFUSED}
+    assert {*responses["200"]["headers"]} == STORED
+    assert responses["409"]["description"].startswith("Mine.\n\nIdempotency:")
+
+
 class Text(BaseRenderer):
     media_type = "text/plain"
     format = "txt"
@@ -326,6 +342,25 @@ def test_examples_are_json() -> None:
     assert "examples" in content["application/json"]
     assert "examples" not in content["text/plain"]
     assert content["text/plain"]["schema"] == content["application/json"]["schema"]
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_media_types_with_a_version(version: str) -> None:
+    """Refusals join the answers of the version that is asked for."""
+    view = view_with(
+        post(responses={200: Problem, 409: Problem}),
+        versioning_class=type(
+            "Versioning", (AcceptHeaderVersioning,), {"default_version": "1.0"}
+        ),
+    )
+    asked_for = "application/json" + f"; version={version}" * (version != "1.0")
+    request = Request(APIRequestFactory().get("/", HTTP_ACCEPT=asked_for))
+    request.accepted_media_type = asked_for
+    request.version, request.versioning_scheme = version, view.cls.versioning_class()
+    generator = SchemaGenerator(patterns=[path("here/", view)], api_version=version)
+    found = generator.get_schema(request=request, public=True)
+    for response in found["paths"]["/here/"]["post"]["responses"].values():
+        assert [*response["content"]] == [asked_for]
 
 
 def test_every_code_is_shown() -> None:
@@ -478,6 +513,42 @@ def test_own_hooks(hooks: list[str]) -> None:
         *sorted(REFUSED),
     ]
     assert ("x-seen" in operation) is bool(hooks)
+
+
+def marking_hook(result: Json, **kwargs: Any) -> Json:
+    """Mark everything, as a hook may that has its own words for it."""
+    unmarked = [each for path in result["paths"].values() for each in path.values()]
+    for each in unmarked:
+        if isinstance(each, dict):
+            unmarked += each.values()
+        elif isinstance(each, list):
+            unmarked += each
+    for each in unmarked:
+        if isinstance(each, dict):
+            each["x-marks"] = each.get("x-marks", 0) + 1
+    return result
+
+
+class ProblemJSON(JSONRenderer):
+    media_type = "application/problem+json"
+
+
+def test_hooks_change_one_place_at_a_time() -> None:
+    """What a hook writes is neither elsewhere nor in the next schema."""
+    handler = post(responses={200: None})
+    view = view_with(
+        handler,
+        put=handler,
+        idempotency_methods=("POST", "PUT"),
+        renderer_classes=[JSONRenderer, ProblemJSON],
+    )
+    before = schema_of(view)
+    marking = {"POSTPROCESSING_HOOKS": ["tests.test_schema.marking_hook"]}
+    with patched_settings(marking), GENERATOR_STATS.silence():
+        generator = SchemaGenerator(patterns=[path("here/", view)])
+        marked = json.dumps(generator.get_schema(public=True))
+    assert {*re.findall(r'"x-marks": (\d+)', marked)} == {"1"}
+    assert schema_of(view) == before
 
 
 def test_below_extend_schema() -> None:
