@@ -22,6 +22,7 @@ from uuid import uuid4
 import pytest
 from django.contrib.auth.models import User
 from django.core import mail
+from django.core.cache import cache
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.backends.signals import connection_created
@@ -34,6 +35,7 @@ from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
 from idempotency import testing
@@ -241,6 +243,36 @@ def swallowing(request: Request) -> Any:
     return Response({}, 201)
 
 
+class Balance(Leased):
+    """Takes one off a balance each time that it runs, and may run twice."""
+
+    def post(self, request: Request) -> Any:
+        Effect.objects.filter(name="balance").update(
+            note=str(int(Effect.objects.get(name="balance").note) - 1)
+        )
+        return Response({}, 201)
+
+
+class Often(SimpleRateThrottle):
+    """Lets that many requests of all clients through."""
+
+    rate = "100/day"
+
+    def get_cache_key(self, request: Request, view: APIView) -> str:
+        return "often"
+
+
+class Throttled(IdempotencyMixin, APIView):
+    throttle_classes = (Often,)
+
+    def post(self, request: Request) -> Any:
+        return create_effect(request)
+
+
+class ThrottledLeased(Held):
+    throttle_classes = (Often,)
+
+
 class Idle(IdempotencyMixin, APIView):
     def post(self, request: Request) -> Any:
         return Response({}, 201)
@@ -347,6 +379,9 @@ urlpatterns = [
     path("any-scope/", AnyScope.as_view()),
     path("scope-by-payload/", ScopeByPayload.as_view()),
     path("swallowing/", swallowing),
+    path("balance/", Balance.as_view()),
+    path("throttled/", Throttled.as_view()),
+    path("throttled-leased/", ThrottledLeased.as_view()),
     path("idle/", Idle.as_view()),
     path("acting-first/", ActingFirst.as_view()),
     path("failing-later/", FailingLater.as_view()),
@@ -623,6 +658,37 @@ def test_leased_handlers_that_run_again(ada: APIClient) -> None:
     assert "on_abandoned" in message
 
 
+def test_leased_handlers_that_change_rows(ada: APIClient) -> None:
+    """E9: What no number of rows shows has to be named, and doubles then, too."""
+    Effect.objects.create(name="balance", note="10")
+    assert "in rows that are there, too: effects=<a queryset" in refused(
+        ada, "/balance/"
+    )
+
+    def balance() -> int:
+        return int(Effect.objects.get(name="balance").note)
+
+    with pytest.raises(AssertionError, match="-1 by one request, -2 by the two of"):
+        assert_idempotent(ada, "post", "/balance/", {}, effects={"balance": balance})
+
+
+@pytest.mark.parametrize(
+    ("url", "rate"), [("/throttled/", 3), ("/throttled-leased/", 4)]
+)
+def test_throttled_endpoints(
+    ada: APIClient, url: str, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is sent away by a throttle is told so, whichever request it is."""
+    monkeypatch.setattr(Often, "rate", f"{rate}/day")
+    cache.clear()
+    message = refused(ada, url)
+    assert message.startswith(f"POST {url} was answered 429 ")
+    assert "'throttle_classes', []" in message
+    monkeypatch.setattr(Often, "rate", f"{rate + 1}/day")
+    cache.clear()
+    assert_idempotent(ada, "post", url, {})
+
+
 def test_something_else_that_acts(
     ada: APIClient, middleware: Callable[[type], None]
 ) -> None:
@@ -892,6 +958,16 @@ def test_answers_that_are_none_of_a_duplicates(ada: APIClient) -> None:
     message = lost(ada, "/failing-later/")
     assert message.count("500 ") == 4
     assert message.count("ZeroDivisionError('no more')") == 4
+
+
+@pytest.mark.parametrize("rate", [1, 5])
+def test_throttled_endpoints_lose(
+    ada: APIClient, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is sent away by a throttle says so, in a thread and at last."""
+    monkeypatch.setattr(Often, "rate", f"{rate}/day")
+    cache.clear()
+    assert "'throttle_classes', []" in lost(ada, "/throttled/")
 
 
 def test_nobody_acted(ada: APIClient) -> None:

@@ -19,11 +19,15 @@ from django.test import Client
 
 from idempotency.conf import get_settings
 from idempotency.modes import Mode
-from idempotency.responses import StoredResponse
+from idempotency.responses import EXPIRES_HEADER, StoredResponse
 
 KeyIn = Literal["header", "query"]
 ANOTHER = "another payload"
 SHOWN_BYTES = 300
+THROTTLED = (
+    "A throttle counts what the test sends, replays too. Take it away for the test: "
+    "unittest.mock.patch.object(<the view's class>, 'throttle_classes', [])."
+)
 
 
 def new_key() -> str:
@@ -48,13 +52,17 @@ class SentRequest:
     def send(self, key: str) -> Any:
         """Send the request under a key; files are sent from their beginning.
 
-        Raises ``ValueError`` where the settings let no key in there, and what the view
-        raises.
+        Raises ``ValueError`` where the settings let no key in there, ``AssertionError``
+        if a throttle sends it away, and what the view raises.
         """
         _rewind(self.data)
         url, extra = self._with_key(key)
         with marks_taken_back():
-            return getattr(self.client, self.method.lower())(url, self.data, **extra)
+            send = getattr(self.client, self.method.lower())
+            response = send(url, self.data, **extra)
+        if response.status_code == 429 and EXPIRES_HEADER not in response:
+            fail(f"{self} was answered {told_answer(response)}", mend=THROTTLED)
+        return response
 
     def _with_key(self, key: str) -> tuple[str, dict[str, Any]]:
         settings, extra = get_settings(), dict(self.extra)
