@@ -38,9 +38,13 @@ class LoggedSignal(Signal):
         """Send the details, and write them as a line and as its extras."""
         self.send_robust(sender, details=details)
         if logger.isEnabledFor(self.level):
-            extra = {PREFIX + name: value for name, value in asdict(details).items()}
-            extra[f"{PREFIX}event"] = self.name
+            extra = extras(self.name, **asdict(details))
             logger.log(self.level, "%s: %s", self.name, details, extra=extra)
+
+
+def extras(event: str, **details: Any) -> dict[str, Any]:
+    """Return what every line of the log has beside its text, under one prefix."""
+    return {PREFIX + name: value for name, value in {"event": event, **details}.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

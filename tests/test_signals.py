@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from django.http import Http404
 from django.urls import path
 from rest_framework import exceptions
@@ -31,6 +38,7 @@ from tests.app.views import create_effect
 from tests.conftest import KEY, key
 from tests.processes import ROOT
 from tests.records import make_records
+from tests.test_docs import code, table
 from tests.test_leased import Leased, Rerun
 from tests.urls import urlpatterns as usual_urls
 
@@ -461,6 +469,47 @@ def test_log(client: APIClient, caplog: pytest.LogCaptureFixture) -> None:
         assert word not in everything
 
 
+def test_log_of_lost_effects(
+    client: APIClient, handle: Handle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """E5: The log says which error took the effects, and quotes no row of theirs."""
+    card = "4111111111111111"
+
+    def swallow(request: Request) -> Response:
+        Effect.objects.create(name=request.data["card"])
+        with suppress(IntegrityError):
+            Effect.objects.create(name=request.data["card"])
+        return Response({}, 201)
+
+    handle(swallow)
+    assert post(client, ATOMIC, body={"card": card}).status_code == 503
+    (line,) = [
+        record
+        for record in caplog.records
+        if record.name == "idempotency" and record.levelno > logging.INFO
+    ]
+    assert line.levelname == "ERROR"
+    assert line.exc_info is None
+    known = vars(line)
+    assert known["idempotency_event"] == "effects_undone"
+    assert known["idempotency_attempt"] == 1
+    (released,) = [
+        record
+        for record in caplog.records
+        if vars(record).get("idempotency_event") == "key_released"
+    ]
+    record_id = vars(released)["idempotency_record_id"]
+    assert known["idempotency_record_id"] == record_id
+    error, driver_error = known["idempotency_error"].split(", ")
+    assert error == "IntegrityError"
+    assert driver_error.endswith(("IntegrityError", "UniqueViolation"))
+    text = line.getMessage()
+    assert f"undone: IntegrityError, {driver_error}. " in text
+    assert text.endswith(f" Record {record_id}, POST {ATOMIC}")
+    everything = json.dumps([vars(each) for each in caplog.records], default=str)
+    assert card not in everything + caplog.text
+
+
 def test_silence(client: APIClient) -> None:
     """Where nobody listens, no details are made."""
     logger = logging.getLogger("idempotency")
@@ -498,7 +547,10 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
         for line in page.splitlines()
         if line.startswith("| ")
     ]
-    levels = dict(re.findall(r"^\| `(\w+)` \| ([A-Z]+) \|", page, re.MULTILINE))
+    levels = {
+        code(row["signal"]): row["level of its line"]
+        for row in table("signal", "level of its line", document=page)
+    }
     assert levels == {
         name: logging.getLevelName(signal.level) for name, signal in ALL.items()
     }
@@ -515,11 +567,11 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
     assert set(ALL) - set(named) == {"key_claimed"}
     for fields, kind in zip(named.values(), kinds, strict=True):
         assert fields == [field.name for field in dataclasses.fields(kind)]
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (sample,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     before = [*signals.request_refused.receivers]
     # A receiver is held weakly: what defines it must live.
     space: dict[str, Any] = {}
-    exec(code, space)
+    exec(sample, space)
     try:
         client.post("/required/", {})
     finally:
@@ -528,3 +580,31 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
     assert capsys.readouterr().out == (
         "tests.app.views.required idempotency_key_required\n"
     )
+
+
+def lines_alone() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield event, level and extras of each line that is no signal's."""
+    for path_ in (ROOT / "idempotency").rglob("*.py"):
+        for call in ast.walk(ast.parse(path_.read_text("utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(
+                call.func, ast.Attribute
+            ):
+                continue
+            given = {each.arg: each.value for each in call.keywords}.get("extra")
+            if isinstance(given, ast.Call) and given.args:
+                (event,) = map(ast.literal_eval, given.args)
+                names = [str(each.arg) for each in given.keywords]
+                yield event, call.func.attr.upper(), names
+
+
+def test_lines_on_the_page() -> None:
+    """Each line that is no signal's is listed with its level and extras."""
+    page = (ROOT / "docs" / "signals.md").read_text()
+    listed = {
+        code(row["event"]): (row["level"], re.findall(r"`(\w+)`", row["extras"]))
+        for row in table("event", "level", document=page)
+    }
+    found = {event: (level, names) for event, level, names in lines_alone()}
+    assert "effects_undone" in found
+    assert found.items() <= listed.items()
+    assert not {*listed} & {*ALL}

@@ -282,3 +282,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the classes of an error and its causes.
+
+    For the log: databases put values of rows, and so of bodies, into what they say.
+    """
+    return ", ".join(type(each).__name__ for each in causes(error))

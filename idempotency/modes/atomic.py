@@ -9,9 +9,11 @@ from typing import NoReturn
 from django.db import DatabaseError, Error, transaction
 from django.http import HttpResponseBase
 
+from idempotency.claims.base import kind_of
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure
+from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
 
@@ -123,13 +125,20 @@ class AtomicMode(Mode):
     def _undo_because_of(
         self, error: Exception, claimed: IdempotencyRecord
     ) -> NoReturn:
+        kind = kind_of(error)
         logger.error(
-            "An answer could not be stored with its effects, and all was undone. "
+            "An answer could not be stored with its effects, and all was undone: %s. "
             "Handlers that catch database errors need a savepoint. Record %s, %s %s",
+            kind,
             claimed.pk,
             self.request.method,
             self.request.path,
-            exc_info=error,
+            extra=extras(
+                "effects_undone",
+                record_id=claimed.pk,
+                attempt=claimed.attempt,
+                error=kind,
+            ),
         )
         raise TransactionFailed from error  # E4, E5
 
