@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID, uuid4
 
 from django.db import models, router
@@ -119,6 +119,17 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         return found.filter(created_at__lte=now - older_than)
 
 
+if TYPE_CHECKING:
+
+    class IdempotencyRecordManager(  # type: ignore[misc]  # both can be subscripted
+        IdempotencyRecordQuerySet, models.Manager["IdempotencyRecord"]
+    ):
+        """Known to type checkers by what both can do."""
+
+else:
+    IdempotencyRecordManager = models.Manager.from_queryset(IdempotencyRecordQuerySet)
+
+
 class State(models.TextChoices):
     """What the record says about the execution."""
 
@@ -182,9 +193,7 @@ class IdempotencyRecord(models.Model):
     completed_at = models.DateTimeField(_("completed at"), null=True)
     expires_at = models.DateTimeField(_("expires at"))
 
-    objects: ClassVar[models.Manager[IdempotencyRecord]] = (
-        IdempotencyRecordQuerySet.as_manager()
-    )
+    objects: ClassVar[IdempotencyRecordManager] = IdempotencyRecordManager()
 
     class Meta:
         verbose_name = _("idempotency record")

@@ -150,7 +150,7 @@ def test_leased(
         early = client.post("/leased/", **key())
         assert code_of(early) == "idempotency_in_progress"
         IdempotencyRecord.objects.update(lease_expires_at=UTCNow() - timedelta(1))
-        assert IdempotencyRecord.objects.abandoned().exists()  # type: ignore[attr-defined]
+        assert IdempotencyRecord.objects.abandoned().exists()
     else:
         state = None if found is None else found.state
         assert state == {"none": None, "completed": State.COMPLETED}[row[WHEN_OVER]]

@@ -191,7 +191,7 @@ def abandon(client: Any, handle: Handle, door: str) -> None:
 def is_abandoned() -> bool:
     """Tell whether the one record is abandoned, as the QuerySet and its state say."""
     (record,) = IdempotencyRecord.objects.all()
-    found: bool = IdempotencyRecord.objects.abandoned().exists()  # type: ignore[attr-defined]
+    found: bool = IdempotencyRecord.objects.abandoned().exists()
     assert found is (record.state == State.ABANDONED)
     return found
 
@@ -421,9 +421,9 @@ class TestErrors:
         alive = UTCNow() + timedelta(seconds=30)
         IdempotencyRecord.objects.update(lease_expires_at=alive, **fields)
         assert client.post("/leased/", {}, **key())["Retry-After"] == "1"
-        assert not IdempotencyRecord.objects.abandoned().exists()  # type: ignore[attr-defined]
+        assert not IdempotencyRecord.objects.abandoned().exists()
         end_lease()
-        assert IdempotencyRecord.objects.abandoned().exists()  # type: ignore[attr-defined]
+        assert IdempotencyRecord.objects.abandoned().exists()
         retry = client.post("/leased/", {}, **key())
         assert (retry.status_code, code_of(retry)) == (409, UNKNOWN)
         assert "Retry-After" not in retry
@@ -1172,7 +1172,7 @@ class TestRetention:
         ends = UTCNow() + timedelta(seconds=60 if alive else -60)
         past = UTCNow() - timedelta(days=1)
         IdempotencyRecord.objects.update(lease_expires_at=ends, expires_at=past)
-        report = IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
+        report = IdempotencyRecord.objects.purge()
         assert report.deleted == (not alive)
 
     @pytest.mark.parametrize("door", ["/leased/", "/function/"])

@@ -115,12 +115,12 @@ def test_hash_partitions(cursor: Any, client: Any) -> None:
     assert answers[1]["Idempotent-Replayed"] == "true"
     reused = client.post("/function/", {"n": 2}, **key())
     assert code_of(reused) == "idempotency_key_reused"
-    assert IdempotencyRecord.objects.purge().deleted == 1  # type: ignore[attr-defined]
+    assert IdempotencyRecord.objects.purge().deleted == 1
     assert len(left()) == 51
     # Another run after the retention: the take-over's UPDATE, too, finds its partition.
     IdempotencyRecord.objects.update(expires_at="2020-01-01T00:00:00Z")
     assert client.post("/function/", {"n": 2}, **key()).status_code == 201
-    assert IdempotencyRecord.objects.purge().deleted == 50  # type: ignore[attr-defined]
+    assert IdempotencyRecord.objects.purge().deleted == 50
     cursor.execute(
         "SELECT COUNT(*) FROM pg_inherits WHERE inhparent = "
         "'idempotency_idempotencyrecord'::regclass"

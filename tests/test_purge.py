@@ -53,7 +53,7 @@ def no_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def purge(**options: Any) -> PurgeReport:
-    return IdempotencyRecord.objects.purge(**options)  # type: ignore[attr-defined]
+    return IdempotencyRecord.objects.purge(**options)
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def test_part_of_the_records() -> None:
     """P3: A filtered query purges its own records alone."""
     for scope in ("a", "b"):
         make_record(EXPIRED, key=scope, scope=scope)
-    assert IdempotencyRecord.objects.filter(scope="a").purge().deleted == 1  # type: ignore[attr-defined]
+    assert IdempotencyRecord.objects.filter(scope="a").purge().deleted == 1
     assert left() == {"b"}
 
 
@@ -263,7 +263,7 @@ def test_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     make_records(2500, EXPIRED)
     monkeypatch.setattr(purging, "FIRST_BATCH", 4)
     Clock(monkeypatch, 0, 0, 0.015, *[0.03] * 5, 0, 0.015, *[0] * 30)
-    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1000)]  # type: ignore[attr-defined]
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1000)]
     sums = [0, *(report.deleted for report in reports)]
     sizes = [after - before for before, after in pairwise(sums)]
     expected = [4, 8, 16, 16, 8, 4, 2, 1, 1, 2, 2, 4, 8, 16, 32, 64, 128, 256, 512]

@@ -288,7 +288,7 @@ def test_expired_key(race: Race, finish: Finish, meeting: Meeting) -> None:
 
 
 def purge() -> int:
-    deleted: int = IdempotencyRecord.objects.purge().deleted  # type: ignore[attr-defined]
+    deleted: int = IdempotencyRecord.objects.purge().deleted
     return deleted
 
 

@@ -386,7 +386,7 @@ class TestReadReplicas:
             answers = [client.post("/create/", {}, **key()) for _ in range(2)]
             assert client.post("/create/", {"n": 1}, **key()).status_code == 422
             leased = [client.post("/act/", {}, **key("leased-1")) for _ in range(3)]
-            IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
+            IdempotencyRecord.objects.purge()
         assert [answer.json() for answer in answers] == [{"effects": 1}] * 2
         assert [answer.status_code for answer in leased] == [500, 201, 201]
         assert [is_replay(a) for a in (*answers, *leased)] == [0, 1, 0, 0, 1]

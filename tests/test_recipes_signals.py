@@ -102,7 +102,7 @@ class TestPrometheus:
         IdempotencyRecord.objects.update(
             expires_at="2020-01-01T00:00:00Z", lease_expires_at=None
         )
-        IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
+        IdempotencyRecord.objects.purge()
         exposed = generate_latest().decode()
         view, code = f'view="{__name__}.create"', 'code="idempotency_key_reused"'
         leased = f'view="{__name__}.Act"'

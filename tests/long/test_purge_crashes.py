@@ -45,6 +45,6 @@ def test_killed_at_every_boundary(meeting: Meeting, tmp_path: Path) -> None:
         found = left()
         assert found > KEPT or found == KEPT
         assert len(found - KEPT) in (RECORDS, RECORDS - BATCH, 0), visit.labels[number]
-        report = IdempotencyRecord.objects.purge()  # type: ignore[attr-defined]
+        report = IdempotencyRecord.objects.purge()
         assert (report.deleted, report.more) == (len(found - KEPT), False)
         assert left() == KEPT

@@ -16,6 +16,7 @@ from idempotency.context import RequestContext, context_of
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
+from idempotency.purging import PurgeReport
 from idempotency.schedules import BEAT_SCHEDULE
 from idempotency.signals import ResponseStored, response_stored
 
@@ -91,4 +92,11 @@ def use(request: Request) -> None:
     assert_type(with_options(request, number=1), Response)
     response_stored.connect(stored)
     path("orders", Orders.as_view())
+    records = IdempotencyRecord.objects
+    assert_type(records.purge(older_than=timedelta(days=1)), PurgeReport)
+    assert_type(records.using("other").filter(scope="a").purge().deleted, int)
+    for record in records.expired():
+        assert_type(record, IdempotencyRecord)
+    assert_type(records.abandoned().first(), "IdempotencyRecord | None")
+    assert_type(records.get(key="a"), IdempotencyRecord)
     assert BEAT_SCHEDULE
