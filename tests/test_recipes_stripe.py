@@ -41,6 +41,12 @@ class Stripe:
         if self.hangs_up_before:
             self.hangs_up_before -= 1
             return None
+        if "confirm" in form and not {"payment_method_types[0]", "return_url"} & {
+            *form
+        }:
+            # Accounts take what their dashboard lists, some of which redirect.
+            message = "You must provide a `return_url`."
+            return 400, {"error": {"type": "invalid_request_error", "message": message}}
         if form["payment_method"] == ["pm_declined"]:
             message = "Your card was declined."
             return 402, {"error": {"type": "card_error", "message": message}}
