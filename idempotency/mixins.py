@@ -67,7 +67,15 @@ class IdempotencyMixin(Hooks):
 
         A view with a leased handler is opted out of ATOMIC_REQUESTS (E11); its other
         requests get their transaction from ``dispatch``.
+
+        Raises ``TypeError`` for a view of Django's own kind, which it can't protect.
         """
+        if not issubclass(cls, APIView):
+            raise TypeError(
+                f"IdempotencyMixin protects views of Django REST framework only, and "
+                f"{cls.__qualname__} is none: derive it from APIView, or from a class "
+                "that does."
+            )
         _validate(cls, initkwargs, where=f"{cls.__qualname__}.as_view()")
         if not _has_leased_handler(cls, initkwargs):
             return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class

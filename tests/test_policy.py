@@ -176,6 +176,17 @@ def test_outside_of_the_framework() -> None:
         helper()
 
 
+def test_the_mixin_outside_of_the_framework() -> None:
+    """X2: A view that the mixin can't protect is refused as soon as it is routed."""
+
+    class Plain(IdempotencyMixin, View):
+        def post(self, request: HttpRequest) -> Any:
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"Plain is none: derive it from APIView"):
+        Plain.as_view()
+
+
 @pytest.mark.usefixtures("database")
 def test_places_that_work() -> None:
     """E6: Both orders with @action, and method_decorator, protect a handler."""
