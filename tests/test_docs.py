@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 import unittest
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +36,8 @@ from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
 from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
+from tests.processes import PATIENCE, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = {
@@ -406,13 +409,83 @@ def test_included_parts() -> None:
                 assert found.count(mark) == 1, f"{name}: {mark}"
 
 
+# What developers and readers are told to type, in a line of its own or amid a sentence.
+TYPED = [
+    command
+    for name in ("CONTRIBUTING.md", "SECURITY.md", *DOCUMENTS)
+    for command in re.findall(
+        r"(?:`|^\$ |^    )((?:make|python -m) [^`#\n]+)",
+        (ROOT / name).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def module_of(target: str) -> str:
+    """Return the module that a target of the Makefile hands its ARGS to."""
+    (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    (module,) = re.findall(r"python -m ([\w.]+).* \$\(ARGS\)", recipe)
+    return str(module)
+
+
+def calls_with_options() -> Iterator[tuple[str, ...]]:
+    """Yield the project's own modules with the options that they are called with."""
+    for command in TYPED:
+        program, *arguments = shlex.split(command)
+        if program == "make":
+            target, *variables = arguments
+            values = [v.removeprefix("ARGS=") for v in variables if "ARGS=" in v]
+            arguments = [module_of(target), *shlex.split(values[0])] if values else []
+        else:
+            arguments = arguments[1:]
+        if "--" in arguments:
+            arguments = arguments[: arguments.index("--")]
+        if len(arguments) > 1 and (ROOT / arguments[0].partition(".")[0]).is_dir():
+            yield tuple(arguments)
+
+
 def test_development_targets() -> None:
-    """The README names targets that the Makefile has."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
-    assert {"demo", "test", "check", "docs", "tox"} <= {*named}
-    for target in named:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    """The documents name targets that the Makefile has; the README names them all."""
+    targets = {*re.findall(r"^(\w+):.*##", MAKEFILE, re.MULTILINE)}
+    for command in TYPED:
+        program, target, *_ = shlex.split(command)
+        assert program != "make" or target in targets, command
+    listed = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
+    parts = {"help", "clean", "format", "style", "types", "imports", "migrations"}
+    assert targets - parts == {*listed}
+
+
+@pytest.mark.parametrize("call", sorted({*calls_with_options()}), ids=" ".join)
+def test_options_of_commands(call: tuple[str, ...]) -> None:
+    """Each option that the documents call a module with exists, and takes the value."""
+    done = subprocess.run(
+        [sys.executable, "-m", *call, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    options = [each.partition("=")[0] for each in call if each.startswith("-")]
+    known = {*re.findall(r"(?<![\w-])--?\w[\w-]*", done.stdout)}
+    assert {*options} <= known
+
+
+def test_extras() -> None:
+    """Each extra that the documents install is one of the package's."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    known = {*config["options.extras_require"]}
+    named = [
+        extra
+        for command in TYPED
+        for extras in re.findall(r"\.\[([\w,]+)\]", command)
+        for extra in extras.split(",")
+    ]
+    assert "openapi" in named
+    assert {*named} <= known
 
 
 def test_the_client_posts() -> None:
