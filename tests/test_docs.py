@@ -484,7 +484,7 @@ def test_extras() -> None:
         for extras in re.findall(r"\.\[([\w,]+)\]", command)
         for extra in extras.split(",")
     ]
-    assert "openapi" in named
+    assert "mariadb" in named
     assert {*named} <= known
 
 

@@ -11,9 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
+from idempotency.claims.base import kind_of
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure
+from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
 
@@ -164,13 +166,20 @@ class LeasedMode(Mode):
             self._end_in_error(claimed)
         except ClaimLost:
             pass  # the log has it
-        except (Error, RuntimeError):
+        except (Error, RuntimeError) as error:
             # Where the record can't be written, its lease ends by itself.
+            kind = kind_of(error)
             logger.warning(
-                "A failed run could not be given up: record %s, attempt %d",
+                "A failed run could not be given up: record %s, attempt %d: %s",
                 claimed.pk,
                 claimed.attempt,
-                exc_info=True,
+                kind,
+                extra=extras(
+                    "not_given_up",
+                    record_id=claimed.pk,
+                    attempt=claimed.attempt,
+                    error=kind,
+                ),
             )
 
     def _write(
@@ -183,9 +192,8 @@ class LeasedMode(Mode):
         """Write under the claim's token, and once more if the connection was lost.
 
         Raises ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
-        transaction, and what the database does; then nobody knows the run's fate.
+        transaction, and what the database does.
         """
-        fate, self.fate = self.fate, None
         if self._is_in_transaction():
             raise RuntimeError(LEFT_OPEN)
         try:
@@ -198,9 +206,9 @@ class LeasedMode(Mode):
                     self.connection.close()
                 self._write_again(claimed, write, leaves_record=leaves_record)
         except ClaimLost:
+            self.fate = None
             self._tell_of_loss(claimed)
             raise
-        self.fate = fate
 
     def _write_again(
         self,
@@ -217,14 +225,20 @@ class LeasedMode(Mode):
                 raise
 
     def _tell_of_loss(self, claimed: IdempotencyRecord) -> None:
-        current: object = "unknown"
+        current: int | str | None = "unknown"
         with suppress(Error):
             found = self.claims.look_up(claimed.pk)
-            current = found and found.attempt
+            current = None if found is None else found.attempt
         logger.warning(
             "A handler had lost its claim, and its answer was not stored: "
             "record %s, attempt %d, by now attempt %s",
             claimed.pk,
             claimed.attempt,
             current,
+            extra=extras(
+                "claim_lost",
+                record_id=claimed.pk,
+                attempt=claimed.attempt,
+                attempt_by_now=current,
+            ),
         )
