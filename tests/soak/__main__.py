@@ -19,10 +19,8 @@ import argparse
 import secrets
 import signal
 import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from tests.soak.databases import DATABASES, database
+from tests.soak.databases import DATABASES, soak_alone
 
 SHOWN = 20
 
@@ -49,21 +47,14 @@ def main() -> int:
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(f"{arguments.database}, seed {arguments.seed}", flush=True)
-    with (
-        TemporaryDirectory(prefix="idem") as folder,
-        database(arguments.database, Path(folder)) as server,
-    ):
-        from tests.soak.run import soak  # noqa: PLC0415  # needs the settings
-
-        timed = arguments.scenarios is None
-        report = soak(
-            Path(folder),
-            seed=arguments.seed,
-            minutes=arguments.minutes if timed else None,
-            scenarios=arguments.scenarios,
-            requests_between=tuple(arguments.between),
-            server=server,
-        )
+    timed = arguments.scenarios is None
+    report = soak_alone(
+        arguments.database,
+        seed=arguments.seed,
+        minutes=arguments.minutes if timed else None,
+        scenarios=arguments.scenarios,
+        requests_between=tuple(arguments.between),
+    )
     for violation in report.violations[:SHOWN]:
         print(violation)
     print(report)

@@ -6,14 +6,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import django
 from django.test.utils import setup_databases
 
 from tests.database_servers import DatabaseServer, mariadb, postgresql
 
+if TYPE_CHECKING:
+    from tests.soak.run import Report
+
 SERVERS = {"postgresql": postgresql, "mariadb": mariadb}
 DATABASES = (*SERVERS, "sqlite")
+
+
+def soak_alone(name: str, **arguments: Any) -> Report:
+    """Soak a database of the run's own; its server, if it has one, may be crashed.
+
+    Needs a process in which Django is not set up. Raises ``NotInstalled``.
+    """
+    with (
+        TemporaryDirectory(prefix="idem") as folder,
+        database(name, Path(folder)) as server,
+    ):
+        from tests.soak.run import soak  # noqa: PLC0415  # needs the settings
+
+        return soak(Path(folder), server=server, **arguments)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ OTHERS = {
     ),
 }
 TERMINATE = {"postgresql": "SELECT pg_terminate_backend(%s)", "mysql": "KILL %s"}
+
+OFTEN = {"worker killed": 10, "connections cut": 12, "database crashed": 1}
 
 
 class DatabaseServer(Protocol):
@@ -60,11 +63,13 @@ class Faults:
         self.server = server
         self.requests_between = requests_between
         self.draw = random.Random(f"{load.seed}/faults")
-        self.kinds: dict[Callable[[], object], int] = {self.kill_worker: 10}
+        # Each returns whether there was something to break.
+        self.kinds: dict[str, Callable[[], bool]] = {"worker killed": self.kill_worker}
         if connection.vendor in OTHERS:
-            self.kinds[self.cut_connections] = 12
+            self.kinds["connections cut"] = self.cut_connections
         if server is not None:
-            self.kinds[self.crash_database] = 1
+            self.kinds["database crashed"] = self.crash_database
+        self.happened = Counter(dict.fromkeys(self.kinds, 0))
 
     def run(self) -> None:
         """Break something each time that so many requests were sent."""
@@ -74,32 +79,40 @@ class Faults:
                 due += self.draw.randint(*self.requests_between)
                 if not self.load.wait_for(due):
                     return
-                self.draw.choices([*self.kinds], [*self.kinds.values()])[0]()
+                self.break_something()
                 due = max(due, self.load.sent)
         finally:
             self.load.stop()  # it is over anyway, or without faults worth nothing
             connection.close()
 
-    def kill_worker(self) -> None:
-        """SIGKILL a process that serves requests."""
+    def break_something(self) -> None:
+        """Break what is drawn; each kind comes once before any comes again."""
+        kinds = [kind for kind, count in self.happened.items() if not count]
+        kinds = kinds or [*self.kinds]
+        (kind,) = self.draw.choices(kinds, [OFTEN[kind] for kind in kinds])
         started = time.monotonic()
+        if self.kinds[kind]():
+            self.ledger.add_fault(kind, started)
+            self.happened[kind] += 1
+
+    def kill_worker(self) -> bool:
+        """SIGKILL a process that serves requests."""
         alive = [path for folder in self.workers for path in folder.iterdir()]
         if not alive:
-            return
+            return False
         worker = self.draw.choice(sorted(alive))
         with suppress(ProcessLookupError):
             os.kill(int(worker.name), signal.SIGKILL)
         wait_until(lambda: not worker.exists(), "a worker's end")
-        self.ledger.add_fault("worker killed", started)
+        return True
 
-    def cut_connections(self) -> None:
+    def cut_connections(self) -> bool:
         """Terminate database connections, preferably amid a transaction."""
-        started = time.monotonic()
         found = others()
         busy = [number for number, in_transaction in found if in_transaction]
         victims = busy if busy and self.draw.random() < 0.8 else [n for n, _ in found]
         if not victims:
-            return
+            return False
         cut = self.draw.sample(victims, min(len(victims), self.draw.randint(1, 3)))
         for number in cut:
             with suppress(DatabaseError):  # it may have gone by itself
@@ -108,17 +121,16 @@ class Faults:
             lambda: not {number for number, _ in others()} & {*cut},
             "the end of terminated connections",
         )
-        self.ledger.add_fault("connections cut", started)
+        return True
 
-    def crash_database(self) -> None:
+    def crash_database(self) -> bool:
         """Crash the database server, and start it again soon or a little later."""
         assert self.server is not None
-        started = time.monotonic()
         connection.close()
         self.server.kill()
         time.sleep(self.draw.choice((0, 0.1, 0.5, 1.5)))
         self.server.start()
-        self.ledger.add_fault("database crashed", started)
+        return True
 
 
 def others() -> list[tuple[int, bool]]:

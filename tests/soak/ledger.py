@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ STARTED = time.monotonic()
 
 # What a database connection that was cut raises, whatever the driver made of it.
 LOST = {"OperationalError", "InterfaceError"}
+# What PostgreSQL and MariaDB say when they undo a transaction that may do well later.
+UNDONE = re.compile(r"deadlock|could not serialize|\b(1213|1020)\b", re.IGNORECASE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,14 +36,27 @@ class Attempt:
     @property
     def code(self) -> str:
         """What an error calls itself."""
-        if self.status is None or self.status < 400:
+        told = self.told
+        if told is None:
             return ""
-        try:
-            told = json.loads(self.body)
-        except ValueError:
-            return "?"
         code = told.get("code") or told.get("error") or "?"
         return code[0] if isinstance(code, list) else str(code)
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """What an error says; None if the answer is none."""
+        if self.status is None or self.status < 400:
+            return None
+        try:
+            told: dict[str, Any] = json.loads(self.body)
+        except ValueError:
+            return {}
+        return told
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the cause is that the database has undone the transaction (E4)."""
+        return bool(self.told and UNDONE.search(f"{self.told}"))
 
     @property
     def is_acknowledged(self) -> bool:
@@ -78,6 +94,11 @@ class Story:
     def refuses(self) -> bool:
         """Whether the handler never acts."""
         return self.what in ("refuse", "raise")
+
+    @property
+    def contends(self) -> bool:
+        """Whether the handler takes rows that others want, too."""
+        return self.what == "contend"
 
     @property
     def acknowledged(self) -> list[Attempt]:

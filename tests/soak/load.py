@@ -31,9 +31,10 @@ HANDLERS = {
 }
 TRIES = 8
 CLIENTS = 12
-LAST_TRIES = 60
-LAST_PAUSE = 0.25
+LAST_RETRY = "last retry"
+# Rows that any handler may take, and after them pairs of rows for duels.
 SHARED_ROWS = 4
+ROWS = SHARED_ROWS + 2 * CLIENTS
 # Headers that the verdict looks at; a long run can't keep them all.
 JUDGED = ("Idempotency-Expires", "Location", "Retry-After")
 
@@ -60,6 +61,7 @@ class Load:
             self.duplicates: 14,
             self.other_payload: 10,
             self.hang_up: 10,
+            self.duel: 4,
             self.revisit: 8,
             self.read: 6,
             self.without_key: 4,
@@ -125,14 +127,15 @@ class Load:
     def duplicates(self, draw: random.Random, label: str) -> None:
         """Ask many times at once."""
         story = self.new_story(draw, label)
-        self.send_at_once(draw, story, [0] * draw.randint(2, 8))
+        self.send_at_once(draw, [(story, 0)] * draw.randint(2, 8))
         self.settle(draw, story)
 
     def other_payload(self, draw: random.Random, label: str) -> None:
         """Ask for another thing under the same key, at once or afterwards."""
         story = self.new_story(draw, label, payloads=2)
         if draw.random() < 0.5:
-            self.send_at_once(draw, story, [0, 1] * draw.randint(1, 3))
+            both = [(story, 0), (story, 1)]
+            self.send_at_once(draw, both * draw.randint(1, 3))
         else:
             self.settle(draw, story)
             self.send(draw, story, 1)
@@ -149,6 +152,24 @@ class Load:
                 time.sleep(pause)
             self.end(attempt, "hung up")
         self.settle(draw, story)
+
+    def duel(self, draw: random.Random, label: str) -> None:
+        """Ask for two things at once that deadlock, where a database has row locks."""
+        row = SHARED_ROWS + 2 * draw.randrange(CLIENTS)
+        left, right = (f"{label}-{side}" for side in ("left", "right"))
+        stories = []
+        for own, partner, rows in (
+            (left, right, [row, row + 1]),
+            (right, left, [row + 1, row]),
+        ):
+            asked = {"do": "contend", "label": own, "number": 0, "seconds": 0}
+            asked |= {"rows": rows, "partner": partner}
+            door = draw.choice(DOORS)
+            story = Story(label=own, path=door, keyed=True, payloads=[asked])
+            stories.append(self.ledger.open(story))
+        self.send_at_once(draw, [(story, 0) for story in stories])
+        for story in stories:
+            self.settle(draw, story)
 
     def revisit(self, draw: random.Random, label: str) -> None:
         """Ask again for something of long ago."""
@@ -215,12 +236,12 @@ class Load:
         return attempt
 
     def send_at_once(
-        self, draw: random.Random, story: Story, numbers: Sequence[int]
+        self, draw: random.Random, asked: Sequence[tuple[Story, int]]
     ) -> None:
         """Have all requests under way before the first answer is read."""
         started = []
-        for number in numbers:
-            attempt = self.new_attempt(draw, story, number, f"{len(numbers)} at once")
+        for story, number in asked:
+            attempt = self.new_attempt(draw, story, number, f"{len(asked)} at once")
             started.append((attempt, self.start(draw, story, attempt)))
         for attempt, connection in started:
             if connection is not None:
@@ -243,7 +264,7 @@ class Load:
             headers["Idempotency-Key"] = story.label
         elif story.keyed:
             path += f"?$idempotency={story.label}"
-        if attempt.how == "last retry":
+        if attempt.how == LAST_RETRY:
             headers["X-Calm"] = "1"
         payload = story.payloads[attempt.number]
         return self.open(draw, attempt, "POST", path, payload, headers)
@@ -300,26 +321,22 @@ class Load:
     # Afterwards.
 
     def retry_everything(self) -> None:
-        """Ask each key for the last time, until it has decided."""
-        asked = [
-            (story, number)
-            for story in self.ledger.stories
-            if story.keyed
-            for number in range(len(story.payloads))
-        ]
+        """Ask each key for the last time, each of its payloads once.
 
-        def retry(asked: tuple[Story, int]) -> None:
-            story, number = asked
-            draw = random.Random(f"{self.seed}/{story.label}/last")
-            for _turn in range(LAST_TRIES):
-                last = self.send(draw, story, number, "last retry")
-                if last.code not in (
-                    "idempotency_in_progress",
-                    "idempotency_transaction_failed",
-                ):
-                    return
-                time.sleep(LAST_PAUSE)
-
+        Those that take rows in each other's way are asked one after another: now there
+        is no reason left for anything but an answer to keep.
+        """
+        keyed = [story for story in self.ledger.stories if story.keyed]
         with ThreadPoolExecutor(CLIENTS) as pool:
-            for _ in pool.map(retry, asked):
+            alone = [story for story in keyed if not story.contends]
+            for _ in pool.map(self.retry_last, alone):
                 pass
+        for story in keyed:
+            if story.contends:
+                self.retry_last(story)
+
+    def retry_last(self, story: Story) -> None:
+        """Ask for one key's payloads, one after another."""
+        draw = random.Random(f"{self.seed}/{story.label}/last")
+        for number in range(len(story.payloads)):
+            self.send(draw, story, number, LAST_RETRY)

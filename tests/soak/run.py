@@ -18,7 +18,7 @@ from tests.processes import running, wait_until
 from tests.servers import UnixConnection
 from tests.soak.faults import DatabaseServer, Faults, wait_until_idle
 from tests.soak.ledger import Ledger
-from tests.soak.load import SHARED_ROWS, Load
+from tests.soak.load import ROWS, Load
 from tests.soak.verdict import Violation, judge, read_effects
 from tests.soak.views import SHARED
 
@@ -36,6 +36,7 @@ class Report:
     faults: Counter[str]
     keys: int
     lost_answers: int
+    undone: int
     violations: list[Violation]
 
     def __str__(self) -> str:
@@ -51,6 +52,7 @@ class Report:
             f"keys whose effect was there though no success had arrived: "
             f"{self.lost_answers}"
         )
+        lines.append(f"transactions that the database undid: {self.undone}")
         kinds = Counter(violation.what for violation in self.violations)
         lines += [f"  {count:8}  {name}" for name, count in kinds.most_common()]
         verdict = "red" if self.violations else "green"
@@ -72,7 +74,7 @@ def soak(
     A fault comes each time that between so many requests were sent; ``server`` is
     the database server, if it may be crashed.
     """
-    for row in range(SHARED_ROWS):
+    for row in range(ROWS):
         Effect.objects.create(name=SHARED.format(row))
     connections.close_all()
     ledger = Ledger()
@@ -105,9 +107,10 @@ def soak(
         seconds=seconds,
         scenarios=load.played,
         answers=ledger.counts(),
-        faults=Counter(fault.kind for fault in ledger.faults),
+        faults=faults.happened,
         keys=sum(story.keyed for story in ledger.stories),
         lost_answers=len(keyed & {*before} - acknowledged),
+        undone=sum(attempt.is_undone for _story, attempt in ledger.attempts()),
         violations=judge(ledger, before, read_effects()),
     )
 
@@ -119,6 +122,8 @@ def serving(folders: list[Path]) -> Iterator[None]:
         for folder, atomic_requests in zip(folders, "01", strict=True):
             workers = folder / "workers"
             workers.mkdir(parents=True, exist_ok=True)
+            meetings = folder.parent / "meetings"
+            meetings.mkdir(exist_ok=True)
             for path in workers.iterdir():
                 path.unlink()
             address, log = folder / "server.sock", folder / "server.log"
@@ -133,6 +138,7 @@ def serving(folders: list[Path]) -> Iterator[None]:
                 "DJANGO_SETTINGS_MODULE": "tests.soak.settings",
                 "ATOMIC_REQUESTS": atomic_requests,
                 "SOAK_WORKERS": str(workers),
+                "SOAK_MEETINGS": str(meetings),
             }
             stack.enter_context(running(command, log, **variables))
             wait_until(lambda path=address: is_up(path), "a server", {"log": log})

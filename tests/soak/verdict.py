@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.soak.ledger import LOST, Attempt, Ledger, Story
+from tests.soak.load import LAST_RETRY
 
 REUSED = "idempotency_key_reused"
 IN_PROGRESS = "idempotency_in_progress"
@@ -20,6 +21,8 @@ ON_PURPOSE = "on_purpose"
 FAILING = ("fail", "flaky")
 # After these a client does not know; a worker's end takes no other request with it.
 CUTS = {"connections cut", "database crashed"}
+# Whoever was told one of these has seen the record of a completed key.
+COMPLETED = (NOT_KEPT, REUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,13 @@ def judge_attempt(
     elif not is_allowed(story, attempt):
         what = story.what if story else "read"
         yield f"{status} {code} is not allowed here: {what}"
-    elif code in (IN_PROGRESS, TRANSACTION_FAILED):
+    elif story is not None and code in (IN_PROGRESS, TRANSACTION_FAILED):
         if attempt.headers.get("Retry-After") != "1":
             yield "No Retry-After"
+        judge_it = (
+            judge_in_progress if code == IN_PROGRESS else judge_transaction_failed
+        )
+        yield from judge_it(story, attempt, ledger)
     elif story is not None and status == 201:
         yield from judge_headers(story, attempt)
 
@@ -101,14 +108,49 @@ def judge_attempt(
 def judge_failure(
     story: Story | None, attempt: Attempt, ledger: Ledger
 ) -> Iterator[str]:
-    """Say what is wrong with a 500."""
+    """E4, O3: say what is wrong with a 500."""
     is_meant = story is not None and story.what in FAILING
     if is_meant and attempt.code in (ON_PURPOSE, "OnPurpose"):
         return
     if not ledger.faults_met(attempt) & CUTS:
         yield "A 500 while nothing was broken"
+    elif attempt.is_undone:
+        yield "A 500 for a transaction that the database has undone"
     elif attempt.code not in LOST:
         yield f"A 500 that is not a lost connection: {attempt.code}"
+
+
+def judge_in_progress(story: Story, attempt: Attempt, ledger: Ledger) -> Iterator[str]:
+    """E3, R6: somebody else must be executing the key, and not be done."""
+    others = [other for other in story.attempts if other is not attempt]
+    if any(
+        other.ended < attempt.started
+        and (other.is_acknowledged or other.code in COMPLETED)
+        for other in others
+    ):
+        yield "In progress, though its answer had been given before"
+    elif not any(
+        other.started <= attempt.ended
+        and (attempt.started <= other.ended or was_cut(other, ledger))
+        for other in others
+    ):
+        yield "In progress, though nobody else asked"
+
+
+def was_cut(attempt: Attempt, ledger: Ledger) -> bool:
+    """Tell whether a request may have gone on after its client was left alone."""
+    if attempt.status is None:
+        return True
+    return attempt.status >= 500 and bool(ledger.faults_met(attempt) & CUTS)
+
+
+def judge_transaction_failed(
+    story: Story, attempt: Attempt, ledger: Ledger
+) -> Iterator[str]:
+    """E4, E5: there must have been a deadlock, or a connection that was lost."""
+    is_meant = story.contends and attempt.is_undone
+    if not is_meant and not ledger.faults_met(attempt) & CUTS:
+        yield "A transaction failed while nothing was broken"
 
 
 def is_allowed(story: Story | None, attempt: Attempt) -> bool:
@@ -155,7 +197,7 @@ def judge_story(story: Story, before: list[Found], after: list[Found]) -> Iterat
         return
     if len(before) > 1 or len(after) > 1:
         yield "Doubled: more than one effect"
-    earlier = [a for a in story.acknowledged if a.how != "last retry"]
+    earlier = [a for a in story.acknowledged if a.how != LAST_RETRY]
     if earlier and not before:
         yield "Lost: an acknowledged key without its effect"
     if before and before != after:
@@ -190,27 +232,29 @@ def judge_answers(story: Story, effect: Found) -> Iterator[str]:
 
 def judge_last(story: Story, effect: Found, *, was_there: bool) -> Iterator[str]:
     """Say what is wrong with the last retries, one for each payload."""
-    attempts = [a for a in story.attempts if a.how == "last retry"]
-    final = {attempt.number: attempt for attempt in attempts}
-    if len(final) < len(story.payloads):
-        yield "There was no last retry"
-    for number, attempt in final.items():
-        if number != effect.number:
+    for attempt in last_retries(story):
+        if attempt.number != effect.number:
             if attempt.code != REUSED:
                 yield "Another payload was not refused in the end"
-        elif story.what == "stream" and (was_there or len(attempts) > len(final)):
+        elif story.what == "stream" and was_there:
             if attempt.code != NOT_KEPT:
                 yield "An answer that is not kept was given again"
         elif not attempt.is_acknowledged:
             yield "Stuck: the last retry has no success"
-        elif was_there and not attempt.replayed:
-            yield "The last retry executed again"
+        elif attempt.replayed != was_there:
+            yield "The last retry executed again, or replayed what was not there"
+
+
+def last_retries(story: Story) -> list[Attempt]:
+    """Return the last retries, one for each payload."""
+    attempts = [attempt for attempt in story.attempts if attempt.how == LAST_RETRY]
+    assert [a.number for a in attempts] == [*range(len(story.payloads))]
+    return attempts
 
 
 def judge_refusals(story: Story, after: list[Found]) -> Iterator[str]:
     """O2: every refusal leaves what the handler wrote, and the key is free."""
-    final = {a.number: a for a in story.attempts if a.how == "last retry"}
-    if not final or any(a.code != ON_PURPOSE for a in final.values()):
+    if any(attempt.code != ON_PURPOSE for attempt in last_retries(story)):
         yield "Stuck: the last retry did not reach the handler"
     if story.acknowledged or any(a.replayed for a in story.attempts):
         yield "A refusal was stored"

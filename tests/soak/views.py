@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from rest_framework import views
@@ -24,6 +27,10 @@ from tests.app.models import Effect
 
 ON_PURPOSE = "on_purpose"
 SHARED = "shared-{}"
+# Where handlers that contend leave a file each, to find each other by.
+MEETINGS = Path(os.environ.get("SOAK_MEETINGS", "."))
+# A partner whose worker was killed never comes.
+MEETING_PATIENCE = 2
 
 
 class OnPurpose(Exception):
@@ -34,17 +41,18 @@ def act(request: Request) -> Any:
     """Act once, and answer differently each time that it runs."""
     wanted = request.data
     what = wanted["do"]
+    is_calm = "HTTP_X_CALM" in request.META
     if what == "raise":
         raise ValidationError("refused", code=ON_PURPOSE)
     if what == "contend":
-        contend(wanted["rows"])
+        contend(wanted, is_calm=is_calm)
     note = f"{wanted['label']} {wanted['number']}"
     effect = Effect.objects.create(note=note)
     if what == "refuse":
         # Its row is a counter of failed attempts, which stays (O2).
         return Response({"code": ON_PURPOSE}, status=400)
     time.sleep(wanted["seconds"])
-    if "HTTP_X_CALM" not in request.META:
+    if not is_calm:
         if what == "fail" or (what == "flaky" and random.random() < 0.3):
             raise OnPurpose
         if what == "flaky" and random.random() < 0.3:
@@ -55,10 +63,30 @@ def act(request: Request) -> Any:
     return Response(answer, status=201, headers={"Location": f"/effect/{effect.pk}/"})
 
 
-def contend(rows: list[int]) -> None:
-    """Lock shared rows, in an order that may well be another request's backwards."""
-    for row in rows:
-        Effect.objects.select_for_update().get(name=SHARED.format(row))
+def contend(wanted: dict[str, Any], *, is_calm: bool) -> None:
+    """Lock shared rows, in an order that may well be another request's backwards.
+
+    With a partner, whose order surely is, it waits until both have their first row.
+    """
+    first, second = wanted["rows"]
+    lock(first)
+    if not is_calm and connection.features.has_select_for_update:
+        let_others_come(wanted["label"], wanted.get("partner"))
+    lock(second)
+
+
+def lock(row: int) -> None:
+    Effect.objects.select_for_update().get(name=SHARED.format(row))
+
+
+def let_others_come(own: str, partner: str | None) -> None:
+    """Wait for the partner to come this far, if it ever does, or else for anybody."""
+    if partner is None:
+        time.sleep(0.02)
+        return
+    (MEETINGS / own).touch()
+    give_up_at = time.monotonic() + MEETING_PATIENCE
+    while not (MEETINGS / partner).exists() and time.monotonic() < give_up_at:
         time.sleep(0.005)
 
 
@@ -88,10 +116,12 @@ class MixinView(IdempotencyMixin, APIView):
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Any:
-    """Answer with the code, as the README shows it."""
+    """Answer with the code, as the README shows it, and tell the ledger the cause."""
     response = views.exception_handler(error, context)
     if response is not None and hasattr(error, "get_codes"):
         response.data = {"code": error.get_codes(), "detail": error.detail}
+        if error.__cause__ is not None:
+            response.data["cause"] = str(error.__cause__)[:300]
     return response
 
 
