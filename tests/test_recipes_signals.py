@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.dispatch import Signal
@@ -15,7 +17,9 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency import signals
+from idempotency.claims import claims_in
 from idempotency.decorators import idempotent
+from idempotency.exceptions import ClaimLost
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
@@ -94,7 +98,7 @@ class TestPrometheus:
 
     @pytest.mark.usefixtures("atomic_requests")
     def test_counts(self, recipe: Recipe, send: Any) -> None:
-        """X1, P2: Each request counts once, as what it was; the purge by its rows."""
+        """X1, P2: Each request counts as what it was; the purge by its rows."""
         from prometheus_client import generate_latest  # noqa: PLC0415  # may be missing
 
         assert [send(way) for way in WAYS] == [201, 201, 422, 400, 500]
@@ -117,6 +121,25 @@ class TestPrometheus:
             assert f"idempotency_{line}\n" in exposed
         assert exposed.count("idempotency_requests_total{") == 5
         assert KEY not in exposed
+
+    def test_a_run_that_is_undone(self, recipe: Recipe, send: Any) -> None:
+        """E5: It gives its key back and is refused: two events, as the page says."""
+        from prometheus_client import generate_latest  # noqa: PLC0415  # may be missing
+
+        claims = type(claims_in("default"))
+        with patch.object(claims, "complete", side_effect=ClaimLost):
+            assert send("stored") == 503
+        view = f'view="{__name__}.create"'
+        counted = re.findall(
+            r"^idempotency_requests_total\{(.+)\} (\S+)$",
+            generate_latest().decode(),
+            re.MULTILINE,
+        )
+        code = 'code="idempotency_transaction_failed"'
+        assert {*counted} == {
+            (f'code="",event="key_released",{view}', "1.0"),
+            (f'{code},event="request_refused",{view}', "1.0"),
+        }
 
 
 class TestOpenTelemetry:
