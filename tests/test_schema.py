@@ -36,7 +36,7 @@ from rest_framework.exceptions import APIException
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.test import APIRequestFactory
+from rest_framework.test import APIClient, APIRequestFactory
 from rest_framework.versioning import AcceptHeaderVersioning
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
@@ -422,6 +422,12 @@ def broken_handler(exc: Exception, context: Json) -> Response:
     return Response(context["request"].tenant)
 
 
+def counting_handler(exc: Exception, context: Json) -> Response:
+    """Tell apart what is made up, as the page says."""
+    asked.append("sent" if hasattr(context["request"], "idempotency") else "made up")
+    return Response({})
+
+
 def silent_handler(exc: Exception, context: Json) -> None:
     return None
 
@@ -445,6 +451,23 @@ def test_format_of_the_project(settings: Any) -> None:
     assert media == {"schema": {}}
     assert "idempotency_transaction_failed" not in asked
     assert "IdempotencyError" not in found.get("components", {}).get("schemas", {})
+
+
+@pytest.mark.django_db
+def test_refusals_that_nobody_got(client: APIClient, settings: Any) -> None:
+    """A project's handler can tell the schema's refusals from those of requests."""
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "EXCEPTION_HANDLER": "tests.test_schema.counting_handler",
+    }
+    assert '`hasattr(context["request"], "idempotency")`' in PAGE
+    asked.clear()
+    operation_of(views.required)
+    assert {*asked} == {"made up"}
+    asked.clear()
+    for path_ in ("/required/", "/required/?$idempotency="):
+        client.post(path_, {})
+    assert asked == ["sent", "sent"]
 
 
 @pytest.mark.parametrize("handler", [broken_handler, silent_handler])
@@ -710,16 +733,14 @@ def test_without_the_package() -> None:
 
 
 def test_refusals_on_the_page() -> None:
-    """Its table has each status with the codes and headers that schemas show."""
-    leased: Any = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
-    responses = operation_of(view_with(post(), **leased, idempotency_required=True))
-    rows = table("status", "codes", "headers", document=PAGE)
-    assert {row["status"] for row in rows} == REFUSED
+    """Its table has each status with the headers that schemas show."""
+    responses = operation_of(views.function)["responses"]
+    status = "refusals with status"
+    rows = table(status, "headers", document=PAGE)
+    assert {row[status] for row in rows} == REFUSED
     for row in rows:
-        response = responses["responses"][row["status"]]
-        shown = re.findall("- `([a-z_]+)`", response["description"])
-        assert re.findall("`([a-z_]+)`", row["codes"]) == shown
-        assert re.findall("`([^`]+)`", row["headers"]) == [*response.get("headers", {})]
+        headers = responses[row[status]].get("headers", {})
+        assert re.findall("`([^`]+)`", row["headers"]) == [*headers]
 
 
 def test_links_on_the_page() -> None:
