@@ -214,7 +214,8 @@ class Claims:
         return []
 
     def _id(self, record_id: UUID) -> list[Any]:
-        return self._values(IdempotencyRecord(id=record_id), ["id"])
+        field: Any = IdempotencyRecord._meta.pk
+        return [field.get_db_prep_save(record_id, self.connection)]
 
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
         get_field: Any = IdempotencyRecord._meta.get_field
