@@ -11,21 +11,21 @@ database (pglz or lz4) or beforehand by zlib. Also how many bytes each way keeps
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 from uuid import uuid4
 
 from django.db import connection
 
 from benchmarks.answers import BYTES
 from benchmarks.databases import TABLE, database, fetch_one, settle
+from benchmarks.figures import shown, spread_of_ratios, table, tell
 from benchmarks.floor import effect, statements, transact
-from benchmarks.requests import spread
 
 SIZES = (1024, 16_384, 65_536, 1_048_576)
 # The fastest: 9 takes several times as long for a tenth less.
@@ -80,6 +80,16 @@ def kept() -> int:
     )
 
 
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    rows = [
+        (f"{int(size):,}", name, shown(found["ratio"]), f"{found['kept']:,}")
+        for size, ways in told["bodies"].items()
+        for name, found in ways.items()
+    ]
+    return table(("body", "sent and kept", "of the defaults", "kept bytes"), rows)
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -89,7 +99,6 @@ def main() -> int:
     arguments = parser.parse_args()
     figures = {}
     usual = next(iter(WAYS))
-    print("| body | sent and kept | of the defaults | kept bytes |\n|---|---|---|---|")
     with database("postgresql", urls="benchmarks.views"):
         connection.ensure_connection()
         for size in SIZES:
@@ -103,19 +112,14 @@ def main() -> int:
             for _round in range(arguments.rounds):
                 for name, way in WAYS.items():
                     rounds[name].append(turn(way, size, requests))
-            figures[size] = {}
-            for name in WAYS:
-                pairs = zip(rounds[name], rounds[usual], strict=True)
-                ratio = spread([one / other for one, other in pairs])
-                figures[size][name] = {"ratio": ratio, "kept": sizes[name]}
-                middle, low, high = ratio
-                print(
-                    f"| {size:,} | {name} | {middle:.2f} ({low:.2f}-{high:.2f}) "
-                    f"| {sizes[name]:,} |",
-                    flush=True,
-                )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"bodies": figures}, indent=2))
+            figures[size] = {
+                name: {
+                    "ratio": spread_of_ratios(rounds[name], rounds[usual]),
+                    "kept": sizes[name],
+                }
+                for name in WAYS
+            }
+    tell({"bodies": figures}, report, arguments.json)
     return 0
 
 

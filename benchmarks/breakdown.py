@@ -9,7 +9,6 @@ COMMIT, and all the rest, which is Django, REST framework, the view and the app.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -22,10 +21,11 @@ from unittest.mock import patch
 from django.db import connection
 
 from benchmarks.databases import NAMES, TABLE, database, settle
-from benchmarks.requests import Kind, kinds, run
+from benchmarks.figures import table, tell
+from benchmarks.requests import BARE_ATOMIC, Kind, kinds, run
 
 BODY = 1024
-KINDS = ("bare, ATOMIC_REQUESTS", "first-time", "replay")
+KINDS = (BARE_ATOMIC, "first-time", "replay")
 PARTS = ("the app's statements", "the view's", "BEGIN and COMMIT", "Python")
 Parts = dict[str, float]
 
@@ -71,6 +71,16 @@ def parts_of(kind: Kind, requests: int) -> Parts:
     return {part: 1000 * median(each[part] for each in found) for part in PARTS}
 
 
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    rows = [
+        (name, *(f"{value:.2f}" for value in found.values()))
+        for name, found in told["breakdown"].items()
+    ]
+    title = f"{told['database']}, milliseconds, bodies of {BODY} bytes"
+    return f"{title}\n\n{table(('request', *PARTS), rows)}"
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -84,15 +94,10 @@ def main() -> int:
         for name in KINDS:
             run(every[name], 100)
         settle()
-        print(f"{arguments.database}, milliseconds, bodies of {BODY} bytes\n")
-        print(f"| request | {' | '.join(PARTS)} |\n|---{'|---' * len(PARTS)}|")
         for name in KINDS:
             figures[name] = parts_of(every[name], arguments.requests)
-            cells = (f"{value:.2f}" for value in figures[name].values())
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    if arguments.json:
-        told = {"database": arguments.database, "breakdown": figures}
-        arguments.json.write_text(json.dumps(told, indent=2))
+    told = {"database": arguments.database, "breakdown": figures}
+    tell(told, report, arguments.json)
     return 0
 
 

@@ -45,10 +45,11 @@ def draw_requests(folder: Path) -> Any:
     height = 0.8 / len(NAMES)
     for number, (database, label) in enumerate(NAMES.items()):
         costs = read(folder, f"requests-{database}")["requests"][USUAL]
-        by_name = {cost["name"]: cost[RATIO] for cost in costs}
-        ratios = [by_name[name] for name in REQUESTS]
+        # In SQLite there is no duplicate that is refused while another one runs.
+        places = [at for at, name in enumerate(REQUESTS) if name in costs]
+        ratios = [costs[REQUESTS[at]][RATIO] for at in places]
         axes.barh(
-            [at + (number - 1) * height for at in range(len(REQUESTS))],
+            [at + (number - 1) * height for at in places],
             [middle for middle, _low, _high in ratios],
             height,
             xerr=error_bars(ratios),
@@ -66,7 +67,9 @@ def draw_requests(folder: Path) -> Any:
 def draw_sizes(folder: Path) -> Any:
     """Draw first-time requests and replays by size of the body."""
     sizes = read(folder, "requests-postgresql")["requests"]
-    ratios = [{cost["name"]: cost[RATIO] for cost in costs} for costs in sizes.values()]
+    ratios = [
+        {name: cost[RATIO] for name, cost in costs.items()} for costs in sizes.values()
+    ]
     figure = draw_lines([*map(int, sizes)], ratios)
     axes = figure.axes[0]
     axes.set_xticks([*map(int, sizes)], ["200 B", "1 KiB", "64 KiB", "1 MiB"])
@@ -77,8 +80,8 @@ def draw_sizes(folder: Path) -> Any:
 def draw_growth(folder: Path) -> Any:
     """Draw first-time requests and replays by how many records there are."""
     steps = read(folder, "growth")["growth"]
-    counts = [step["records"] for step in steps]
-    figure = draw_lines(counts, steps)
+    counts = [*map(int, steps)]
+    figure = draw_lines(counts, [*steps.values()])
     axes = figure.axes[0]
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_xlabel("records in the table, PostgreSQL")

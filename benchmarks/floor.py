@@ -11,7 +11,6 @@ of the finished record.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,10 +25,12 @@ from django.db import connection
 from django.utils import timezone
 
 from benchmarks.answers import BYTES
-from benchmarks.databases import database, log_position, settle
-from benchmarks.requests import spread
+from benchmarks.databases import database, fetch_one, log_position, settle
+from benchmarks.figures import shown, spread_of_ratios, table, tell
 
 BODY = BYTES[:1024]
+# After how many times psycopg lets the server prepare a statement, as outside Django.
+PREPARED_AFTER = 5
 EFFECT = "INSERT INTO app_effect (note) VALUES (%s) RETURNING id"
 Statement = tuple[str, list[Any]]
 
@@ -115,16 +116,23 @@ def transact(
     raw: Any = connection.connection
     # The driver's own cursor: Django's default one puts values into the text.
     kind = psycopg.Cursor if bind_on_server or prepare else type(raw.cursor())
+    # Django sets None, and then nothing is prepared, whatever is asked for.
+    raw.prepare_threshold = PREPARED_AFTER if prepare else None
     # What making the values takes is not measured.
     started = time.perf_counter()
     with kind(raw) as cursor:
-        cursor.execute("BEGIN")
+        cursor.execute("BEGIN", prepare=False)
         for sql, values in sent:
-            cursor.execute(sql, values, **({"prepare": True} if prepare else {}))
+            cursor.execute(sql, values, prepare=prepare)
             if cursor.description is not None:
                 cursor.fetchone()
-        cursor.execute("COMMIT")
+        cursor.execute("COMMIT", prepare=False)
     return time.perf_counter() - started
+
+
+def prepared() -> int:
+    """Return how many statements the server has prepared for this connection."""
+    return int(fetch_one("SELECT count(*) FROM pg_prepared_statements"))
 
 
 STORED = uuid4()
@@ -144,6 +152,20 @@ def timed(kind: Callable[[], float], times: int) -> float:
     return median(kind() for _time in range(times))
 
 
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    rows = [
+        (
+            name,
+            f"{found['milliseconds']:.2f}",
+            shown(found["ratio"]),
+            f"{found['log_bytes']:,}",
+        )
+        for name, found in told["floor"].items()
+    ]
+    return table(("statements", "ms", "of bare", "log bytes"), rows)
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -158,6 +180,8 @@ def main() -> int:
         transact([stored.claim, stored.complete])
         for kind in KINDS.values():
             timed(kind, 50)
+        # The claim, the effect and the answer.
+        assert prepared() == 3
         settle()
         rounds: dict[str, list[float]] = {name: [] for name in KINDS}
         for _round in range(arguments.rounds):
@@ -167,23 +191,18 @@ def main() -> int:
         with connection.cursor() as cursor:
             cursor.execute("ALTER SYSTEM SET full_page_writes = off")
             cursor.execute("SELECT pg_reload_conf()")
-        print("| statements | ms | of bare | log bytes |\n|---|---|---|---|")
         for name, kind in KINDS.items():
             settle()
             timed(kind, arguments.requests)
             before = log_position()
             timed(kind, arguments.requests)
             logged = ((log_position() or 0) - (before or 0)) / arguments.requests
-            pairs = zip(rounds[name], rounds["bare"], strict=True)
-            middle, low, high = spread([one / other for one, other in pairs])
-            took = 1000 * median(rounds[name])
-            print(
-                f"| {name} | {took:.2f} | {middle:.2f} ({low:.2f}-{high:.2f}) "
-                f"| {logged:,.0f} |"
-            )
-            figures[name] = {"ratio": [middle, low, high], "log_bytes": round(logged)}
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"floor": figures}, indent=2))
+            figures[name] = {
+                "milliseconds": 1000 * median(rounds[name]),
+                "ratio": spread_of_ratios(rounds[name], rounds["bare"]),
+                "log_bytes": round(logged),
+            }
+    tell({"floor": figures}, report, arguments.json)
     return 0
 
 

@@ -2,25 +2,47 @@
 
     python -m benchmarks.growth --database postgresql --most 5000000
 
-As ratios to the bare view of the same round, and to the smallest table. Says what a
-record takes on disk, its indexes included.
+As ratios to the bare view of the same round, and to the smallest table; each replay is
+of a record that is drawn from all. Says what a record takes on disk, its indexes
+included, right after the records were stored.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import random
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 from benchmarks.databases import NAMES, database, settle, table_size
+from benchmarks.figures import shown, spread_of_ratios, table, tell
 from benchmarks.records import fill
 
 STEPS = (10_000, 1_000_000, 5_000_000)
 BODY = 1024
-KINDS = ("bare, ATOMIC_REQUESTS", "first-time", "replay")
+
+
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    steps = told["growth"]
+    smallest = next(iter(steps.values()))
+    rows = [
+        (
+            f"{int(records):,}",
+            *(
+                f"{shown(step[name])} of bare, {step[name][0] / smallest[name][0]:.2f}"
+                for name in ("first-time", "replay")
+            ),
+            f"{step['bytes']:,.0f}" if step["bytes"] else "-",
+        )
+        for records, step in steps.items()
+    ]
+    title = f"{told['database']}, bodies of {BODY} bytes"
+    head = ("records", "first-time", "replay", "bytes per record")
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def main() -> int:
@@ -32,45 +54,56 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"{arguments.database}, bodies of {BODY} bytes\n")
-    print("| records | first-time | replay | bytes per record |\n|---|---|---|---|")
-    smallest: dict[str, float] = {}
-    figures: list[dict[str, Any]] = []
+    figures: dict[int, dict[str, Any]] = {}
     with database(arguments.database, urls="benchmarks.views"):
-        from benchmarks.requests import kinds, run, spread  # set up by now
+        from benchmarks.requests import BARE_ATOMIC, Kind, kinds, run  # set up by now
+        from benchmarks.wsgi import post
+        from idempotency.models import IdempotencyRecord
+        from tests.app.models import Effect
 
-        there = 0
+        place, key = f"/keyed/{BODY}/", str(uuid4())
+        assert post(place, key)() == 201
+        like = IdempotencyRecord.objects.get(key=key)
+        draw = random.Random(1)
+        stored: dict[str, int] = {}
+
+        def replay(_number: int) -> Any:
+            (prefix,) = draw.choices([*stored], [*stored.values()])
+            return post(place, f"{prefix}-{draw.randint(1, stored[prefix])}")
+
+        named = {kind.name: kind for kind in kinds(BODY, with_leased=False)}
+        every = [
+            named[BARE_ATOMIC],
+            named["first-time"],
+            Kind(name="replay", status=201, make=replay),
+        ]
         for step in STEPS:
             if step > arguments.most:
                 break
-            fill(step - there, f"to-{step}", expired=False, body_size=BODY)
-            there = step
-            every = {kind.name: kind for kind in kinds(BODY, with_leased=False)}
-            for name in KINDS:
-                run(every[name], 50)
+            more = step - sum(stored.values())
+            fill(more, f"to-{step}", expired=False, body_size=BODY, like=like)
+            stored[f"to-{step}"] = more
             settle()
-            rounds: dict[str, list[float]] = {name: [] for name in KINDS}
+            size, records = table_size(), IdempotencyRecord.objects.count()
+            for kind in every:
+                before = Effect.objects.count()
+                run(kind, 50)
+                acted = Effect.objects.count() - before
+                assert acted == (0 if kind.name == "replay" else 50), kind.name
+            settle()
+            rounds: dict[str, list[float]] = {kind.name: [] for kind in every}
             for _round in range(arguments.rounds):
-                for name in KINDS:
-                    rounds[name].append(median(run(every[name], arguments.requests)))
-            cells = []
-            size = table_size()
-            figures.append({"records": there, "bytes": size and size / there})
-            for name in KINDS[1:]:
-                pairs = zip(rounds[name], rounds[KINDS[0]], strict=True)
-                ratios = [one / bare for one, bare in pairs]
-                ratio, low, high = spread(ratios)
-                smallest.setdefault(name, ratio)
-                cells.append(
-                    f"{ratio:.2f} ({low:.2f}-{high:.2f}) of bare, "
-                    f"{ratio / smallest[name]:.2f}"
-                )
-                figures[-1][name] = [ratio, low, high]
-            each = f"{size / there:,.0f}" if size else "-"
-            print(f"| {step:,} | {' | '.join(cells)} | {each} |", flush=True)
-    if arguments.json:
-        told = {"database": arguments.database, "growth": figures}
-        arguments.json.write_text(json.dumps(told, indent=2))
+                for kind in every:
+                    rounds[kind.name].append(median(run(kind, arguments.requests)))
+            figures[step] = {
+                "bytes": size and size / records,
+                **{
+                    kind.name: spread_of_ratios(rounds[kind.name], rounds[BARE_ATOMIC])
+                    for kind in every[1:]
+                },
+            }
+    told = {"database": arguments.database, "growth": figures}
+    tell(told, report, arguments.json)
     return 0
 
 

@@ -11,20 +11,21 @@ and for comparison as many requests of their own, and as many bare ones.
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from threading import Barrier
+from typing import Any
 from uuid import uuid4
 
 from benchmarks.databases import NAMES, database
+from benchmarks.figures import shown, spread, spread_of_ratios, table, tell
 
 CLIENTS, DUPLICATES = 16, 100
 WORKERS, THREADS = 2, 16
@@ -155,17 +156,31 @@ def serving(folder: Path) -> Iterator[dict[str, Path]]:
         yield found
 
 
-def told(ratios: list[float]) -> str:
-    """Return the median, and between what half of the rounds lie."""
-    low, middle, high = quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as two tables."""
+    turns = [
+        (name, shown(found["throughput"]), shown(found["p99"]))
+        for name, found in told["http"].items()
+    ]
+    storms = [
+        (name, shown(found["p95"]), found["refused"])
+        for name, found in told["storm"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"{told['database']}, {WORKERS} workers, {CLIENTS} clients",
+            table(("request", "throughput, of bare", "p99, of bare"), turns),
+            f"p95 of others over {told['window']:.0f} s, of that without:",
+            table((f"beside {DUPLICATES} at once", "p95", "refused"), storms),
+        ]
+    )
 
 
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--database", choices=NAMES, default="postgresql")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3, help="of each turn")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -215,25 +230,31 @@ def main() -> int:
             for found, send in zip(storms.values(), sends, strict=True):
                 p95, refused = storm(address, window, send)
                 found.append((p95 / quiet, refused))
-    print(f"{arguments.database}, {WORKERS} workers, {CLIENTS} clients\n")
-    print("| request | throughput, of bare | p99, of bare |\n|---|---|---|")
-    for name, each in turns.items():
-        pairs = [*zip(each, turns["bare"], strict=True)]
-        rates = [turn.per_second / bare.per_second for turn, bare in pairs]
-        p99s = [turn.p99 / bare.p99 for turn, bare in pairs]
-        print(f"| {name} | {told(rates)} | {told(p99s)} |")
-    print(f"\np95 of others over {window:.0f} s, of that without:\n")
-    print(f"| beside {DUPLICATES} at once | p95 | refused |\n|---|---|---|")
-    for name, found in storms.items():
-        ratios, refusals = zip(*found, strict=True)
-        print(f"| {name} | {told([*ratios])} | {max(refusals)} |")
-    if arguments.json:
-        figures = {
-            "database": arguments.database,
-            "http": {name: [asdict(t) for t in each] for name, each in turns.items()},
-            "storm": storms,
-        }
-        arguments.json.write_text(json.dumps(figures, indent=2))
+    bare = turns["bare"]
+    figures = {
+        "database": arguments.database,
+        "http": {
+            name: {
+                "throughput": spread_of_ratios(
+                    [turn.per_second for turn in found],
+                    [turn.per_second for turn in bare],
+                ),
+                "p99": spread_of_ratios(
+                    [turn.p99 for turn in found], [turn.p99 for turn in bare]
+                ),
+            }
+            for name, found in turns.items()
+        },
+        "window": window,
+        "storm": {
+            name: {
+                "p95": spread([p95 for p95, _refused in found]),
+                "refused": max(refused for _p95, refused in found),
+            }
+            for name, found in storms.items()
+        },
+    }
+    tell(figures, report, arguments.json)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import connection
 
 from benchmarks.databases import TABLE
@@ -17,11 +19,20 @@ SERIES = {
     "sqlite": "(WITH RECURSIVE numbers(n) AS (SELECT {first} UNION ALL SELECT n + 1 "
     "FROM numbers WHERE n < {last}) SELECT n FROM numbers)",
 }
+# It has no lateral subqueries, which would name it.
+DIGEST_IN_MARIADB = (
+    "SHA2(CONCAT(UNHEX(LPAD(HEX(LENGTH({scope})), 8, '0')), {scope},"
+    " UNHEX(LPAD(HEX(LENGTH({key})), 8, '0')), {key}), 256)"
+)
 VALUES = {
     "postgresql": {
-        "id": "md5({prefix} || n)::uuid",
         "scope": "'user:auth.user:' || n % 1000",
         "key": "{prefix} || n",
+        "id": "(SELECT encode(set_byte(set_byte(digest, 6, (get_byte(digest, 6) & 15)"
+        " | 80), 8, (get_byte(digest, 8) & 63) | 128), 'hex')::uuid"
+        " FROM substr(sha256(int4send(octet_length({scope}))"
+        " || convert_to({scope}, 'UTF8') || int4send(octet_length({key}))"
+        " || convert_to({key}, 'UTF8')), 1, 16) AS digest)",
         "body": "convert_to(repeat(md5(n::text), {repeats}), 'UTF8')",
         "token": "md5('token' || n)::uuid",
         "at": "now() + ({offset} - {days} * (1 - n::float / {count}))"
@@ -29,10 +40,14 @@ VALUES = {
         "headers": """'[["Content-Type", "application/json"]]'::jsonb""",
     },
     "mysql": {
-        "id": "CAST(INSERT(INSERT(MD5(CONCAT({prefix}, n)), 13, 1, '5'), 17, 1, '8')"
-        " AS UUID)",
         "scope": "CONCAT('user:auth.user:', n % 1000)",
         "key": "CONCAT({prefix}, n)",
+        "id": "CAST(INSERT(INSERT(LEFT("
+        + DIGEST_IN_MARIADB
+        + ", 32), 13, 1, '5'), 17, 1, SUBSTR("
+        "'89ab89ab89ab89ab', CONV(SUBSTR("
+        + DIGEST_IN_MARIADB
+        + ", 17, 1), 16, 10) + 1, 1)) AS UUID)",
         "body": "REPEAT(MD5(n), {repeats})",
         "token": "CAST(INSERT(INSERT(MD5(CONCAT('token', n)), 13, 1, '5'), 17, 1, '8')"
         " AS UUID)",
@@ -41,9 +56,9 @@ VALUES = {
         "headers": """'[["Content-Type", "application/json"]]'""",
     },
     "sqlite": {
-        "id": "lower(hex(randomblob(16)))",
         "scope": "'user:auth.user:' || n % 1000",
         "key": "{prefix} || n",
+        "id": "record_id({scope}, {key})",
         "body": "CAST(printf('%.*c', {repeats} * 32, 'x') AS BLOB)",
         "token": "lower(hex(randomblob(16)))",
         "at": "strftime('%Y-%m-%d %H:%M:%f', 'now', ({offset} - {days} * (1 - "
@@ -53,9 +68,22 @@ VALUES = {
 }
 
 
-def fill(count: int, prefix: str, *, expired: bool, body_size: int = 1024) -> None:
-    """Store completed records that expire over 30 days, before now or after."""
+def fill(
+    count: int,
+    prefix: str,
+    *,
+    expired: bool,
+    body_size: int = 1024,
+    like: Any = None,
+) -> None:
+    """Store completed records that expire over 30 days, before now or after.
+
+    Their keys are the prefix, a hyphen and the numbers from 1. Requests that are
+    ``like`` those of a record of the same caller find them, and replay.
+    """
     vendor = connection.vendor
+    if vendor == "sqlite":
+        _teach_sqlite()
     # Not within the next day: what is in force now shall be so in the end.
     offset = 0 if expired else SPAN_DAYS + 1
     for first in range(1, count + 1, CHUNK):
@@ -66,17 +94,18 @@ def fill(count: int, prefix: str, *, expired: bool, body_size: int = 1024) -> No
             "days": SPAN_DAYS,
             "count": count,
         }
-        own = {
-            name: text.format(**given, offset="{offset}")
-            for name, text in VALUES[vendor].items()
-        }
+        own: dict[str, str] = {}
+        for name, text in VALUES[vendor].items():
+            own[name] = text.format(**given, offset="{offset}", **own)
+            if name == "scope" and like is not None:
+                own[name] = f"'{like.scope}'"
         at = own.pop("at")
         columns = {
             **own,
             "method": "'POST'",
-            "path": "'/api/v2/user/assignments'",
-            "fingerprint": f"'{'f' * 64}'",
-            "fingerprint_version": "1",
+            "path": f"'{like.path if like else '/api/v2/user/assignments'}'",
+            "fingerprint": f"'{like.fingerprint if like else 'f' * 64}'",
+            "fingerprint_version": str(like.fingerprint_version if like else 1),
             "state": "'completed'",
             "attempt": "1",
             "status_code": "201",
@@ -92,3 +121,14 @@ def fill(count: int, prefix: str, *, expired: bool, body_size: int = 1024) -> No
                 f"INSERT INTO {TABLE} ({names}) "
                 f"SELECT {', '.join(columns.values())} FROM {series}"
             )
+
+
+def _teach_sqlite() -> None:
+    from idempotency.models import record_id  # needs the settings
+
+    def stored(scope: str, key: str) -> str:
+        return record_id(scope, key).hex
+
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    raw.create_function("record_id", 2, stored, deterministic=True)

@@ -4,18 +4,19 @@
 
 The bare view runs in autocommit and under ATOMIC_REQUESTS; every other kind of request
 is compared with both, interleaved with them round by round. Statements, commits, bytes
-of the database's log and Python calls are counted, not timed.
+of the database's log and Python calls are counted, not timed. A commit is a COMMIT, or
+a statement that may write outside of a transaction.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -26,11 +27,16 @@ from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from benchmarks.databases import NAMES, database, log_position, settle
+from benchmarks.figures import Spread, shown, spread_of_ratios, table, tell
+from benchmarks.figures import spread as spread  # noqa: PLC0414  # from here, too
 
 SIZES = (200, 1024, 65_536, 1_048_576)
 USUAL = 1024
 # The least that a request can cost: its statements through the bare driver.
 FLOOR = "floor of"
+BARE, BARE_ATOMIC = "bare", "bare, ATOMIC_REQUESTS"
+# In autocommit each of these is a transaction; BEGIN and the like are not.
+WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "SET STATEMENT", "REPLACE")
 Send = Callable[[], int]
 
 
@@ -42,17 +48,18 @@ class Kind:
     status: int
     make: Callable[[int], Send]
     atomic_requests: bool = False
+    # What is so while requests of the kind are sent.
+    meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
     """What a kind of request costs: medians of rounds, and where half of these lie."""
 
-    name: str
     milliseconds: float
-    to_autocommit: tuple[float, float, float]
-    to_atomic_requests: tuple[float, float, float]
-    p95_to_atomic_requests: float
+    to_autocommit: Spread
+    to_atomic_requests: Spread
+    p95_to_atomic_requests: Spread
     statements: int
     commits: int
     log_bytes: int | None
@@ -62,6 +69,7 @@ class Cost:
 def kinds(size: int, *, with_leased: bool) -> list[Kind]:
     """Return every kind of request, for bodies of that size."""
     from benchmarks.wsgi import post  # needs the settings
+    from idempotency.models import IdempotencyRecord, State
 
     def first(place: str) -> Callable[[int], Send]:
         return lambda number: post(place, str(uuid4()))
@@ -72,13 +80,10 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
         other = {} if body is None else {"body": body}
         return lambda number: post(place, key, **other)
 
-    def busy(place: str) -> Callable[[int], Send]:
-        """Return duplicates of a request that holds its key to the end."""
-        from idempotency.models import IdempotencyRecord, State
-
+    def under_lease(place: str) -> Callable[[int], Send]:
+        """Return duplicates of a request in leased mode that does not end."""
         key = str(uuid4())
         assert post(place, key)() == 201
-        # In progress, under a lease that outlives the run.
         IdempotencyRecord.objects.filter(key=key).update(
             state=State.IN_PROGRESS,
             status_code=None,
@@ -92,9 +97,9 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
         f"/{name}/{size}/" for name in ("bare", "keyed", "leased", "floor")
     )
     found = [
-        Kind(name="bare", status=201, make=lambda number: post(bare, None)),
+        Kind(name=BARE, status=201, make=lambda number: post(bare, None)),
         Kind(
-            name="bare, ATOMIC_REQUESTS",
+            name=BARE_ATOMIC,
             status=201,
             make=lambda number: post(bare, None),
             atomic_requests=True,
@@ -108,20 +113,56 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
             atomic_requests=True,
         ),
         Kind(name="replay", status=201, make=known(keyed)),
-        Kind(name="409", status=409, make=busy(keyed)),
         Kind(name="422", status=422, make=known(keyed, b'{"title": "another"}')),
     ]
+    # In SQLite's one line of writers the duplicate of a running request waits.
+    if connection.vendor != "sqlite":
+        key = str(uuid4())
+        assert post(keyed, key)() == 201
+        record = IdempotencyRecord.objects.get(key=key)
+        IdempotencyRecord.objects.filter(key=key).delete()
+        record.state = State.IN_PROGRESS
+        found.append(
+            Kind(
+                name="409",
+                status=409,
+                make=lambda number: post(keyed, key),
+                meanwhile=lambda: held(record),
+            )
+        )
     if with_leased:
         found.append(Kind(name="leased first-time", status=201, make=first(leased)))
         found.append(Kind(name="leased replay", status=201, make=known(leased)))
+        found.append(Kind(name="409, leased", status=409, make=under_lease(leased)))
     if connection.vendor == "postgresql":
         found.append(Kind(name=f"{FLOOR} first-time", status=201, make=first(floor)))
         found.append(Kind(name=f"{FLOOR} replay", status=201, make=known(floor)))
     return found
 
 
+@contextmanager
+def held(record: Any) -> Iterator[None]:
+    """Hold a record's key as a running request does, on a connection of its own."""
+    from idempotency.claims import claims_in
+
+    other = connection.copy()
+    other.set_autocommit(False)
+    try:
+        assert type(claims_in("default"))(other).insert(record, None) is record
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
 def run(kind: Kind, requests: int) -> list[float]:
     """Send requests of a kind, and return their seconds."""
+    with kind.meanwhile():
+        return send_all(kind, requests)
+
+
+def send_all(kind: Kind, requests: int) -> list[float]:
+    """Send requests of a kind while what it needs is so, and return their seconds."""
     sends = [kind.make(number) for number in range(requests)]
     settings = connection.settings_dict
     settings["ATOMIC_REQUESTS"] = kind.atomic_requests
@@ -137,15 +178,30 @@ def run(kind: Kind, requests: int) -> list[float]:
     return seconds
 
 
-def count(kind: Kind, requests: int) -> dict[str, Any]:
+def count(kind: Kind) -> dict[str, Any]:
     """Count what one request of a kind does."""
-    run(kind, 3)
+    with kind.meanwhile():
+        send_all(kind, 3)
+        statements, commits = count_statements(kind)
+        return {
+            "statements": statements,
+            "commits": commits,
+            # What the interpreter does on the side now and then is not counted.
+            "calls": min(count_calls(kind) for _time in range(5)),
+            "log_bytes": count_log(kind),
+        }
+
+
+def count_statements(kind: Kind) -> tuple[int, int]:
+    """Return how many statements and commits a request of a kind makes."""
     statements = commits = 0
 
-    def counted(execute: Any, *arguments: Any) -> Any:
-        nonlocal statements
+    def counted(execute: Any, sql: str, *arguments: Any) -> Any:
+        nonlocal statements, commits
         statements += 1
-        return execute(*arguments)
+        is_outside = not connection.in_atomic_block and connection.get_autocommit()
+        commits += is_outside and sql.startswith(WRITES)
+        return execute(sql, *arguments)
 
     # The stubs do not know the method that sends COMMIT.
     wrapper: Any = BaseDatabaseWrapper
@@ -159,27 +215,30 @@ def count(kind: Kind, requests: int) -> dict[str, Any]:
     wrapper._commit = counted_commit
     try:
         with connection.execute_wrapper(counted):
-            run(kind, 1)
+            send_all(kind, 1)
     finally:
         wrapper._commit = commit
+    return statements, commits
 
-    before = log_position()
-    run(kind, requests)
-    after = log_position()
-    logged = None
-    if before is not None and after is not None:
-        logged = round((after - before) / requests)
-    return {
-        "statements": statements,
-        "commits": commits,
-        # What the interpreter does on the side now and then is not counted.
-        "calls": min(count_calls(kind) for _time in range(5)),
-        "log_bytes": logged,
-    }
+
+def count_log(kind: Kind, turns: int = 5, requests: int = 20) -> int | None:
+    """Return the bytes of the database's log for a request, as the least of turns.
+
+    In others the database also writes what earlier work has left it.
+    """
+    logged = []
+    for _turn in range(turns):
+        before = log_position()
+        send_all(kind, requests)
+        after = log_position()
+        if before is None or after is None:
+            return None
+        logged.append((after - before) / requests)
+    return round(min(logged))
 
 
 def count_calls(kind: Kind) -> int:
-    """Count the Python functions that one request of a kind calls."""
+    """Return how many Python functions one request of a kind calls."""
     calls = 0
 
     def on_event(frame: Any, event: str, argument: Any) -> None:
@@ -197,13 +256,7 @@ def count_calls(kind: Kind) -> int:
     return calls
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Return the median and the quartiles: half of all rounds lie between these."""
-    low, middle, high = quantiles(values, n=4)
-    return middle, low, high
-
-
-def measure(size: int, *, rounds: int, requests: int) -> list[Cost]:
+def measure(size: int, *, rounds: int, requests: int) -> dict[str, Cost]:
     """Measure every kind of request, interleaved."""
     every = kinds(size, with_leased=True)
     for kind in every:
@@ -218,46 +271,43 @@ def measure(size: int, *, rounds: int, requests: int) -> list[Cost]:
             seconds = run(kind, requests)
             medians[kind.name].append(median(seconds))
             p95s[kind.name].append(quantiles(seconds, n=20)[-1])
-    plain, atomic = medians["bare"], medians["bare, ATOMIC_REQUESTS"]
-    return [
-        Cost(
-            name=kind.name,
+    return {
+        kind.name: Cost(
             milliseconds=1000 * median(medians[kind.name]),
-            to_autocommit=spread(
-                [a / b for a, b in zip(medians[kind.name], plain, strict=True)]
+            to_autocommit=spread_of_ratios(medians[kind.name], medians[BARE]),
+            to_atomic_requests=spread_of_ratios(
+                medians[kind.name], medians[BARE_ATOMIC]
             ),
-            to_atomic_requests=spread(
-                [a / b for a, b in zip(medians[kind.name], atomic, strict=True)]
-            ),
-            p95_to_atomic_requests=median(
-                a / b
-                for a, b in zip(
-                    p95s[kind.name], p95s["bare, ATOMIC_REQUESTS"], strict=True
-                )
-            ),
-            **count(kind, 50),
+            p95_to_atomic_requests=spread_of_ratios(p95s[kind.name], p95s[BARE_ATOMIC]),
+            **count(kind),
         )
         for kind in every
-    ]
+    }
 
 
-def table(costs: list[Cost]) -> str:
-    """Return the figures as a table."""
-    heads = ("request", "ms", "of bare, autocommit", "of bare, ATOMIC_REQUESTS", "p95")
-    heads += ("statements", "commits", "log bytes", "Python calls")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for cost in costs:
-        auto, atomic = (
-            f"{middle:.2f} ({low:.2f}-{high:.2f})"
-            for middle, low, high in (cost.to_autocommit, cost.to_atomic_requests)
-        )
-        logged = "-" if cost.log_bytes is None else f"{cost.log_bytes:,}"
-        lines.append(
-            f"| {cost.name} | {cost.milliseconds:.2f} | {auto} | {atomic} "
-            f"| {cost.p95_to_atomic_requests:.2f} | {cost.statements} "
-            f"| {cost.commits} | {logged} | {cost.calls} |"
-        )
-    return "\n".join(lines)
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as tables, one for each size of bodies."""
+    head = ("request", "ms", "of bare, autocommit", "of bare, ATOMIC_REQUESTS", "p95")
+    head += ("statements", "commits", "log bytes", "Python calls")
+    parts = []
+    for size, costs in told["requests"].items():
+        rows = [
+            (
+                name,
+                f"{cost['milliseconds']:.2f}",
+                shown(cost["to_autocommit"]),
+                shown(cost["to_atomic_requests"]),
+                shown(cost["p95_to_atomic_requests"]),
+                cost["statements"],
+                cost["commits"],
+                "-" if cost["log_bytes"] is None else f"{cost['log_bytes']:,}",
+                cost["calls"],
+            )
+            for name, cost in costs.items()
+        ]
+        parts.append(f"{told['database']}, bodies of {int(size):,} bytes")
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
 
 
 def main() -> int:
@@ -274,12 +324,9 @@ def main() -> int:
         for size in arguments.size or SIZES:
             requests = max(10, arguments.requests // (1 + size // 65_536))
             costs = measure(size, rounds=arguments.rounds, requests=requests)
-            print(f"\n{arguments.database}, bodies of {size:,} bytes\n")
-            print(table(costs), flush=True)
-            figures[size] = [asdict(cost) for cost in costs]
-    if arguments.json:
-        told = {"database": arguments.database, "requests": figures}
-        arguments.json.write_text(json.dumps(told, indent=2))
+            figures[size] = {name: asdict(cost) for name, cost in costs.items()}
+    told = {"database": arguments.database, "requests": figures}
+    tell(told, report, arguments.json)
     return 0
 
 

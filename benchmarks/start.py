@@ -15,8 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from benchmarks.requests import spread
+from benchmarks.figures import shown, spread_of_ratios, table, tell
 
 PROJECT = """
 import json, resource, sys, time
@@ -64,6 +65,15 @@ def start(kind: str) -> tuple[float, float, int]:
     return float(seconds), float(memory), int(modules)
 
 
+def report(told: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    rows = [
+        (kind, shown(found["start"]), f"{found['memory']:.1f}", found["modules"])
+        for kind, found in told["start"].items()
+    ]
+    return table(("process", "start, of that without", "MiB", "modules"), rows)
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -76,23 +86,16 @@ def main() -> int:
     for _round in range(arguments.rounds):
         for kind, rounds in found.items():
             rounds.append(start(kind))
-    print("| process | start, of that without | MiB | modules |\n|---|---|---|---|")
-    figures = {}
-    for kind, rounds in found.items():
-        pairs = zip(rounds, found["without"], strict=True)
-        ratio, low, high = spread([one[0] / bare[0] for one, bare in pairs])
-        memory, modules = median(one[1] for one in rounds), rounds[0][2]
-        figures[kind] = {
-            "start": [ratio, low, high],
-            "memory": memory,
-            "modules": modules,
+    without = [one[0] for one in found["without"]]
+    figures = {
+        kind: {
+            "start": spread_of_ratios([one[0] for one in rounds], without),
+            "memory": median(one[1] for one in rounds),
+            "modules": rounds[0][2],
         }
-        print(
-            f"| {kind} | {ratio:.2f} ({low:.2f}-{high:.2f}) "
-            f"| {memory:.1f} | {modules} |"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"start": figures}, indent=2))
+        for kind, rounds in found.items()
+    }
+    tell({"start": figures}, report, arguments.json)
     return 0
 
 
