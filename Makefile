@@ -68,7 +68,7 @@ soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the serv
 breaks: $(DEV) ## break the code on purpose, and see the named test go red
 	$(BIN)/python -m tests.breaks $(ARGS)
 
-bench: $(DEV) ## what the app costs: tables, JSON and charts in var/benchmarks (half an hour)
+bench: $(DEV) ## what the app costs, in var/benchmarks and the documents (half an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks var/benchmarks $(ARGS)
 

@@ -1,7 +1,8 @@
 """Measure all that docs/benchmarks.md shows: ``python -m benchmarks FOLDER``.
 
 One benchmark after another, each in a process of its own: what it prints is shown and
-written into the folder, beside its figures as JSON and the charts made of them.
+written into the folder, beside its figures as JSON and the charts made of them. When
+all have run, their figures go into the documents, too, where ``git diff`` shows them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from benchmarks.databases import NAMES
 
 PARTS: dict[str, tuple[str, ...]] = {
     **{f"requests-{name}": ("requests", "--database", name) for name in NAMES},
+    "prepared": ("prepared",),
     "floor": ("floor",),
     "bodies": ("bodies",),
     "breakdown": ("breakdown",),
@@ -48,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=PARTS, action="append", help="repeatable")
+    parser.add_argument("--keep-documents", action="store_true", help="as they are")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name in arguments.only or PARTS:
@@ -56,8 +59,12 @@ def main() -> int:
             return status
     if arguments.only:
         return 0
-    draw = [sys.executable, "-m", "benchmarks.charts", str(arguments.folder)]
-    return subprocess.run(draw, check=False).returncode
+    steps = ["charts"] if arguments.keep_documents else ["charts", "publish"]
+    for module in steps:
+        command = [sys.executable, "-m", f"benchmarks.{module}", str(arguments.folder)]
+        if status := subprocess.run(command, check=False).returncode:
+            return status
+    return 0
 
 
 if __name__ == "__main__":

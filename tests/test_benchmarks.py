@@ -6,14 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
-from benchmarks import requests
-from benchmarks.databases import NAMES
+from benchmarks import compare, publish, purge
+from benchmarks.__main__ import PARTS
 from benchmarks.peers import PEERS
+from benchmarks.publish import PUBLISHED
 from tests.processes import ROOT
 from tests.test_docs import table
 
@@ -46,7 +48,7 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
     told = run("requests", "--database=sqlite", *small)
     assert "| replay | " in told
     figures = json.loads(old.read_text())
-    costs = {cost["name"]: cost for cost in figures["requests"]["1024"]}
+    costs = figures["requests"]["1024"]
     # K4: no key, no statement and no commit more than the bare view.
     bare, no_key = costs["bare"], costs["no key"]
     assert (no_key["statements"], no_key["commits"]) == (
@@ -55,18 +57,95 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
     )
     assert no_key["calls"] - bare["calls"] < 60
     assert costs["replay"]["statements"] == 1
+    assert costs["replay"]["calls"] - bare["calls"] < 60
+    # The effect's own; in leased mode the claim's and the answer's beside it.
+    kinds = ("bare", "first-time", "replay", "leased first-time")
+    assert [costs[kind]["commits"] for kind in kinds] == [1, 1, 0, 3]
     assert run("compare", old, old) == "Nothing became worse.\n"
     new = tmp_path / "new.json"
     costs["replay"]["statements"] += 1
-    costs["first-time"]["to_autocommit"][0] *= 5
+    costs["first-time"]["to_autocommit"][0] *= 50
     new.write_text(json.dumps(figures))
     told = run("compare", old, new, status=1)
-    assert "replay, 1024 bytes: statements 1 -> 2" in told
-    assert "first-time, 1024 bytes: to_autocommit" in told
+    assert "1024, replay: statements 1 -> 2" in told
+    assert "1024, first-time: to_autocommit" in told
     assert len(told.splitlines()) == 2
     figures["database"] = "another"
     new.write_text(json.dumps(figures))
     assert "these are of sqlite and of another" in run("compare", old, new, status=2)
+
+
+def planted(name: str, where: str, times: float, plus: float = 0) -> list[str]:
+    """Return what is told of a published run in which one figure is another one."""
+    old = json.loads((PUBLISHED / f"{name}.json").read_text())
+    new = json.loads((PUBLISHED / f"{name}.json").read_text())
+    *names, last = where.split("/")
+    inner = new
+    for each in names:
+        inner = inner[each]
+    was = inner[last]
+    if isinstance(was, list):
+        inner[last] = [was[0] * times + plus, *was[1:]]
+    else:
+        inner[last] = was * times + plus
+    return [*compare.regressions(old, new)]
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "times", "plus"),
+    [
+        ("requests-postgresql", "requests/1024/replay/log_bytes", 0, 1000),
+        ("requests-postgresql", "requests/1024/replay/p95_to_atomic_requests", 9, 0),
+        ("requests-postgresql", "requests/1024/replay/calls", 1, 1),
+        ("requests-postgresql", "requests/65536/replay/commits", 1, 1),
+        ("prepared", "prepared/replay/to_itself", 9, 0),
+        ("floor", "floor/first-time/ratio", 9, 0),
+        ("bodies", "bodies/65536/beside it, lz4/kept", 2, 0),
+        ("http", "http/replay/throughput", 0.1, 0),
+        ("http", "http/replay/p99", 9, 0),
+        ("http", "storm/duplicates of a slow request/p95", 9, 0),
+        ("growth", "growth/1000000/replay", 9, 0),
+        ("growth", "growth/1000000/bytes", 2, 0),
+        ("start", "start/with the app/modules", 1, 1),
+        ("storage", "storage/1024/80/bytes", 2, 0),
+        ("purge-mariadb", "purge_p95", 9, 0),
+    ],
+)
+def test_comparison_tells(name: str, where: str, times: float, plus: float) -> None:
+    """R6: A figure that became worse is told, whichever benchmark it is of."""
+    (told,) = planted(name, where, times, plus)
+    assert where.rpartition("/")[2] in told
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "times", "plus"),
+    [
+        ("requests-mariadb", "requests/1024/bare/log_bytes", 9, 0),
+        ("requests-postgresql", "requests/1024/replay/log_bytes", 0, 100),
+        ("requests-postgresql", "requests/65536/replay/calls", 1, 1),
+        ("requests-postgresql", "requests/1024/bare/p95_to_atomic_requests", 9, 0),
+        ("requests-postgresql", "requests/1024/replay/to_autocommit", 0.5, 0),
+        ("http", "http/replay/throughput", 9, 0),
+    ],
+)
+def test_comparison_is_calm(name: str, where: str, times: float, plus: float) -> None:
+    """R6: What differs by itself, and what became better, is not told."""
+    assert planted(name, where, times, plus) == []
+
+
+def test_comparison_of_what_is_not_there(tmp_path: Path) -> None:
+    """R6: A figure that went away is told, and files that have none in common."""
+    old = PUBLISHED / "floor.json"
+    figures = json.loads(old.read_text())
+    del figures["floor"]["replay"]["ratio"]
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(figures))
+    told = run("compare", old, new, status=1)
+    assert told == "replay: ratio is not in the new run\n"
+    other = PUBLISHED / "start.json"
+    assert "of different benchmarks" in run("compare", old, other, status=2)
+    none = PUBLISHED / "breakdown.json"
+    assert "no figures that can be compared" in run("compare", none, none, status=2)
 
 
 def test_peers() -> None:
@@ -78,37 +157,41 @@ def test_peers() -> None:
     assert said == {peer["package"] for peer in PEERS.values()} - {str(ROOT)}
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_tables(name: str) -> None:
+    """The tables are those that the figures beside them make."""
+    figures = json.loads((PUBLISHED / f"{name}.json").read_text())
+    printed = (PUBLISHED / f"{name}.txt").read_text()
+    module = import_module(f"benchmarks.{PARTS[name][0]}")
+    if module is purge:
+        deletions = {
+            each: purge.Deletion(**figures[each]) for each in ("purged", "deleted")
+        }
+        _title, _newline, printed = printed.partition("\n")
+        assert printed == f"{purge.Figures(**{**figures, **deletions})}\n"
+    else:
+        assert printed == f"{module.report(figures)}\n"
+
+
 def test_page() -> None:
-    """The figures of README and page are those that the commands have written."""
+    """The figures that documents name are those that the commands have written."""
+    figures = publish.named(PUBLISHED)
+    found = set()
+    for place in publish.PAGES:
+        page = place.read_text(encoding="utf-8")
+        assert publish.rewritten(page, figures) == page, place
+        found |= {name for _mark, name, _end in publish.MARKED.findall(page)}
+    assert found == figures.keys()
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    costs_of_readme = readme.partition("<!-- costs -->")[2].partition("<!-- /costs")[0]
-    published = ROOT / "docs" / "benchmarks"
-    rows: dict[str, list[str]] = {"no key": [], "first-time": [], "replay": []}
-    for database in NAMES:
-        figures = json.loads((published / f"requests-{database}.json").read_text())
-        assert figures["database"] == database
-        costs = {cost["name"]: cost for cost in figures["requests"]["1024"]}
-        for name, cells in rows.items():
-            of = "to_autocommit" if name == "no key" else "to_atomic_requests"
-            middle, low, high = costs[name][of]
-            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
-        assert costs["no key"]["statements"] == costs["bare"]["statements"]
-        more = costs["no key"]["calls"] - costs["bare"]["calls"]
-        assert f"a request makes {more} Python calls more" in page
-        if database == "postgresql":
-            floors = [
-                "{:.2f} ({:.2f}-{:.2f})".format(
-                    *costs[f"{requests.FLOOR} {name}"]["to_atomic_requests"]
-                )
-                for name in ("first-time", "replay")
-            ]
-            assert " and ".join(floors) in costs_of_readme
-        printed = (published / f"requests-{database}.txt").read_text()
-        listed = [requests.Cost(**cost) for cost in figures["requests"]["1024"]]
-        assert requests.table(listed) in printed
-    for name, cells in rows.items():
-        (line,) = re.findall(rf"^\| {name}\b.*", costs_of_readme, re.MULTILINE)
-        assert line.endswith(f"| {' | '.join(cells)} |")
+    shown = set(re.findall(r"benchmarks/([\w-]+)\.txt", page))
+    assert shown == set(PARTS)
     for name in re.findall(r"benchmarks/[\w-]+\.\w+", page):
         assert (ROOT / "docs" / name).exists(), name
+
+
+def test_figure_is_written_anew() -> None:
+    """What stands between the marks of a figure is replaced, and nothing else."""
+    page = "a <!-- figure log -->1.2<!-- / --> b <!-- figure x -->\n|\n<!-- / --> 1.2"
+    assert publish.rewritten(page, {"log": "1.4", "x": "y"}) == (
+        "a <!-- figure log -->1.4<!-- / --> b <!-- figure x -->y<!-- / --> 1.2"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,16 +33,49 @@ def test_others(module: str, arguments: list[str], said: str) -> None:
     [
         ("bodies", [], "| 1,048,576 | beside it, lz4 |"),
         ("floor", [], "| replay, prepared |"),
-        ("requests", ["--size=1024"], "| floor of replay |"),
+        ("prepared", [], "| replay |"),
     ],
 )
 def test_on_postgresql(module: str, arguments: list[str], said: str) -> None:
     """R6: So do those that ask a server of their own."""
+    assert said in run_on_postgresql(module, "--rounds=2", "--requests=5", *arguments)
+
+
+def run_on_postgresql(*arguments: str | Path) -> str:
+    """Run a benchmark where PostgreSQL is installed, and return what it prints."""
     try:
         find_postgresql()
     except NotInstalled as reason:
         pytest.skip(str(reason))
-    assert said in run(module, "--rounds=2", "--requests=5", *arguments)
+    module, *others = map(str, arguments)
+    return run(module, *others)
+
+
+def test_storage() -> None:
+    """R6: Every size of bodies is stored with every fillfactor."""
+    told = run_on_postgresql("storage", "--requests=20")
+    assert "| 1,048,576 | 80 | " in told
+
+
+def test_requests_on_postgresql(tmp_path: Path) -> None:
+    """R6: What a duplicate of a running request costs is counted, and each commit."""
+    place = tmp_path / "requests.json"
+    small = ("--rounds=2", "--requests=5", "--size=1024")
+    assert "| floor of replay |" in run_on_postgresql(
+        "requests", *small, "--json", place
+    )
+    costs = json.loads(place.read_text())["requests"]["1024"]
+    counted = {
+        name: (costs[name]["statements"], costs[name]["commits"])
+        for name in ("bare", "first-time", "replay", "409", "leased first-time")
+    }
+    assert counted == {
+        "bare": (1, 1),
+        "first-time": (3, 1),
+        "replay": (1, 1),
+        "409": (2, 1),
+        "leased first-time": (3, 3),
+    }
 
 
 def test_all_of_them(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Put the figures of a run into the documents: ``python -m benchmarks.publish FOLDER``.
+
+Tables, JSON and charts go to docs/benchmarks. Where a document names a figure, it is
+written anew between its marks, as in <!-- figure NAME -->1.38<!-- / -->; the names are
+those that ``named`` returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import storage
+from benchmarks.databases import NAMES
+from benchmarks.figures import shown, table
+from benchmarks.requests import BARE, BARE_ATOMIC, FLOOR, USUAL
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "docs" / "benchmarks"
+PAGES = [
+    ROOT / name for name in ("README.md", "docs/benchmarks.md", "docs/operations.md")
+]
+MARKED = re.compile(r"(<!-- figure (\S+) -->).*?(<!-- / -->)", re.DOTALL)
+TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
+# Of storage, what operations.md shows: sizes of bodies with their fillfactors.
+STORED = {"200": ("100", "80"), "1024": ("100", "90", "80")}
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """Return what one benchmark has written."""
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def named(folder: Path) -> dict[str, str]:
+    """Return each figure that the documents may name, as they have it."""
+    usual = {
+        name: read(folder, f"requests-{name}")["requests"][str(USUAL)] for name in NAMES
+    }
+    return {
+        **_requests(usual),
+        **_floors(read(folder, "floor")["floor"]),
+        **_prepared(read(folder, "prepared")["prepared"]),
+        **_times(read(folder, "breakdown")["breakdown"]),
+        **_storms(read(folder, "http")["storm"]),
+        "storage": _stored(read(folder, "storage")["storage"]),
+    }
+
+
+def _requests(usual: dict[str, Any]) -> dict[str, str]:
+    def more(of: str, than: str, counted: str = "calls") -> list[int]:
+        return [costs[of][counted] - costs[than][counted] for costs in usual.values()]
+
+    def ratios(name: str, of: str) -> list[str]:
+        return [shown(costs[name][of]) for costs in usual.values()]
+
+    auto, atomic = "to_autocommit", "to_atomic_requests"
+    on_replay = [costs["replay"]["statements"] for costs in usual.values()]
+    on_first = more("first-time", BARE_ATOMIC, "statements")
+    pairs = zip(on_first, on_replay, strict=True)
+    under = "of the bare view under ATOMIC_REQUESTS"
+    rows = [
+        ("no key, of the bare view", *ratios("no key", auto)),
+        (f"first-time request, {under}", *ratios("first-time", atomic)),
+        (f"replay, {under}", *ratios("replay", atomic)),
+        (
+            "statements of the app, first-time and replay",
+            *(f"{first} and {replay}" for first, replay in pairs),
+        ),
+    ]
+    found = usual["postgresql"]
+    calls = {name: cost["calls"] for name, cost in found.items()}
+    return {
+        "costs": f"\n{table(('', *(TITLES[name] for name in usual)), rows)}\n\n",
+        "calls-no-key": _from_to(more("no key", BARE)),
+        **{
+            f"calls-{name}": str(calls[name] - calls[BARE_ATOMIC])
+            for name in ("first-time", "replay")
+        },
+        **{
+            f"calls-{name}-floor": str(calls[name] - calls[f"{FLOOR} {name}"])
+            for name in ("first-time", "replay")
+        },
+        **{
+            f"floor-{name}": shown(found[f"{FLOOR} {name}"][atomic])
+            for name in ("first-time", "replay")
+        },
+    }
+
+
+def _from_to(counts: Iterable[int]) -> str:
+    least, *others = sorted({*counts})
+    return f"{least} to {others[-1]}" if others else str(least)
+
+
+def _floors(floor: dict[str, Any]) -> dict[str, str]:
+    def logged(name: str) -> int:
+        # Without what the view's own row takes.
+        return int(floor[name]["log_bytes"]) - int(floor["bare"]["log_bytes"])
+
+    at_once = "one INSERT at the end"
+    return {
+        "statements-first-time": f"{floor['first-time']['ratio'][0]:.1f}",
+        "statements-first-time-prepared": (
+            f"{floor['first-time, prepared']['ratio'][0]:.1f}"
+        ),
+        "statements-at-once": f"{floor[at_once]['ratio'][0]:.1f}",
+        "log": f"{logged('first-time') / logged(at_once):.2f}",
+    }
+
+
+def _prepared(found: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"prepared-{name}": shown(found[kind]["to_itself"])
+        for name, kind in (
+            ("bare", BARE_ATOMIC),
+            ("first-time", "first-time"),
+            ("replay", "replay"),
+        )
+    }
+
+
+def _times(breakdown: dict[str, Any]) -> dict[str, str]:
+    bare = breakdown[BARE_ATOMIC]
+    control = bare["BEGIN and COMMIT"]
+    return {
+        "control": f"{control:.2f}",
+        "control-share": f"{100 * control / sum(bare.values()):.0f} %",
+    }
+
+
+def _storms(storms: dict[str, Any]) -> dict[str, str]:
+    return {
+        "storm-duplicates": shown(storms["duplicates of a slow request"]["p95"]),
+        "storm-bare": shown(storms["bare requests"]["p95"]),
+    }
+
+
+def _stored(found: dict[str, Any]) -> str:
+    rows = [
+        storage.row(int(size), fillfactor, found[size][fillfactor])
+        for size, fillfactors in STORED.items()
+        for fillfactor in fillfactors
+    ]
+    lines = table(storage.HEAD, rows).splitlines()
+    # In an item of a list.
+    return "\n" + "".join(f"  {line}\n" for line in lines) + "\n  "
+
+
+def rewritten(page: str, figures: dict[str, str]) -> str:
+    """Return a document with the figures that it names."""
+    return MARKED.sub(lambda at: f"{at[1]}{figures[at[2]]}{at[3]}", page)
+
+
+def main() -> int:
+    """Copy, and rewrite."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder.resolve()
+    if folder != PUBLISHED:
+        for place in sorted(folder.iterdir()):
+            if place.suffix in (".json", ".svg", ".txt"):
+                shutil.copy(place, PUBLISHED)
+    figures = named(PUBLISHED)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(rewritten(text, figures), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
