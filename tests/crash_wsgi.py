@@ -17,11 +17,13 @@ from rest_framework.response import Response
 
 from tests.boundaries import Boundaries, watch
 from tests.pauses import Pauses, watch_pauses
+from tests.waits import Waits, watch_sleeps
 
 settings.ROOT_URLCONF = "tests.charging"
-application = Pauses(Boundaries(get_wsgi_application()))
+application = Waits(Pauses(Boundaries(get_wsgi_application())))
 watch()
 watch_pauses()
+watch_sleeps()
 
 # Only now, as Django is set up.
 from tests.app.models import Effect  # noqa: E402

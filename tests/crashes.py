@@ -20,9 +20,13 @@ from tests.app.models import Effect
 from tests.boundaries import Visit
 from tests.cuts import Cuts, Sending
 from tests.servers import Answer, is_replayed
+from tests.waits import waits_in
 
 DOOR = "/function/"
-COLUMNS = ("boundaries", "doubled", "lost", "stuck", "replayed", "ran")
+COLUMNS = (
+    *("boundaries", "doubled", "lost", "stuck", "unexpected"),
+    *("replayed", "ran"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ class Outcome:
     again: Answer | None
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """Yield doubled, lost or stuck, and why."""
+        """Yield doubled, lost, stuck or unexpected, and why."""
+        # Whoever is cut off gets its answer, or is told to try again.
+        if self.first and self.first.status not in (self.handler.status, 500, 503):
+            yield "unexpected", f"{self.first} before the retry"
+        for answer in filter(None, (self.retry, self.again)):
+            if why := waits_in(answer):
+                yield "stuck", why
         if self.retry.status != self.handler.status:
             yield "stuck", f"the retry got {self.retry.status} {self.retry.body!r}"
             return
@@ -116,6 +126,7 @@ class Tally:
     doubled: int = 0
     lost: int = 0
     stuck: int = 0
+    unexpected: int = 0
     replayed: int = 0
     ran: int = 0
     faults: list[str] = field(default_factory=list)
@@ -128,6 +139,7 @@ class Tally:
         self.doubled += "doubled" in kinds
         self.lost += "lost" in kinds
         self.stuck += "stuck" in kinds
+        self.unexpected += "unexpected" in kinds
         self.faults += [f"{label}: {kind}: {why}" for kind, why in faults]
         if outcome.retry.status == outcome.handler.status:
             self.replayed += is_replayed(outcome.retry)

@@ -15,6 +15,7 @@ from idempotency.exceptions import ClaimLost, InProgress, OutcomeUnknown
 from idempotency.models import State
 from tests.ledger import Charge
 from tests.servers import Answer, is_replayed
+from tests.waits import waits_in
 
 REFUSALS = {
     str(refusal.default_detail): kind
@@ -97,6 +98,9 @@ class Outcome:
     def faults(self) -> Iterator[str]:
         """Yield what is not as the policy promises (E7, E9)."""
         yield from self._faults_of_first()
+        for step in filter(None, (self.early, self.retry, self.again)):
+            if step.answer and (why := waits_in(step.answer)):
+                yield why
         if self.early is not None:
             if self.early.kind(self.handler) != "in progress":
                 yield f"a live lease was answered with {self.early.answer}"
@@ -122,6 +126,8 @@ class Outcome:
     def _faults_of_first(self) -> Iterator[str]:
         """What the first client was told is so."""
         kind, then = self.first.kind(self.handler), self.first.then
+        if kind not in (expect(self.policy, self.before), "nothing", "500", "503"):
+            yield f"the first request got {self.first.answer}"
         made = len(then.charges) - len(self.before.charges)
         if made > self.handler.calls:
             yield f"{made} outside calls of one run"
