@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,11 @@ from tests.database_servers import DatabaseServer, mariadb, postgresql
 if TYPE_CHECKING:
     from tests.soak.run import Report
 
-SERVERS = {"postgresql": postgresql, "mariadb": mariadb}
+SERVERS = {
+    # It looks for deadlocks soon: the load is more than handlers that wait for that.
+    "postgresql": partial(postgresql, "-c", "deadlock_timeout=100ms"),
+    "mariadb": mariadb,
+}
 DATABASES = (*SERVERS, "sqlite")
 
 
