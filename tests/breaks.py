@@ -21,6 +21,16 @@ COPIED = ("idempotency", "testproject", "tests", "setup.cfg", "pyproject.toml")
 COPIED += ("manage.py", "README.md", "CHANGELOG.md", "docs", "Makefile", ".ci")
 
 
+AFTER_THE_HANDLER = """\
+        except Exception as error:
+            if is_failure(error):
+                raise
+            self._release(claimed)
+            return error
+"""
+FINISHED = "        response = self.finisher.finish(response)\n"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Break:
     """One replacement in ``file``, and the test that must notice."""
@@ -74,6 +84,22 @@ BREAKS = (
         suite="postgresql",
     ),
     Break(
+        name="purge without SKIP LOCKED on MariaDB",
+        file="idempotency/purging.py",
+        old="select_for_update(skip_locked=skip_locked)",
+        new="select_for_update()",
+        test="tests/test_purge.py::test_held_rows",
+        suite="mariadb",
+    ),
+    Break(
+        name="an answer that can't be rendered taken for a refusal",
+        file="idempotency/modes/atomic.py",
+        old="            response = self.handler()\n" + AFTER_THE_HANDLER + FINISHED,
+        new="            response = self.finisher.finish(self.handler())\n"
+        + AFTER_THE_HANDLER,
+        test="tests/test_execution.py::TestOutcomes::test_rendering_refuses",
+    ),
+    Break(
         name="take-over of an answer that came late",
         file="idempotency/claims/base.py",
         old='f"AND {state} = %s AND ({lease} IS NULL',
@@ -92,14 +118,14 @@ BREAKS = (
         file="idempotency/claims/base.py",
         old="SET {lease} = {LEASE} {executing}",
         new="SET {lease} = {LEASE} {by_id} AND %s IS NOT NULL",
-        test="tests/test_zombies.py",
+        test="tests/test_zombies.py::TestZombies::test_renewing",
     ),
     Break(
         name="a refusal after derive() frees the key",
         file="idempotency/modes/leased.py",
         old="if self.context.is_acting and not self.context.is_released:",
         new="if self.context.attempt is None:",
-        test="tests/test_leased.py",
+        test="tests/test_leased.py::TestErrors::test_charged_and_refused",
     ),
     Break(
         name="leases by the application's clock",
@@ -108,7 +134,7 @@ BREAKS = (
         new="record = IdempotencyRecord(lease_expires_at=timezone.now() + lease)\n"
         '        return "%s", self._values(record, ["lease_expires_at"])',
         # SQLite has a form of its own for that.
-        test="tests/test_leased.py::TestClocks",
+        test="tests/test_leased.py::TestClocks::test_application_clocks",
         suite="postgresql",
     ),
 )
