@@ -48,7 +48,8 @@ class Statements:
 def statements(record_id: UUID, body: bytes = BODY) -> Statements:
     """Return the statements about a record with that body."""
     from idempotency.claims import claims_in  # needs the settings
-    from idempotency.claims.base import ATTNAMES, CLAIM, CLAIMED, COMPLETED
+    from idempotency.claims.base import CLAIM, CLAIMED, COMPLETED
+    from idempotency.claims.rows import ATTNAMES
     from idempotency.models import IdempotencyRecord, State
 
     claims: Any = claims_in("default")

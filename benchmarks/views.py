@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from benchmarks.answers import BYTES, TEXT
 from benchmarks.floor import statements
-from idempotency.claims.base import ATTNAMES
+from idempotency.claims.rows import ATTNAMES
 from idempotency.decorators import idempotent
 from tests.app.models import Effect
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,13 +10,12 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
 from idempotency.clocks import UTCNow
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
 
-FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
-ATTNAMES = [field.attname for field in FIELDS]
 # What a claim writes, beside the end of its lease; the answer comes later.
 LATER = ("status_code", "headers", "body", "body_size", "completed_at")
 CLAIMED = [f for f in ATTNAMES if f not in (*LATER, "lease_expires_at")]
@@ -27,7 +25,7 @@ CLAIM = ["id", "token"]
 LEASE = "{lease}"
 
 
-class Claims:
+class Claims(Rows):
     """Claims in one database, by statements that any of Django's databases has.
 
     Claims with a ``lease`` are for leased mode, where each of these methods commits by
@@ -42,9 +40,8 @@ class Claims:
     UNLESS_HELD = ""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
+        super().__init__(connection)
         quote = connection.ops.quote_name
-        self.table = quote(IdempotencyRecord._meta.db_table)
         columns = {field.attname: quote(field.column) for field in FIELDS}
         by_id = f"WHERE {columns['id']} = %s"
         by_claim = f"{by_id} AND {columns['token']} = %s"
@@ -73,7 +70,6 @@ class Claims:
             f"{by_claim} AND {state} <> '{State.COMPLETED}'"
         )
         self.release_sql = f"DELETE FROM {self.table} {by_claim}"
-        self.converters = [*self._converters()]
 
     def claim(
         self,
@@ -204,59 +200,8 @@ class Claims:
     def _lease_end(self, lease: timedelta) -> tuple[str, list[Any]]:
         return self._compile(UTCNow() + lease)
 
-    def _compile(self, expression: Any) -> tuple[str, list[Any]]:
-        query = IdempotencyRecord.objects.using(self.connection.alias).query
-        compiler = query.get_compiler(using=self.connection.alias)
-        sql, values = compiler.compile(expression.resolve_expression(query))
-        return sql, [*values]
-
     def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
         return []
-
-    def _id(self, record_id: UUID) -> list[Any]:
-        field: Any = IdempotencyRecord._meta.pk
-        return [field.get_db_prep_save(record_id, self.connection)]
-
-    def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
-        get_field: Any = IdempotencyRecord._meta.get_field
-        return [
-            get_field(name).get_db_prep_save(getattr(record, name), self.connection)
-            for name in names
-        ]
-
-    def _execute(self, sql: str, values: list[Any]) -> int:
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            rows: int = cursor.rowcount
-            return rows
-
-    def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
-        row = self._fetch_row(sql, values)
-        return None if row is None else self._record(row)
-
-    def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            row: Sequence[Any] | None = cursor.fetchone()
-            return row
-
-    def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
-        *found, is_leased = row
-        for index, column, convert in self.converters:
-            found[index] = convert(found[index], column, self.connection)
-        record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
-        record.is_leased = bool(is_leased)
-        return record
-
-    def _converters(self) -> Iterator[tuple[int, Any, Any]]:
-        """Yield what makes of a column's value what the model's field wants."""
-        for index, field in enumerate(FIELDS):
-            column = field.get_col(IdempotencyRecord._meta.db_table)
-            for convert in (
-                *self.connection.ops.get_db_converters(column),
-                *column.get_db_converters(self.connection),
-            ):
-                yield index, column, convert
 
 
 class RowCountClaims(Claims):
@@ -275,19 +220,3 @@ class RowCountClaims(Claims):
         if self._execute(sql, [*self._values(wanted, CLAIMED), *ends]) == 1:
             return wanted
         return self.read_again(wanted.pk)
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, to the driver's own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def kind_of(error: BaseException) -> str:
-    """Return the classes of an error and its causes.
-
-    For the log: databases put values of rows, and so of bodies, into what they say.
-    """
-    return ", ".join(type(each).__name__ for each in causes(error))

@@ -8,7 +8,8 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
-from idempotency.claims.base import RowCountClaims, causes
+from idempotency.claims.base import RowCountClaims
+from idempotency.claims.errors import causes
 from idempotency.models import IdempotencyRecord
 
 

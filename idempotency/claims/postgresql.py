@@ -8,7 +8,8 @@ from typing import Any
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from idempotency.claims.base import CLAIMED, Claims, causes
+from idempotency.claims.base import CLAIMED, Claims
+from idempotency.claims.errors import causes
 from idempotency.models import IdempotencyRecord
 
 

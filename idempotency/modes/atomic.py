@@ -9,7 +9,7 @@ from typing import NoReturn
 from django.db import DatabaseError, Error, transaction
 from django.http import HttpResponseBase
 
-from idempotency.claims.base import kind_of
+from idempotency.claims.errors import kind_of
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
-from idempotency.claims.base import kind_of
+from idempotency.claims.errors import kind_of
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure

@@ -1,0 +1,74 @@
+"""Records as rows of one database: statements, their values, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from idempotency.models import IdempotencyRecord
+
+FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
+ATTNAMES = [field.attname for field in FIELDS]
+
+
+class Rows:
+    """The table of the records in one database, by statements of one's own."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.table = connection.ops.quote_name(IdempotencyRecord._meta.db_table)
+        self.converters = [*self._converters()]
+
+    def _compile(self, expression: Any) -> tuple[str, list[Any]]:
+        query = IdempotencyRecord.objects.using(self.connection.alias).query
+        compiler = query.get_compiler(using=self.connection.alias)
+        sql, values = compiler.compile(expression.resolve_expression(query))
+        return sql, [*values]
+
+    def _id(self, record_id: UUID) -> list[Any]:
+        field: Any = IdempotencyRecord._meta.pk
+        return [field.get_db_prep_save(record_id, self.connection)]
+
+    def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
+        get_field: Any = IdempotencyRecord._meta.get_field
+        return [
+            get_field(name).get_db_prep_save(getattr(record, name), self.connection)
+            for name in names
+        ]
+
+    def _execute(self, sql: str, values: list[Any]) -> int:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, values)
+            rows: int = cursor.rowcount
+            return rows
+
+    def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
+        row = self._fetch_row(sql, values)
+        return None if row is None else self._record(row)
+
+    def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, values)
+            row: Sequence[Any] | None = cursor.fetchone()
+            return row
+
+    def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
+        *found, is_leased = row
+        for index, column, convert in self.converters:
+            found[index] = convert(found[index], column, self.connection)
+        record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
+        record.is_leased = bool(is_leased)
+        return record
+
+    def _converters(self) -> Iterator[tuple[int, Any, Any]]:
+        """Yield what makes of a column's value what the model's field wants."""
+        for index, field in enumerate(FIELDS):
+            column = field.get_col(IdempotencyRecord._meta.db_table)
+            for convert in (
+                *self.connection.ops.get_db_converters(column),
+                *column.get_db_converters(self.connection),
+            ):
+                yield index, column, convert
