@@ -20,7 +20,10 @@ class KeyRequired(IdempotencyError):
     """The endpoint wants a key and the request has none (K4)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
-    default_detail = _("This request needs an idempotency key.")
+    default_detail = _(
+        "This request needs an idempotency key: one random string for each action, "
+        "sent again with each retry of it."
+    )
     default_code = "idempotency_key_required"
 
 
@@ -94,7 +97,7 @@ class OutcomeUnknown(IdempotencyError):
     status_code = status.HTTP_409_CONFLICT
     default_detail = _(
         "An earlier request with this idempotency key ended without a known outcome. "
-        "It was not run again."
+        "It was not run again. Do not retry: find out what happened."
     )
     default_code = "idempotency_outcome_unknown"
 
