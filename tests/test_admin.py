@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import unquote as unquote_address
 from uuid import uuid4
 
 import pytest
 from django.contrib.admin import AdminSite
+from django.contrib.admin.utils import unquote
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
@@ -244,6 +247,24 @@ def test_scope_of_a_user(staff: Client, settings: Any) -> None:
     assert not Page(other).links("/auth/user/")
 
 
+@pytest.mark.parametrize("pk", ["a\nb", "user_2Fab", "a/b?c"])
+def test_scope_of_a_user_with_any_primary_key(staff: Client, pk: str) -> None:
+    """A1, S1: Whatever a primary key is made of, the link leads to that user."""
+    make_record(scope=f"user:auth.user:{pk}")
+    (link,) = Page(staff.get(LIST)).links("/auth/user/")
+    (quoted,) = re.findall("^/admin/auth/user/(.+)/change/$", link)
+    assert unquote(unquote_address(quoted)) == pk
+
+
+def test_nothing_inline(staff: Client) -> None:
+    """A1: A policy that refuses inline styles and scripts leaves the pages whole."""
+    for place in (LIST, address(make_answer("json")), f"{LIST}overview/"):
+        names = [
+            name for _tag, attrs in Page(staff.get(place)).elements for name in attrs
+        ]
+        assert "style" not in names
+
+
 def test_long_values(staff: Client) -> None:
     """A1: Long values are cut in the list, and whole on the record's page."""
     key, scope, path = "k" * 255, "s" * 512, "/path" * 500
@@ -398,13 +419,21 @@ def test_big_answer(staff: Client, name: str) -> None:
     assert "characters are shown" not in page.text
 
 
-def test_no_answer_yet(staff: Client) -> None:
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(1, "There is no answer yet."), (-1, "No answer was stored.")],
+)
+def test_no_answer(staff: Client, hours: int, said: str) -> None:
     """A1: A record without an answer says so, and has nothing to download."""
     record = make_record(
-        state=State.IN_PROGRESS, status_code=None, headers=None, body=None
+        state=State.IN_PROGRESS,
+        lease_expires_at=timezone.now() + timedelta(hours=hours),
+        status_code=None,
+        headers=None,
+        body=None,
     )
     page = Page(staff.get(address(record)))
-    assert "There is no answer yet." in page.text
+    assert said in page.text
     assert not page.links("/body/")
     assert staff.get(address(record, "body")).status_code == 404
 
@@ -502,7 +531,7 @@ def test_translation(
     assert "«The answer has no body.»" in said["empty"]
     assert "«no content type» · «1 bytes» · «Download»" in said["no type"]
     assert "«The text goes on." in said["big text"]
-    assert "«There is no answer yet.»" in Page(staff.get(address(open_record))).text
+    assert "«No answer was stored.»" in Page(staff.get(address(open_record))).text
     hidden = Page(enter(VIEW).get(address(open_record))).text
     assert f"«{NO_PERMISSION}»" in hidden
     texts = [*said.values(), Page(staff.get(LIST)).text]

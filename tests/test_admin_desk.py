@@ -20,7 +20,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from idempotency.admin import pages
-from idempotency.admin.records import NEXT_ANSWERS
+from idempotency.admin.columns import (
+    NEXT_ANSWERS,
+    NOT_ENABLED,
+    ON_ABANDONED,
+    OTHER_CONTENT,
+)
 from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord, NextAnswer, State
 from idempotency.overview import Overview
@@ -238,6 +243,12 @@ def test_next_request(staff: Client, client: Any, answer: NextAnswer) -> None:
     sentence = NEXT_ANSWERS[answer].format(status=201)
     assert sentence in page.text
     assert sum(s.format(status=201) in page.text for s in NEXT_ANSWERS.values()) == 1
+    told_once = page.text.replace(sentence, "").replace(str(OTHER_CONTENT), "")
+    assert "refused" not in told_once
+    is_in_force = answer is not NextAnswer.RUN
+    assert (str(OTHER_CONTENT) in page.text) is is_in_force
+    if is_in_force:
+        assert client.post("/function/", {"other": 1}, **key()).status_code == 422
     retry = client.post("/function/", {}, **key())
     if answer is NextAnswer.RUN:
         assert "acts" in sentence
@@ -251,18 +262,50 @@ def test_next_request(staff: Client, client: Any, answer: NextAnswer) -> None:
         assert f"409 {code_of(retry)}" in sentence
 
 
+def test_next_request_without_the_app(
+    staff: Client, client: Any, settings: Any
+) -> None:
+    """A1: Where the app steps aside, a retry acts, and the sentence says so."""
+    client.post("/function/", {}, **key())
+    settings.IDEMPOTENCY = {"ENABLED": False}
+    text = Page(staff.get(address(IdempotencyRecord.objects.get()))).text
+    assert str(NOT_ENABLED) in text
+    assert not any(s.format(status=201) in text for s in NEXT_ANSWERS.values())
+    client.post("/function/", {}, **key())
+    assert Effect.objects.count() == 2
+
+
+def test_who_decides_about_an_abandoned_record(staff: Client) -> None:
+    """A1, E5, E9: An endpoint may in leased mode alone, and only there it is said."""
+    leased, atomic = make_abandoned(), make_abandoned(lease_expires_at=None)
+    assert str(ON_ABANDONED) in Page(staff.get(address(leased))).text
+    assert str(ON_ABANDONED) not in Page(staff.get(address(atomic))).text
+
+
 def test_time_line(staff: Client) -> None:
     """A1: A record's times are told in their order."""
     done = make_record(3 * DAY, completed_at=timezone.now() - 2 * DAY)
+    yesterday = timezone.now() - DAY
+    in_error = "abandoned: the handler ended in an error"
+    run_out = "abandoned: the lease ended before there was an answer"
     for record, words in (
         (done, ["claimed", "completed", "expires"]),
-        (make_abandoned(created_at=timezone.now() - DAY), ["claimed", "abandoned"]),
+        (make_abandoned(created_at=yesterday), ["claimed", in_error]),
+        (
+            make_abandoned(created_at=yesterday, state=State.IN_PROGRESS),
+            ["claimed", run_out],
+        ),
         (make_running(), ["claimed", "the lease ends, unless it is renewed"]),
-        (make_abandoned(lease_expires_at=None), ["claimed", "expires"]),
+        (
+            make_abandoned(lease_expires_at=None),
+            ["claimed; abandoned since, without an answer", "expires"],
+        ),
     ):
         text = Page(staff.get(address(record))).text
-        places = [text.index(word, text.index("What happened when")) for word in words]
+        line = text[text.index("What happened when") :]
+        places = [line.index(word) for word in words]
         assert places == sorted(places)
+        assert ("abandoned" in line) is any("abandoned" in word for word in words)
     assert "2\xa0days ago" in Page(staff.get(address(done))).text
 
 

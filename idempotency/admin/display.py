@@ -24,12 +24,11 @@ BREAKS = re.compile(r"(?=/)|(?<=:)")
 SIGNS = {State.COMPLETED: "✓", State.IN_PROGRESS: "…", State.ABANDONED: "!"}
 
 
-def in_a_column(text: str, least: int = 6) -> SafeString:
+def in_a_column(text: str) -> SafeString:
     """Cut what is long, and let the rest break, so that every column is in view."""
     parts = BREAKS.split(Truncator(text).chars(COLUMN_CHARACTERS))
     return format_html(
-        '<span class="idempotency-cell" style="min-width: {}em">{}</span>',
-        least,
+        '<span class="idempotency-cell">{}</span>',
         format_html_join("", "{}<wbr>", ((part,) for part in parts)),
     )
 
@@ -67,12 +66,14 @@ def headers(record: IdempotencyRecord) -> SafeString | str:
 def answer(record: IdempotencyRecord, download: str) -> SafeString | str:
     """Return the answer decoded, or its type, size and SHA-256 with a download."""
     stored = record.stored_response
-    if stored is None:
+    if stored is None and record.is_leased:
         return gettext("There is no answer yet.")
+    if stored is None:
+        return gettext("No answer was stored.")
     if stored.body is None:
         return gettext(
             "The answer was not kept: it was streamed, a file, too large, or the "
-            "view said not to. A retry is refused."
+            "view said not to."
         )
     if not stored.body:
         return gettext("The answer has no body.")
@@ -97,13 +98,14 @@ def answer(record: IdempotencyRecord, download: str) -> SafeString | str:
 def time_line(record: IdempotencyRecord) -> SafeString:
     """Return what a record knows of its times, in their order."""
     lease = record.lease_expires_at
-    events = [(record.created_at, gettext("claimed"))]
+    claimed = gettext("claimed")
+    if lease is None and record.status_code is None:
+        claimed = gettext("claimed; abandoned since, without an answer")
+    events = [(record.created_at, claimed)]
     if record.completed_at is not None:
         events.append((record.completed_at, gettext("completed")))
-    if lease is not None and record.is_leased:
-        events.append((lease, gettext("the lease ends, unless it is renewed")))
-    elif lease is not None:
-        events.append((lease, gettext("abandoned: the lease ended")))
+    if lease is not None:
+        events.append((lease, _end_of_lease(record)))
     events.append((record.expires_at, gettext("expires: the key is new again")))
     now = timezone.now()
     rows = (
@@ -116,6 +118,14 @@ def time_line(record: IdempotencyRecord) -> SafeString:
             "", "<li><time>{}</time> <span>{}</span> <em>{}</em></li>", rows
         ),
     )
+
+
+def _end_of_lease(record: IdempotencyRecord) -> str:
+    if record.is_leased:
+        return gettext("the lease ends, unless it is renewed")
+    if record.state == State.ABANDONED:
+        return gettext("abandoned: the handler ended in an error")
+    return gettext("abandoned: the lease ended before there was an answer")
 
 
 def moment(at: datetime) -> str:

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import current_app
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils.translation import gettext, ngettext
 
+from idempotency.admin.base import RecordAdmin
 from idempotency.admin.forms import ResolveForm
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.overview import Overview
 from idempotency.tasks import purge_expired_records
 
-if TYPE_CHECKING:
-    RecordAdminBase = admin.ModelAdmin[IdempotencyRecord]
-else:
-    RecordAdminBase = object
-
 RELEASE = "idempotency.release_key"
 RESOLVE = "idempotency.resolve_record"
 PURGE = "idempotency.purge_records"
-NAMES = "idempotency_idempotencyrecord"
 # How long a purge may keep a person waiting, where no worker does it.
 PURGE_BUDGET = timedelta(seconds=5)
 # Seconds in which a worker says that it is there.
 WORKER_ANSWERS = 0.5
 
 
-class Pages(RecordAdminBase):
+class Pages(RecordAdmin):
     """What ``IdempotencyRecordAdmin`` offers besides list and detail."""
 
     change_list_template = "admin/idempotency/idempotencyrecord/change_list.html"
@@ -52,15 +47,10 @@ class Pages(RecordAdminBase):
             "<path:object_id>/resolve/": ("resolve", self.resolve_view),
         }
         own = [
-            path(place, self.admin_site.admin_view(view), name=f"{NAMES}_{name}")
+            path(place, self.admin_site.admin_view(view), name=self._name(name))
             for place, (name, view) in pages.items()
         ]
         return [*own, *super().get_urls()]
-
-    def _address(self, name: str, *args: Any) -> str:
-        return reverse(
-            f"admin:{NAMES}_{name}", args=args, current_app=self.admin_site.name
-        )
 
     def _get(self, request: HttpRequest, object_id: str, *needed: str) -> Any:
         """Return a record for those who may see it and do what they are about to."""

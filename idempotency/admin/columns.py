@@ -1,0 +1,174 @@
+"""What the list and a record's page say of a record, column by column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from idempotency.admin import display
+from idempotency.admin.base import RecordAdmin
+from idempotency.conf import get_settings
+from idempotency.models import IdempotencyRecord, NextAnswer, State
+
+if TYPE_CHECKING:
+    from django.utils.safestring import SafeString
+
+# How a scope of the default kind begins (S1).
+USER_SCOPE = "user:"
+
+OTHER_CONTENT = _("Other content is refused with 422.")
+NEXT_ANSWERS = {
+    NextAnswer.RUN: _(
+        "The retention is over: the key is new, and the next request with it acts."
+    ),
+    NextAnswer.REPLAY: _(
+        "The next request with this key and the same content gets this answer again, "
+        "with status {status}, and does not act."
+    ),
+    NextAnswer.NOT_KEPT: _(
+        "The next request with this key is refused with 409 "
+        "idempotency_response_not_kept, which names status {status}. It does not act."
+    ),
+    NextAnswer.IN_PROGRESS: _(
+        "A handler is at work: the next request with this key is refused with 409 "
+        "idempotency_in_progress, or waits where its endpoint lets it."
+    ),
+    NextAnswer.UNKNOWN: _(
+        "Nobody knows whether the handler acted. The next request with this key is "
+        "refused with 409 idempotency_outcome_unknown, until somebody resolves the "
+        "record or releases the key. It does not act."
+    ),
+}
+# Of leased mode, whose endpoints may decide by themselves (E9).
+ON_ABANDONED = _(
+    "Only if the endpoint's developers chose so (on_abandoned), the next request acts "
+    "again or finds out by itself."
+)
+NOT_ENABLED = _(
+    "Keys have no effect now (ENABLED is False): the next request with this key acts."
+)
+
+
+class Columns(RecordAdmin):
+    """The columns and facts that ``IdempotencyRecordAdmin`` shows."""
+
+    @admin.display(description=_("key and scope"))
+    def listed_key(self, record: IdempotencyRecord) -> SafeString:
+        """Return the key, which leads to the record, and whose it is."""
+        return format_html(
+            '<a class="idempotency-record" href="{}">{}</a><br>{}',
+            self._address("change", record.pk),
+            display.in_a_column(record.key),
+            self._with_user_link(record, display.in_a_column(record.scope)),
+        )
+
+    @admin.display(description=_("scope"))
+    def scope_link(self, record: IdempotencyRecord) -> SafeString:
+        """Return the scope, whole."""
+        return self._with_user_link(record, format_html("{}", record.scope))
+
+    def _with_user_link(
+        self, record: IdempotencyRecord, shown: SafeString
+    ) -> SafeString:
+        """Link a scope to the user where it is one that this site shows."""
+        kind, _colon, pk = record.scope.removeprefix(USER_SCOPE).rpartition(":")
+        label = settings.AUTH_USER_MODEL.lower()
+        if not (record.scope.startswith(USER_SCOPE) and kind == label and pk):
+            return shown
+        if apps.get_model(label) not in self.admin_site._registry:
+            return shown
+        name = f"admin:{label.replace('.', '_')}_change"
+        address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
+        return format_html('<a href="{}">{}</a>', address, shown)
+
+    @admin.display(description=_("request"))
+    def request_line(self, record: IdempotencyRecord) -> SafeString:
+        """Return method and path."""
+        return format_html("{} {}", record.method, display.in_a_column(record.path))
+
+    @admin.display(description=_("request"))
+    def asked(self, record: IdempotencyRecord) -> str:
+        """Return method and path, whole."""
+        return f"{record.method} {record.path}"
+
+    @admin.display(description=_("answer"))
+    def listed_answer(self, record: IdempotencyRecord) -> SafeString | str:
+        """Return the HTTP status, and the body's size or that it was not kept."""
+        if record.status_code is None:
+            return "-"
+        size = record.body_size
+        kept = gettext("not kept") if size is None else display.in_bytes(size)
+        return format_html("{}<br>{}", record.status_code, kept)
+
+    @admin.display(description=_("state"))
+    def state_badge(self, record: IdempotencyRecord) -> SafeString:
+        """Return what the record is now."""
+        return display.badge(State(record.current_state))  # type: ignore[attr-defined]  # annotated
+
+    @admin.display(description=_("state"))
+    def listed_state(self, record: IdempotencyRecord) -> SafeString:
+        """Return what the record is now, and how often its handler has run."""
+        attempts = ngettext("%(number)d attempt", "%(number)d attempts", record.attempt)
+        return format_html(
+            "{}<br>{}", self.state_badge(record), attempts % {"number": record.attempt}
+        )
+
+    @admin.display(description=_("created and expires"))
+    def listed_times(self, record: IdempotencyRecord) -> SafeString:
+        """Return when the key was claimed, its age, and when it is new again."""
+        created, expires = map(
+            timezone.localtime, (record.created_at, record.expires_at)
+        )
+        now = timezone.now()
+        return format_html(
+            '<time datetime="{}">{}</time><br>{}<br><time datetime="{}">{}</time>',
+            created.isoformat(),
+            created.strftime("%Y-%m-%d\N{NO-BREAK SPACE}%H:%M"),
+            display.distance(created, now),
+            expires.isoformat(),
+            gettext("expires %(when)s") % {"when": display.distance(expires, now)},
+        )
+
+    @admin.display(description=_("next request"))
+    def next_request(self, record: IdempotencyRecord) -> SafeString:
+        """Say what a retry would get, by the code that decides it."""
+        answer = record.next_answer(timezone.now())
+        said = [NEXT_ANSWERS[answer].format(status=record.status_code)]
+        if answer is not NextAnswer.RUN:
+            said.append(str(OTHER_CONTENT))
+        if answer is NextAnswer.UNKNOWN and record.lease_expires_at is not None:
+            said.append(str(ON_ABANDONED))
+        if not get_settings().ENABLED:
+            said = [str(NOT_ENABLED)]
+        return format_html(
+            '<strong class="idempotency-next">{}</strong>', " ".join(said)
+        )
+
+    @admin.display(description=_("what happened when"))
+    def time_line(self, record: IdempotencyRecord) -> SafeString:
+        """Return what the record knows of its times, in their order."""
+        return display.time_line(record)
+
+    @admin.display(description=_("headers"))
+    def stored_headers(self, record: IdempotencyRecord) -> SafeString | str:
+        """Return the headers that are replayed."""
+        return display.headers(record)
+
+    @admin.display(description=_("body"))
+    def answer(self, record: IdempotencyRecord) -> SafeString | str:
+        """Return the answer to read or to download."""
+        return display.answer(record, self._address("body", record.pk))
+
+    @admin.display(description=_("body"))
+    def hidden_answer(self, record: IdempotencyRecord) -> str:
+        """Say why there is nothing to read."""
+        return gettext("You do not have the permission to read stored answers.")
