@@ -224,16 +224,26 @@ class IdempotencyRecord(models.Model):
 
         A handler that is late all the same has lost its claim by that.
 
-        Raises ``RecordChanged`` if the record is not abandoned any more.
+        Raises ``RecordChanged`` if the record is not abandoned any more or its
+        retention is over, so that its key is new (P1), and ``ValueError`` for a
+        response that can't be kept to be replayed (R4).
         """
+        stored = StoredResponse.from_http(response, keep=True)
+        if stored.body is None:
+            raise ValueError(
+                "Every retry is to get this answer, so it must not be streamed, nor "
+                "longer than MAX_RESPONSE_BYTES."
+            )
+        now = timezone.now()
         values = {
-            **StoredResponse.from_http(response, keep=True).as_fields(),
+            **stored.as_fields(),
             "state": State.COMPLETED,
-            "completed_at": timezone.now(),
+            "completed_at": now,
             "lease_expires_at": None,
             "token": uuid4(),
         }
-        if not self._unchanged().abandoned().update(**values):
+        row = self._unchanged().abandoned().filter(expires_at__gt=now)
+        if not row.update(**values):
             raise RecordChanged(self.pk)
         for name, value in values.items():
             setattr(self, name, value)

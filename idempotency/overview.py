@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import connections
 from django.utils import timezone
+from django.utils.translation import gettext
 
 from idempotency.models import IdempotencyRecord, State
 
@@ -32,7 +33,8 @@ COLUMNS = (
     "body_size",
     "lease_expires_at",
 )
-CLASSES = ("2xx", "3xx", "4xx", "none")
+NO_ANSWER = "none"
+CLASSES = ("2xx", "3xx", "4xx", NO_ANSWER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,11 @@ class Bar:
     number: int
     y: float
     height: float
+
+    @property
+    def label(self) -> str:
+        """The class in the reader's words."""
+        return gettext("no answer") if self.kind == NO_ANSWER else self.kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,7 @@ class Overview:
     abandoned: int
     abandoned_is_exact: bool
     in_progress: int
+    in_progress_is_exact: bool
 
     @classmethod
     def of(cls, alias: str, now: datetime | None = None) -> Overview:
@@ -103,6 +111,7 @@ class Overview:
         # Those without a lease (E5) have no index: the sample has to tell.
         left_behind = scaled(sum(_is_left_behind(row) for row in rows))
         abandoned = ended[: MOST_COUNTED + 1].count()
+        in_progress = leased.filter(is_leased=True)[: MOST_COUNTED + 1].count()
         days, most = _days(rows, factor, now)
         expiries = [row["expires_at"] - now for row in rows]
         return cls(
@@ -120,7 +129,8 @@ class Overview:
             abandoned=min(abandoned, MOST_COUNTED) + left_behind,
             abandoned_is_exact=abandoned <= MOST_COUNTED
             and (factor == 1 or not left_behind),
-            in_progress=leased.filter(is_leased=True)[:MOST_COUNTED].count(),
+            in_progress=min(in_progress, MOST_COUNTED),
+            in_progress_is_exact=in_progress <= MOST_COUNTED,
         )
 
 
@@ -160,7 +170,7 @@ def _days(
     counted: Counter[tuple[date, str]] = Counter()
     for row in rows:
         status = row["status_code"]
-        kind = f"{status // 100}xx" if status else "none"
+        kind = f"{status // 100}xx" if status else NO_ANSWER
         counted[timezone.localtime(row["created_at"]).date(), kind] += 1
     today = timezone.localtime(now).date()
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -11,15 +12,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
 from django.contrib.admin.models import LogEntry
-from django.db import DatabaseError, connection
-from django.http import HttpResponse
+from django.db import DatabaseError, connection, connections
+from django.http import HttpResponse, StreamingHttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
+from django.utils import timezone, translation
 
-from idempotency.admin import pages
+from idempotency.admin import purge
 from idempotency.admin.columns import (
     NEXT_ANSWERS,
     NOT_ENABLED,
@@ -27,7 +28,7 @@ from idempotency.admin.columns import (
     OTHER_CONTENT,
 )
 from idempotency.claims import claims_in
-from idempotency.models import IdempotencyRecord, NextAnswer, State
+from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
 from idempotency.overview import Overview
 from tests.app.models import Effect
 from tests.conftest import code_of, key
@@ -387,12 +388,51 @@ def test_running_records_are_left_alone(desk: Client) -> None:
     assert not page.links("/release/")
     assert not page.links("/resolve/")
     form = {"token": str(record.token)}
-    assert (
-        "Nothing was done"
-        in desk.post(address(record, "release"), form, follow=True).text
-    )
-    assert desk.get(address(record, "resolve")).status_code == 302
+    for place, said in (
+        ("release", "A handler is at work: its key can't be released now."),
+        ("resolve", "Only an abandoned record that is in force can be resolved."),
+    ):
+        for answer in (
+            desk.get(address(record, place), follow=True),
+            desk.post(address(record, place), form, follow=True),
+        ):
+            assert said in Page(answer).text
     assert IdempotencyRecord.objects.count() == 1
+    assert not LogEntry.objects.exists()
+
+
+def test_the_log_is_for_everybody(
+    desk: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: The log speaks the project's language, whatever the person's is."""
+    monkeypatch.setattr(purge, "has_worker", lambda: False)
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.middleware.locale.LocaleMiddleware",
+    ]
+
+    def translate(message: str) -> str:
+        return f"«{translation.get_language()}: {message}»"
+
+    monkeypatch.setattr(translation._trans, "gettext", translate)
+    monkeypatch.setattr(
+        translation._trans, "ngettext", lambda _one, many, _number: translate(many)
+    )
+    german = {"headers": {"Accept-Language": "de"}, "follow": True}
+    record = make_abandoned()
+    form = {"token": str(record.token), "status_code": "201", "content_type": "a/b"}
+    said = [
+        Page(desk.post(address(record, "resolve"), form, **german)).text,
+        Page(desk.post(f"{LIST}purge/", **german)).text,
+    ]
+    form["token"] = str(IdempotencyRecord.objects.get().token)
+    said.append(Page(desk.post(address(record, "release"), form, **german)).text)
+    assert all("«de: " in text for text in said)
+    assert {entry.change_message for entry in LogEntry.objects.all()} == {
+        "«en: Stored an answer with status 201.»",
+        "«en: Purged 0 expired records.»",
+        "«en: Released the key.»",
+    }
 
 
 # Resolve.
@@ -417,7 +457,7 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
     form |= {"status_code": "201", "content_type": "application/json"}
     form["body"] = body.replace("\n", "\r\n")  # as browsers send it
     said = Page(desk.post(place, form, follow=True)).text
-    assert "the next request with this key gets it" in said
+    assert "requests with this key and the same content get it until" in said
     retry = client.post("/function/", {}, **key())
     assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
     assert retry.content == body.encode()
@@ -425,6 +465,56 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
     assert Effect.objects.count() == 1
     (entry,) = LogEntry.objects.all()
     assert entry.change_message == "Stored an answer with status 201."
+
+
+def test_resolve_what_is_expired(desk: Client, client: Any) -> None:
+    """A3, P1: An answer for a key that is new again would reach nobody."""
+    client.post("/function/", {}, **key())
+    now = timezone.now()
+    IdempotencyRecord.objects.update(
+        state=State.ABANDONED, lease_expires_at=now - DAY, **NO_ANSWER
+    )
+    record = IdempotencyRecord.objects.get()
+    form = form_of(Page(desk.get(address(record, "resolve"))))
+    form |= {"status_code": "201", "content_type": "text/plain", "body": "late"}
+    IdempotencyRecord.objects.update(expires_at=now - timedelta(seconds=1))
+    assert not Page(desk.get(address(record))).links("/resolve/")
+    for answer in (
+        desk.get(address(record, "resolve"), follow=True),
+        desk.post(address(record, "resolve"), form, follow=True),
+    ):
+        assert "Only an abandoned record that is in force" in Page(answer).text
+    record.expires_at = now + DAY  # as it was when it was read
+    with pytest.raises(RecordChanged):
+        record.resolve(HttpResponse("late"))
+    assert IdempotencyRecord.objects.get().state == State.ABANDONED
+    client.post("/function/", {}, **key())
+    assert Effect.objects.count() == 2
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_resolve_with_what_cannot_be_kept(settings: Any, is_streamed: bool) -> None:
+    """A3, R4: Retries are to get the answer, so one that can't be kept is refused."""
+    settings.IDEMPOTENCY = {"MAX_RESPONSE_BYTES": 10}
+    record = make_abandoned()
+    response = StreamingHttpResponse(["1"]) if is_streamed else HttpResponse("x" * 11)
+    with pytest.raises(ValueError, match="MAX_RESPONSE_BYTES"):
+        record.resolve(response)
+    assert IdempotencyRecord.objects.get().state == State.ABANDONED
+    record.resolve(HttpResponse("x" * 10))
+    assert IdempotencyRecord.objects.get().body_size == 10
+
+
+def test_resolve_after_a_mistake(desk: Client) -> None:
+    """A3: A form that comes back with complaints is still about the run it was for."""
+    record = make_abandoned()
+    form = form_of(Page(desk.get(address(record, "resolve"))))
+    form |= {"status_code": "600", "content_type": "text/plain", "body": "late"}
+    IdempotencyRecord.objects.update(token=uuid4(), attempt=2)
+    answer = desk.post(address(record, "resolve"), form, follow=True)
+    assert "Nothing was done: the record has changed." in Page(answer).text
+    assert not Page(answer).links("/body/")
+    assert "token" not in form_of(Page(answer))
 
 
 @pytest.mark.parametrize(
@@ -436,6 +526,8 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
         ({"content_type": "text/plané"}, "visible ASCII only"),
         ({"content_type": ""}, "This field is required."),
         ({"body": "{"}, "This is no JSON"),
+        ({"body": json.dumps("x" * 99)}, "No answer of more than 100 bytes is kept"),
+        ({"body": json.dumps("x" * 99)}, "this one has 101."),
         ({"body": "[" * 100_000}, "This is no JSON"),
         ({"status_code": "204"}, "An answer with this status has no body."),
         ({"content_type": "text/plain; charset=klingon"}, "unknown encoding: klingon"),
@@ -446,9 +538,10 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
     ],
 )
 def test_resolve_with_bad_input(
-    desk: Client, fields: dict[str, str], complaint: str
+    desk: Client, settings: Any, fields: dict[str, str], complaint: str
 ) -> None:
     """A3: What can't be an answer is refused in words, and nothing is stored."""
+    settings.IDEMPOTENCY = {"MAX_RESPONSE_BYTES": 100}
     record = make_abandoned()
     form = {
         "token": str(record.token),
@@ -467,7 +560,7 @@ def test_resolve_with_bad_input(
 
 def test_purge(desk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A3, P2: Where there is no worker it purges for a while, and says what is left."""
-    monkeypatch.setattr(pages, "has_worker", lambda: False)
+    monkeypatch.setattr(purge, "has_worker", lambda: False)
     make_record(RETENTION + DAY)
     make_record()
     assert desk.get(f"{LIST}purge/").status_code == 405
@@ -478,18 +571,20 @@ def test_purge(desk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert IdempotencyRecord.objects.count() == 1
     assert LogEntry.objects.get().change_message == "Purged 1 expired record."
     make_records(200, RETENTION + DAY)
-    monkeypatch.setattr(pages, "PURGE_BUDGET", timedelta(0))
+    monkeypatch.setattr(purge, "PURGE_BUDGET", timedelta(0))
     said = Page(desk.post(f"{LIST}purge/", follow=True)).text
     assert "Purged 100 expired records. More are left" in said
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("alias", ["default", "other"])
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_purge_under_atomic_requests(
-    enter: Enter, monkeypatch: pytest.MonkeyPatch
+    enter: Enter, settings: Any, monkeypatch: pytest.MonkeyPatch, alias: str
 ) -> None:
-    """A3, P2: Batches are transactions of their own there, too."""
-    monkeypatch.setattr(pages, "has_worker", lambda: False)
-    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    """A3, P2: Batches are transactions of their own there, wherever records are."""
+    monkeypatch.setattr(purge, "has_worker", lambda: False)
+    settings.IDEMPOTENCY = {"USING": alias}
+    monkeypatch.setitem(connections.settings[alias], "ATOMIC_REQUESTS", True)
     make_record(RETENTION + DAY)
     said = Page(enter(VIEW, PURGE).post(f"{LIST}purge/", follow=True)).text
     assert "Purged 1 expired record." in said
@@ -516,7 +611,7 @@ def test_no_decision_without_its_log(
 
 def test_purge_by_a_worker(desk: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A3, P3: Where there is one, a worker gets the task."""
-    monkeypatch.setattr(pages, "has_worker", lambda: True)
+    monkeypatch.setattr(purge, "has_worker", lambda: True)
     make_record(RETENTION + DAY)
     current_app.conf.task_always_eager = True
     try:
@@ -528,18 +623,27 @@ def test_purge_by_a_worker(desk: Client, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_worker() -> None:
-    """A3: Neither silence nor a broker that is down is a worker."""
-    assert pages.has_worker() is False
+    """A3: Silence is no worker."""
+    assert purge.has_worker() is False
 
 
-def test_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A3: The same where asking is an error."""
+def test_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: One that answers is one."""
+    answer = [{"celery@host": {"ok": "pong"}}]
+    monkeypatch.setattr(current_app.control, "ping", lambda **options: answer)
+    assert purge.has_worker() is True
 
-    def refuse(**options: Any) -> None:
-        raise ConnectionError
 
-    monkeypatch.setattr(current_app.control, "ping", refuse)
-    assert pages.has_worker() is False
+@pytest.mark.parametrize("broker", ["amqp://127.0.0.1:1//", "redis://127.0.0.1:1/0"])
+def test_no_broker(monkeypatch: pytest.MonkeyPatch, broker: str) -> None:
+    """A3: One that is down is tried once more, and not waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
+    monkeypatch.setattr(
+        purge, "current_app", Celery(broker=broker, set_as_current=False)
+    )
+    assert purge.has_worker() is False
+    assert slept == []
 
 
 # Permissions.
@@ -599,7 +703,9 @@ def test_overview(staff: Client) -> None:
     top = overview.endpoints[0]
     assert (top.path, top.number, top.width) == ("/p-201", 4, 100)
     page = Page(staff.get(f"{LIST}overview/"))
-    assert "All 9 records were counted." in page.text
+    assert "All 9 records of the database “default” were counted." in page.text
+    assert "no answer: 3" in page.text
+    assert "none: " not in page.text
     assert "Requests that were refused, and replays, leave no record" in page.text
     assert len([tag for tag, _attrs in page.elements if tag == "rect"]) >= 5
     assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")
@@ -627,7 +733,10 @@ def test_overview_from_a_sample(
     assert overview.sample == 200
     assert 700 < overview.number < 1400
     assert (overview.abandoned, overview.abandoned_is_exact) == (3, False)
+    for _number in range(4):
+        make_running()
     text = Page(staff.get(f"{LIST}overview/")).text
+    assert "In progress, leased~ 3" in text.replace("\n", "")
     assert "Estimated from a random sample of 200 records" in text
     assert re.search(r"~ 1,?\d\d\d|~ \d\d\d", text)
 

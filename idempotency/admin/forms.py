@@ -9,6 +9,8 @@ from django import forms
 from django.http import HttpResponse
 from django.utils.translation import gettext_lazy as _
 
+from idempotency.conf import get_settings
+
 JSON = "application/json"
 # Answers that have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
 WITHOUT_BODY = (204, 205, 304)
@@ -57,10 +59,18 @@ class ResolveForm(forms.Form):
             except (ValueError, RecursionError) as error:
                 self.add_error("body", _("This is no JSON: %s") % error)
         try:
-            HttpResponse(body, content_type=kind)
+            size = len(HttpResponse(body, content_type=kind).content)
         except (UnicodeError, LookupError) as error:
             charset = _("The charset of this type can't write the body: %s")
             self.add_error("content_type", charset % error)
+            return cleaned
+        most = get_settings().MAX_RESPONSE_BYTES
+        if size > most:
+            too_long = _(
+                "No answer of more than %(most)d bytes is kept (MAX_RESPONSE_BYTES); "
+                "this one has %(size)d."
+            )
+            self.add_error("body", too_long % {"most": most, "size": size})
         return cleaned
 
     def response(self) -> HttpResponse:

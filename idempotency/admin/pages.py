@@ -1,34 +1,30 @@
-"""Release, resolve, purge, download and overview: the desk's own pages (A3, A4)."""
+"""Release, resolve, download and overview: the desk's own pages (A3, A4)."""
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
-from celery import current_app
 from django.contrib import messages
-from django.contrib.admin.models import CHANGE, DELETION, LogEntry
-from django.contrib.contenttypes.models import ContentType
+from django.contrib.admin.models import CHANGE, DELETION
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
-from django.utils.translation import gettext, ngettext
+from django.utils import timezone
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin.base import RecordAdmin
+from idempotency.admin.base import RecordAdmin, in_the_log
+from idempotency.admin.display import moment
 from idempotency.admin.forms import ResolveForm
-from idempotency.models import IdempotencyRecord, RecordChanged, State
+from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
 from idempotency.overview import Overview
-from idempotency.tasks import purge_expired_records
 
 RELEASE = "idempotency.release_key"
 RESOLVE = "idempotency.resolve_record"
-PURGE = "idempotency.purge_records"
-# How long a purge may keep a person waiting, where no worker does it.
-PURGE_BUDGET = timedelta(seconds=5)
-# Seconds in which a worker says that it is there.
-WORKER_ANSWERS = 0.5
+RELEASED = _("Released the key.")
+STORED = _("Stored an answer with status %(status)d.")
 
 
 class Pages(RecordAdmin):
@@ -41,7 +37,6 @@ class Pages(RecordAdmin):
         """Add the desk's pages before the admin's own."""
         pages: dict[str, tuple[str, Any]] = {
             "overview/": ("overview", self.overview_view),
-            "purge/": ("purge", self.purge_view),
             "<path:object_id>/body/": ("body", self.download_body),
             "<path:object_id>/release/": ("release", self.release_view),
             "<path:object_id>/resolve/": ("resolve", self.resolve_view),
@@ -74,16 +69,6 @@ class Pages(RecordAdmin):
             },
         )
 
-    def _log(self, request: HttpRequest, record: Any, flag: int, what: str) -> None:
-        LogEntry.objects.create(
-            user_id=request.user.pk,  # type: ignore[misc]  # nobody without one gets here
-            content_type=ContentType.objects.get_for_model(IdempotencyRecord),
-            object_id=record and str(record.pk),
-            object_repr=str(record or self.opts.verbose_name_plural)[:200],
-            action_flag=flag,
-            change_message=what,
-        )
-
     # Release and resolve
 
     def render_change_form(
@@ -91,24 +76,26 @@ class Pages(RecordAdmin):
     ) -> Any:
         """Offer the decisions that the record is open to, to those who may decide."""
         record = context["original"]
-        is_abandoned = record.current_state == State.ABANDONED
         may = request.user.has_perm
         if may(RELEASE) and not record.is_leased:
             context["release_address"] = self._address("release", record.pk)
-        if may(RESOLVE) and is_abandoned:
+        if may(RESOLVE) and is_open(record):
             context["resolve_address"] = self._address("resolve", record.pk)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask, and then give the key back: the next request acts again."""
         record = self._get(request, object_id, RELEASE)
+        if self._is_another_run(request, record):
+            return self._has_changed(request, record)
+        if record.is_leased:
+            why = gettext("A handler is at work: its key can't be released now.")
+            return self._back(request, record, why)
         if request.method == "POST":
-            if str(record.token) != request.POST.get("token"):
-                return self._has_changed(request, record)
             try:
                 with transaction.atomic(using=record._state.db):
                     record.release()
-                    self._log(request, record, DELETION, gettext("Released the key."))
+                    self._log(request, record, DELETION, in_the_log(RELEASED))
             except RecordChanged:
                 return self._has_changed(request, record)
             messages.success(
@@ -127,22 +114,25 @@ class Pages(RecordAdmin):
     def resolve_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Store the answer of an abandoned record, as a person has found it out."""
         record = self._get(request, object_id, RESOLVE)
-        if record.current_state != State.ABANDONED:
+        if self._is_another_run(request, record):
             return self._has_changed(request, record)
+        if not is_open(record):
+            why = gettext("Only an abandoned record that is in force can be resolved.")
+            return self._back(request, record, why)
         form = ResolveForm(request.POST or None)
         if form.is_valid():
-            if str(record.token) != request.POST.get("token"):
-                return self._has_changed(request, record)
-            stored = gettext("Stored an answer with status %(status_code)d.")
+            status = form.cleaned_data["status_code"]
             try:
                 with transaction.atomic(using=record._state.db):
                     record.resolve(form.response())
-                    self._log(request, record, CHANGE, stored % form.cleaned_data)
+                    said = in_the_log(STORED, status=status)
+                    self._log(request, record, CHANGE, said)
             except RecordChanged:
                 return self._has_changed(request, record)
-            messages.success(
-                request, gettext("Stored: the next request with this key gets it.")
+            stored = gettext(
+                "Stored: requests with this key and the same content get it until %s."
             )
+            messages.success(request, stored % moment(record.expires_at))
             return HttpResponseRedirect(self._address("change", record.pk))
         return self._page(
             request,
@@ -153,45 +143,18 @@ class Pages(RecordAdmin):
             record_address=self._address("change", record.pk),
         )
 
+    def _is_another_run(self, request: HttpRequest, record: Any) -> bool:
+        """Tell whether somebody decided while looking at another run of the key."""
+        token = request.POST.get("token")
+        return request.method == "POST" and token != str(record.token)
+
     def _has_changed(self, request: HttpRequest, record: Any) -> HttpResponse:
-        messages.error(
-            request,
-            gettext("Nothing was done: the record has changed. Look at it again."),
-        )
+        why = gettext("Nothing was done: the record has changed. Look at it again.")
+        return self._back(request, record, why)
+
+    def _back(self, request: HttpRequest, record: Any, why: str) -> HttpResponse:
+        messages.error(request, why)
         return HttpResponseRedirect(self._address("change", record.pk))
-
-    # Purge
-
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Link the overview, and offer the purge to those who may."""
-        context = {"overview_address": self._address("overview")}
-        if request.user.has_perm(PURGE):
-            context["purge_address"] = self._address("purge")
-        return super().changelist_view(request, context | (extra_context or {}))
-
-    # Within the request's transaction all batches would be one, which purge() refuses.
-    @transaction.non_atomic_requests
-    def purge_view(self, request: HttpRequest) -> HttpResponse:
-        """Purge what is expired, by a worker if there is one, else for a while."""
-        if not (self.has_view_permission(request) and request.user.has_perm(PURGE)):
-            raise PermissionDenied
-        if request.method != "POST":
-            return HttpResponse(status=405, headers={"Allow": "POST"})
-        if has_worker():
-            purge_expired_records.delay()
-            said = gettext("A worker has been asked to purge the expired records.")
-        else:
-            report = IdempotencyRecord.objects.purge(time_budget=PURGE_BUDGET)
-            said = ngettext(
-                "Purged %(number)d expired record.",
-                "Purged %(number)d expired records.",
-                report.deleted,
-            ) % {"number": report.deleted}
-            if report.more:
-                said += " " + gettext("More are left: purge again for the rest.")
-        self._log(request, None, DELETION, said)
-        messages.success(request, said)
-        return HttpResponseRedirect(self._address("changelist"))
 
     # Reading
 
@@ -212,20 +175,17 @@ class Pages(RecordAdmin):
         """Show the last 30 days from what the records know (A4)."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        records: Any = self.get_queryset(request)
         return self._page(
             request,
             "overview",
             title=gettext("Overview"),
-            overview=(overview := Overview.of(records.db)),
+            alias=self.alias,
+            overview=(overview := Overview.of(self.alias)),
             approximately="" if overview.is_exact else "~ ",
             state_address=f"{self._address('changelist')}?state=abandoned",
         )
 
 
-def has_worker() -> bool:
-    """Tell whether a Celery worker answers."""
-    try:
-        return bool(current_app.control.ping(timeout=WORKER_ANSWERS))
-    except Exception:  # noqa: BLE001  # each broker has errors of its own
-        return False
+def is_open(record: IdempotencyRecord) -> bool:
+    """Tell whether retries wait for somebody to decide."""
+    return record.next_answer(timezone.now()) is NextAnswer.UNKNOWN

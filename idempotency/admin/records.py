@@ -15,13 +15,14 @@ from django.utils.translation import gettext_lazy as _
 from idempotency.admin import lists
 from idempotency.admin.columns import Columns
 from idempotency.admin.pages import Pages
+from idempotency.admin.purge import PurgePage
 from idempotency.models import IdempotencyRecord, record_id
 
 SEE_BODY = "idempotency.view_response_body"
 
 
 @admin.register(IdempotencyRecord)
-class IdempotencyRecordAdmin(Columns, Pages):
+class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
     """Read-only; answers and decisions are for users with permissions of their own."""
 
     list_display = (
