@@ -145,6 +145,34 @@ def test_filters_without_an_index(
         assert said not in Page(staff.get(LIST + query)).text
 
 
+def test_filter_by_a_great_age(
+    staff: Client, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2: Where newer records fill the places, it starts at what can be that old."""
+    for days in range(6):
+        make_record(days * DAY, key=f"new-{days}")
+    for days in (8, 9, 10, 25):
+        make_record(days * DAY, key=f"old-{days}")
+    # As old, but kept for longer or less long than the others.
+    make_record(9 * DAY, key="long", expires_at=timezone.now() + 90 * DAY)
+    make_record(9 * DAY, key="brief", expires_at=timezone.now() + DAY)
+    everything = ["long", "old-8", "old-9", "old-10", "old-25", "brief"]
+    assert listed(staff, "?age=older") == everything
+    said = "those that are a week old if their retention is that of the settings"
+    assert said not in Page(staff.get(f"{LIST}?age=older")).text
+    monkeypatch.setattr("idempotency.admin.lists.SEARCHED", 8)
+    assert listed(staff, "?age=older") == everything[1:]
+    monkeypatch.setattr("idempotency.admin.lists.SEARCHED", 2)
+    assert listed(staff, "?age=older") == ["old-8", "old-9"]
+    text = Page(staff.get(f"{LIST}?age=older")).text
+    assert said in text
+    assert "30 days" in text
+    assert listed(staff, "?age=older&expiry=week") == ["old-25", "brief"]
+    assert said not in Page(staff.get(f"{LIST}?age=week")).text
+    settings.IDEMPOTENCY = {"RETENTION": 97 * DAY}
+    assert listed(staff, "?age=older") == ["long"]
+
+
 @pytest.mark.parametrize("quotes", ["", '"'])
 def test_search_by_scope_and_key(staff: Client, quotes: str) -> None:
     """A1, S1: A scope before the key finds the one record of both."""
@@ -175,6 +203,7 @@ QUERIES = [
     "?method=put",
     "?age=hour",
     "?age=older",
+    "?age=older&expiry=later",
     "?expiry=past",
     "?expiry=day",
     "?expiry=week&status=4xx",

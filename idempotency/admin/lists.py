@@ -17,6 +17,7 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.clocks import UTCNow
+from idempotency.conf import get_settings
 from idempotency.models import State
 
 # How many records the pages of the list have together.
@@ -31,8 +32,8 @@ Choices = list[tuple[str, Any]]
 Records = models.QuerySet[Any]
 
 
-class LatestRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs alone
-    """Pages of the latest records, which are counted no further than that."""
+class LastRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs alone
+    """Pages of the first ``LISTED`` records, which are counted no further."""
 
     @cached_property
     def count(self) -> int:
@@ -138,11 +139,12 @@ class AgeFilter(RecordFilter):
 
     title = _("age")
     parameter_name = "age"
+    OLDER = "older"
     CONDITIONS: ClassVar[Any] = {
         "hour": (_("less than an hour"), _younger_than(timedelta(hours=1))),
         "day": (_("less than a day"), _younger_than(timedelta(days=1))),
         "week": (_("less than a week"), _younger_than(WEEK)),
-        "older": (_("a week and more"), lambda now: ~_younger_than(WEEK)(now)),
+        OLDER: (_("a week and more"), lambda now: ~_younger_than(WEEK)(now)),
     }
 
 
@@ -177,9 +179,14 @@ class RecordList(ChangeList):
     # Whether something was looked for among the last records alone: the page says so.
     is_limited = False
     searched = SEARCHED
+    # The retention that was taken for every record's, to find what has an age.
+    retention: timedelta | None = None
 
     def get_ordering(self, request: HttpRequest, queryset: Records) -> list[Any]:
-        """Return the order of expiry, the latest first."""
+        """Return the order of expiry, the last to expire first.
+
+        Where all have one retention, that is the newest first.
+        """
         return ["-expires_at", "-pk"]
 
     def get_queryset(
@@ -196,7 +203,9 @@ class RecordList(ChangeList):
         places = self.root_queryset
         if expiry is not None:
             places = expiry.queryset(request, places)  # type: ignore[assignment]  # None elsewhere
-        among_the_last = self._among_the_last(places)
+        age = chosen.get(AgeFilter)
+        is_old = isinstance(age, AgeFilter) and age.value() == AgeFilter.OLDER
+        among_the_last = self._among_the_last(places, is_old=is_old)
         if not (isinstance(state, StateFilter) and state.is_by_lease):
             return found.filter(among_the_last)
         left_behind = places.filter(among_the_last, LEFT_BEHIND)
@@ -204,9 +213,26 @@ class RecordList(ChangeList):
         # Asked for by themselves: together no index would serve the two.
         return found.filter(Q(lease_expires_at__isnull=False) | Q(pk__in=[*pks]))
 
-    def _among_the_last(self, places: Records) -> Q:
-        """Return what holds for the last records to expire of some, and note it."""
-        ends = places.order_by("-expires_at").values_list("expires_at", flat=True)
-        end = ends[SEARCHED : SEARCHED + 1].first()
-        self.is_limited = end is not None
-        return Q() if end is None else Q(expires_at__gt=end)
+    def _among_the_last(self, places: Records, *, is_old: bool) -> Q:
+        """Return what holds for the last records to expire of some, and note it.
+
+        The last of all are none of the old ones, which expire earlier: by how much,
+        the retention of the settings tells.
+        """
+        end = _end_of_the_last(places)
+        if end is None:
+            return Q()
+        self.is_limited = True
+        if not is_old:
+            return Q(expires_at__gt=end)
+        self.retention = get_settings().RETENTION
+        are_old = Q(expires_at__lte=timezone.now() - WEEK + self.retention)
+        end = _end_of_the_last(places.filter(are_old))
+        return are_old if end is None else are_old & Q(expires_at__gt=end)
+
+
+def _end_of_the_last(places: Records) -> datetime | None:
+    """Return the expiry that ``SEARCHED`` records come after, or None for fewer."""
+    ends = places.order_by("-expires_at").values_list("expires_at", flat=True)
+    end: datetime | None = ends[SEARCHED : SEARCHED + 1].first()
+    return end
