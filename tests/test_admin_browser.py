@@ -5,6 +5,8 @@ Each test leaves pictures of what it saw in its temporary directory.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +29,14 @@ from testproject import settings as demo
 from tests.app.models import Effect
 from tests.conftest import key
 from tests.processes import PATIENCE, wait_until
-from tests.records import ANSWERS, MARKUP, make_answer, make_record, make_records
+from tests.records import (
+    ANSWERS,
+    MARKUP,
+    RETENTION,
+    make_answer,
+    make_record,
+    make_records,
+)
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -57,7 +66,16 @@ FLAGS = (
 )
 PASSWORD = "open sesame"
 # Pictures for the documents: make screenshots.
-KEPT = ("list-light", "record-light", "abandoned-light", "overview-light", "list-dark")
+KEPT = (
+    "list-light",
+    "list-dark",
+    "record-light",
+    "tombstone-light",
+    "abandoned-light",
+    "resolve-light",
+    "release-light",
+    "overview-light",
+)
 EVERYTHING = (
     "view_idempotencyrecord",
     "view_response_body",
@@ -121,6 +139,11 @@ def follow(browser: Any, element: Any) -> None:
     """Click, and wait for the page behind."""
     browser.execute_script("window.isLeft = true")
     element.click()
+    wait_for_page(browser)
+
+
+def wait_for_page(browser: Any) -> None:
+    """Wait for another page than the one that was marked as left."""
     # Amid a change of pages the driver may find neither the one nor the other.
     wait = WebDriverWait(browser, PATIENCE, ignored_exceptions=[WebDriverException])
     wait.until(
@@ -163,6 +186,12 @@ def assert_nothing_ran(browser: Any) -> None:
     assert [said for said in complaints if "/favicon.ico " not in said] == []
 
 
+def set_screen(browser: Any, width: int, height: int = 1200) -> None:
+    """Give pages a screen of that size, to the pixel."""
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
 def assert_fits(browser: Any) -> None:
     """Check that nobody has to scroll sideways, in the page or in the list."""
     assert browser.execute_script(
@@ -170,6 +199,48 @@ def assert_fits(browser: Any) -> None:
         ".map(place => document.querySelector(place))"
         ".every(part => !part || part.scrollWidth <= part.clientWidth)"
     )
+
+
+# Texts and fields that reach beyond what cuts them off, or beyond the page. What an
+# element around them scrolls can be read.
+CUT_OFF = """
+const found = [];
+const places = "#content *, .breadcrumbs, .breadcrumbs *";
+for (const part of document.querySelectorAll(places)) {
+  const isField = ["TEXTAREA", "INPUT"].includes(part.tagName);
+  const hasText = [...part.childNodes].some(
+    node => node.nodeType === Node.TEXT_NODE && node.textContent.trim());
+  if (!isField && !hasText) continue;
+  const range = document.createRange();
+  range.selectNodeContents(part);
+  const right = (isField ? part : range).getBoundingClientRect().right;
+  for (let around = part; around; around = around.parentElement) {
+    const overflow = getComputedStyle(around).overflowX;
+    const edge = around === document.documentElement
+      ? window.innerWidth : around.getBoundingClientRect().right;
+    if (["auto", "scroll"].includes(overflow) && right > edge + 1) break;
+    const cuts = overflow !== "visible" || around === document.documentElement;
+    if (cuts && right > edge + 1) {
+      found.push(`${part.tagName} ${part.textContent.trim().slice(0, 40)}`);
+      break;
+    }
+  }
+}
+return found;
+"""
+# Elements that lie over another one's text.
+COVERED = """
+const tools = document.querySelector("#content .object-tools");
+if (!tools) return [];
+const over = tools.getBoundingClientRect();
+return [...document.querySelectorAll("#content h1, #content h2")].filter(head => {
+  const range = document.createRange();
+  range.selectNodeContents(head);
+  return [...range.getClientRects()].some(line => line.right > over.left + 1
+    && line.left < over.right - 1 && line.bottom > over.top + 1
+    && line.top < over.bottom - 1);
+}).map(head => head.textContent);
+"""
 
 
 def test_support(browser: Any, log_in: Login, tmp_path: Path) -> None:
@@ -228,6 +299,62 @@ def test_every_answer(browser: Any, log_in: Login, tmp_path: Path) -> None:
         assert_fits(browser)
 
 
+@pytest.mark.parametrize("width", [1280, 420, 360])
+def test_long_values(
+    browser: Any, log_in: Login, client: APIClient, tmp_path: Path, width: int
+) -> None:
+    """A1: Whatever is long can be read to its end, on a narrow screen, too."""
+    token = "eyJ" + "a1B2c3D4" * 50
+    long = {
+        "key": "k" * 255,
+        "scope": "authorization:" + "0123456789abcdef" * 4,
+        "path": "/api/" + "p" * 300,
+    }
+    answered = make_record(
+        **long,
+        headers=[
+            ["Content-Type", "application/json"],
+            ["Location", "https://files.example.com/" + "x" * 300],
+        ],
+        body=json.dumps({"token": token}).encode(),
+    )
+    stuck = make_record(
+        **{**long, "key": "j" * 255},
+        state=State.ABANDONED,
+        lease_expires_at=timezone.now(),
+        status_code=None,
+        body=None,
+    )
+    log_in(*EVERYTHING)
+    follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
+    here = browser.current_url
+    set_screen(browser, width)
+    for name, page in {
+        "list": "",
+        "record": f"{answered.pk}/change/",
+        "stuck": f"{stuck.pk}/change/",
+        "release": f"{answered.pk}/release/",
+        "resolve": f"{stuck.pk}/resolve/",
+        "overview": "overview/",
+    }.items():
+        browser.get(here + page)
+        browser.save_screenshot(str(tmp_path / f"{name}-{width}.png"))
+        assert browser.execute_script("return window.innerWidth") == width
+        assert browser.execute_script(CUT_OFF) == [], name
+        assert browser.execute_script(COVERED) == [], name
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('.idempotency-chart text')]"
+        ".map(text => text.getBoundingClientRect().height)"
+    )
+    assert min(heights) >= 10
+    browser.get(here)
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('.object-tools a, .object-tools button')]"
+        ".map(tool => getComputedStyle(tool).fontSize)"
+    )
+    assert len({*sizes}) == 1
+
+
 def test_without_permission(browser: Any, log_in: Login, tmp_path: Path) -> None:
     """A1: Who may see records and not answers is told so where the answer would be."""
     make_answer("json", key="asked-for")
@@ -266,12 +393,23 @@ def make_abandoned_payment(client: APIClient) -> IdempotencyRecord:
     answer = client.post("/function/", {"amount": 12}, **key("pay-7c1f0b52"))
     assert answer.status_code == 201
     record = IdempotencyRecord.objects.get(key="pay-7c1f0b52")
-    for field_name in ("body", "body_size", "status_code", "headers", "completed_at"):
-        setattr(record, field_name, None)
-    record.state = State.ABANDONED
-    record.lease_expires_at = timezone.now() - timedelta(minutes=3)
+    for name, value in abandoned().items():
+        setattr(record, name, value)
     record.save()
     return record
+
+
+def abandoned() -> dict[str, Any]:
+    """Return what the record of a worker says that died 3 minutes ago."""
+    now = timezone.now()
+    nothing = ("body", "body_size", "status_code", "headers", "completed_at")
+    return {
+        **dict.fromkeys(nothing),
+        "state": State.IN_PROGRESS,
+        "created_at": now - timedelta(minutes=4),
+        "lease_expires_at": now - timedelta(minutes=3),
+        "expires_at": now - timedelta(minutes=4) + RETENTION,
+    }
 
 
 def test_desk(browser: Any, log_in: Login, client: APIClient) -> None:
@@ -308,55 +446,121 @@ def test_desk(browser: Any, log_in: Login, client: APIClient) -> None:
     assert_nothing_ran(browser)
 
 
+def press(browser: Any, words: str, *, until: int = 90) -> None:
+    """Go to a link or a button by Tab alone, see that it shows, and press Enter."""
+    for _tab in range(until):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        reached = browser.switch_to.active_element
+        text = reached.text or reached.get_attribute("value") or ""
+        if text.lower() == words.lower():
+            break
+    else:
+        raise AssertionError(f"{words} was not reached")
+    browser.execute_script("window.isLeft = true")
+    reached.send_keys(Keys.ENTER)
+    wait_for_page(browser)
+
+
+def tab_to(browser: Any, name: str) -> Any:
+    """Go to a field of a form by Tab alone."""
+    for _tab in range(90):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        reached = browser.switch_to.active_element
+        if reached.get_attribute("name") == name:
+            return reached
+    raise AssertionError(f"{name} was not reached")
+
+
 def test_without_a_mouse(browser: Any, log_in: Login, client: APIClient) -> None:
     """A3: Everything that a page offers can be reached and used with the keyboard."""
     make_abandoned_payment(client)
+    make_record(RETENTION + timedelta(days=1))
     log_in(*EVERYTHING)
-    follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
-    reached = set()
-    for _tab in range(60):
+    press(browser, "Idempotency records")
+    press(browser, "Purge expired now")
+    assert IdempotencyRecord.objects.count() == 1
+    press(browser, "Overview")
+    chart = browser.find_element(By.CLASS_NAME, "idempotency-scroll")
+    for _tab in range(90):
         browser.switch_to.active_element.send_keys(Keys.TAB)
-        reached.add(browser.switch_to.active_element.text)
-    assert {"Overview".upper(), "PURGE EXPIRED NOW", "pay-7c1f0b52"} <= reached
+        if browser.switch_to.active_element == chart:
+            break
+    assert browser.switch_to.active_element == chart
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.find_element(By.TAG_NAME, "details").get_attribute("open")
+    press(browser, "Idempotency records")
+    press(browser, "pay-7c1f0b52")
+    press(browser, "Resolve")
+    body = tab_to(browser, "body")
+    body.send_keys('{"charge": "ch_1"}')
+    press(browser, "Store this answer")
+    retry = client.post("/function/", {"amount": 12}, **key("pay-7c1f0b52"))
+    assert retry.json() == {"charge": "ch_1"}
+    # What is long is scrolled with the keyboard, so it must be reached.
+    for _tab in range(90):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        if browser.switch_to.active_element.tag_name == "pre":
+            break
+    assert browser.switch_to.active_element.tag_name == "pre"
+    browser.refresh()
+    press(browser, "Release")
+    press(browser, "No, take me back")
+    press(browser, "Release")
+    press(browser, "Yes, release the key")
+    assert not IdempotencyRecord.objects.exists()
+    assert_nothing_ran(browser)
 
 
-def test_pictures(
-    browser: Any, log_in: Login, client: APIClient, tmp_path: Path
-) -> None:
-    """A1, A4: List, record and overview in both themes and on a narrow screen."""
-    user = User.objects.create_user("ada")
-    scope = f"user:auth.user:{user.pk}"
+def fingerprint(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
+    """A1, A4: Every page in both themes and on a narrow screen."""
+    ada, bob = (User.objects.create_user(name) for name in ("ada", "bob"))
     classes = "/api/v2/user/classes/0e0c5a2e-1f63-4d6e-8b6a-5f3f4f7a1c11/assignments"
+    made = f"{classes}/7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90"
     body = (
         b'{"$request":"5d0f4c1e-3f2b-4a57-9a55-0d6f1c2b7a90",'
-        b'"$data":{"id":"b6f2","title":"Essay on tides","due":"2026-12-01"}}'
+        b'"$data":{"id":"7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90",'
+        b'"title":"Essay on tides","due":"2026-12-01"}}'
     )
     for number in range(240):
         kind = number % 12
         make_record(
             timedelta(hours=2.9 * number + 0.2),
             key=f"{uuid5(NAMESPACE_URL, str(number))}",
-            scope=scope if number % 3 else "user:auth.user:0",
+            scope=f"user:auth.user:{(ada if number % 3 else bob).pk}",
             path=classes if kind < 8 else "/api/v2/user/payments",
+            fingerprint=fingerprint(number),
             status_code={8: 402, 9: 303}.get(kind, 201),
             body=None if kind == 10 else body,
             headers=[
-                ["Content-Type", "application/json"],
-                ["Location", f"{classes}/b6f2"],
+                *([] if kind == 10 else [["Content-Type", "application/json"]]),
+                ["Location", made],
             ],
         )
-    make_abandoned_payment(client)
-    asked = str(uuid5(NAMESPACE_URL, "0"))
+    stuck = make_record(
+        key=f"{uuid5(NAMESPACE_URL, 'stuck')}",
+        scope=f"user:auth.user:{ada.pk}",
+        path="/api/v2/user/payments",
+        fingerprint=fingerprint(-1),
+        **abandoned(),
+    )
+    record, tombstone = (
+        IdempotencyRecord.objects.get(key=uuid5(NAMESPACE_URL, str(number)))
+        for number in (1, 10)
+    )
     log_in(*EVERYTHING)
     follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
     here = browser.current_url
-    record = IdempotencyRecord.objects.get(key=asked)
-    stuck = IdempotencyRecord.objects.get(key="pay-7c1f0b52")
     pages = {
         "list": "",
         "record": f"{record.pk}/change/",
+        "tombstone": f"{tombstone.pk}/change/",
         "abandoned": f"{stuck.pk}/change/",
-        "release": f"{stuck.pk}/release/",
+        "release": f"{record.pk}/release/",
         "resolve": f"{stuck.pk}/resolve/",
         "overview": "overview/",
     }
@@ -364,20 +568,23 @@ def test_pictures(
         if theme == "dark":
             use_dark_theme(browser)
         for name, page in pages.items():
+            set_screen(browser, 1280, 800)
             browser.get(here + page)
+            # The list goes on for pages; of others nothing is left out.
+            whole = "return document.querySelector('#content').scrollHeight"
+            if name != "list":
+                set_screen(browser, 1280, browser.execute_script(whole) + 160)
             browser.save_screenshot(str(tmp_path / f"{name}-{theme}.png"))
             assert_fits(browser)
             assert_nothing_ran(browser)
     assert browser.execute_script(
         "return matchMedia('(prefers-color-scheme: dark)').matches"
     )
-    browser.set_window_size(420, 900)
+    set_screen(browser, 360, 900)
     for name, page in pages.items():
         browser.get(here + page)
         browser.save_screenshot(str(tmp_path / f"{name}-narrow.png"))
-        assert browser.execute_script(
-            "return document.documentElement.scrollWidth <= window.innerWidth"
-        ), name
+        assert browser.execute_script(CUT_OFF) == [], name
     if "PICTURES" in os.environ:
         for name in KEPT:
             shutil.copy(tmp_path / f"{name}.png", os.environ["PICTURES"])
