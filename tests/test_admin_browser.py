@@ -21,9 +21,14 @@ from django.contrib.sessions.models import Session
 from django.contrib.staticfiles.handlers import StaticFilesHandler
 from django.db import connection
 from django.test.testcases import LiveServerThread
+from django.urls import path
 from django.utils import timezone
+from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.views import APIView
 
+from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
 from tests.app.models import Effect
@@ -37,6 +42,7 @@ from tests.records import (
     make_record,
     make_records,
 )
+from tests.urls import urlpatterns as usual_urls
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -45,6 +51,7 @@ pytestmark = [
     ),
     # What the pages read from each database is for tests/test_admin.py.
     pytest.mark.skipif(connection.vendor != "sqlite", reason="One database will do."),
+    pytest.mark.urls(__name__),
 ]
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -53,6 +60,20 @@ WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWa
 WebDriverException = pytest.importorskip(
     "selenium.common.exceptions"
 ).WebDriverException
+
+
+class InvoiceView(IdempotencyMixin, APIView):
+    """Acts outside, and leaves what it did not finish to people."""
+
+    idempotency_atomic = False
+    idempotency_on_abandoned = "hold"
+
+    def post(self, request: Request) -> Response:
+        return Response(status=201)
+
+
+INVOICES = "api/v2/user/invoices"
+urlpatterns = [path(INVOICES, InvoiceView.as_view()), *usual_urls]
 
 FLAGS = (
     "--headless",
@@ -247,8 +268,8 @@ def test_support(browser: Any, log_in: Login, tmp_path: Path) -> None:
     """A1: Log in, find a client's key, read the answer, take the whole of it home."""
     make_records(30, timedelta(days=2))
     asked = "3c0a9f0e-6a3a-4b86-9d5e-2f1f7b0f8f11"
-    path = "/api/v2/user/classes/0e0c5a2e-1f63-4d6e-8b6a-5f3f4f7a1c11/assignments"
-    make_answer("json", key=asked, path=path)
+    place = "/api/v2/user/classes/0e0c5a2e-1f63-4d6e-8b6a-5f3f4f7a1c11/assignments"
+    make_answer("json", key=asked, path=place)
     make_record(key="stuck", state=State.IN_PROGRESS, status_code=None, body=None)
     log_in("view_idempotencyrecord", "view_response_body")
     follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
@@ -263,7 +284,7 @@ def test_support(browser: Any, log_in: Login, tmp_path: Path) -> None:
         == (ANSWERS["json"][2])
     )
     assert field(browser, "status_code").text == "201"
-    assert field(browser, "asked").text == f"POST {path}"
+    assert field(browser, "asked").text == f"POST {place}"
     field(browser, "answer").find_element(By.LINK_TEXT, "Download").click()
     downloads = tmp_path / "downloads"
     wait_until(lambda: [*downloads.glob("*.bin")], "the download")
@@ -544,7 +565,7 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
     stuck = make_record(
         key=f"{uuid5(NAMESPACE_URL, 'stuck')}",
         scope=f"user:auth.user:{ada.pk}",
-        path="/api/v2/user/payments",
+        path=f"/{INVOICES}",
         fingerprint=fingerprint(-1),
         **abandoned(),
     )

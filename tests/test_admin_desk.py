@@ -21,14 +21,8 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from idempotency.admin import purge
-from idempotency.admin.columns import (
-    NEXT_ANSWERS,
-    NOT_ENABLED,
-    ON_ABANDONED,
-    OTHER_CONTENT,
-)
 from idempotency.claims import claims_in
-from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
+from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.overview import Overview
 from tests.app.models import Effect
 from tests.conftest import code_of, key
@@ -247,69 +241,7 @@ def explain(sql: str) -> str:
         return "\n".join(row[0] for row in cursor.fetchall())
 
 
-# What the next request gets.
-
-
-@pytest.mark.parametrize("answer", NextAnswer)
-def test_next_request(staff: Client, client: Any, answer: NextAnswer) -> None:
-    """A1: The sentence says what a retry gets, which is what it then does get."""
-    assert client.post("/function/", {}, **key()).status_code == 201
-    record = IdempotencyRecord.objects.get()
-    now = timezone.now()
-    IdempotencyRecord.objects.update(
-        **{
-            NextAnswer.RUN: {"expires_at": now - timedelta(seconds=1)},
-            NextAnswer.REPLAY: {"state": State.COMPLETED},
-            NextAnswer.NOT_KEPT: {"body": None, "body_size": None},
-            NextAnswer.IN_PROGRESS: {
-                "state": State.IN_PROGRESS,
-                "status_code": None,
-                "lease_expires_at": now + timedelta(hours=1),
-            },
-            NextAnswer.UNKNOWN: {"state": State.ABANDONED, "status_code": None},
-        }[answer]
-    )
-    page = Page(staff.get(address(record)))
-    sentence = NEXT_ANSWERS[answer].format(status=201)
-    assert sentence in page.text
-    assert sum(s.format(status=201) in page.text for s in NEXT_ANSWERS.values()) == 1
-    told_once = page.text.replace(sentence, "").replace(str(OTHER_CONTENT), "")
-    assert "refused" not in told_once
-    is_in_force = answer is not NextAnswer.RUN
-    assert (str(OTHER_CONTENT) in page.text) is is_in_force
-    if is_in_force:
-        assert client.post("/function/", {"other": 1}, **key()).status_code == 422
-    retry = client.post("/function/", {}, **key())
-    if answer is NextAnswer.RUN:
-        assert "acts" in sentence
-        assert Effect.objects.count() == 2
-        return
-    assert Effect.objects.count() == 1
-    if answer is NextAnswer.REPLAY:
-        assert "status 201" in sentence
-        assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
-    else:
-        assert f"409 {code_of(retry)}" in sentence
-
-
-def test_next_request_without_the_app(
-    staff: Client, client: Any, settings: Any
-) -> None:
-    """A1: Where the app steps aside, a retry acts, and the sentence says so."""
-    client.post("/function/", {}, **key())
-    settings.IDEMPOTENCY = {"ENABLED": False}
-    text = Page(staff.get(address(IdempotencyRecord.objects.get()))).text
-    assert str(NOT_ENABLED) in text
-    assert not any(s.format(status=201) in text for s in NEXT_ANSWERS.values())
-    client.post("/function/", {}, **key())
-    assert Effect.objects.count() == 2
-
-
-def test_who_decides_about_an_abandoned_record(staff: Client) -> None:
-    """A1, E5, E9: An endpoint may in leased mode alone, and only there it is said."""
-    leased, atomic = make_abandoned(), make_abandoned(lease_expires_at=None)
-    assert str(ON_ABANDONED) in Page(staff.get(address(leased))).text
-    assert str(ON_ABANDONED) not in Page(staff.get(address(atomic))).text
+# What happened.
 
 
 def test_time_line(staff: Client) -> None:

@@ -14,48 +14,15 @@ from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin import display
+from idempotency.admin import display, sentences
 from idempotency.admin.base import RecordAdmin
-from idempotency.conf import get_settings
-from idempotency.models import IdempotencyRecord, NextAnswer, State
+from idempotency.models import IdempotencyRecord, State
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
 # How a scope of the default kind begins (S1).
 USER_SCOPE = "user:"
-
-OTHER_CONTENT = _("Other content is refused with 422.")
-NEXT_ANSWERS = {
-    NextAnswer.RUN: _(
-        "The retention is over: the key is new, and the next request with it acts."
-    ),
-    NextAnswer.REPLAY: _(
-        "The next request with this key and the same content gets this answer again, "
-        "with status {status}, and does not act."
-    ),
-    NextAnswer.NOT_KEPT: _(
-        "The next request with this key is refused with 409 "
-        "idempotency_response_not_kept, which names status {status}. It does not act."
-    ),
-    NextAnswer.IN_PROGRESS: _(
-        "A handler is at work: the next request with this key is refused with 409 "
-        "idempotency_in_progress, or waits where its endpoint lets it."
-    ),
-    NextAnswer.UNKNOWN: _(
-        "Nobody knows whether the handler acted. The next request with this key is "
-        "refused with 409 idempotency_outcome_unknown, until somebody resolves the "
-        "record or releases the key. It does not act."
-    ),
-}
-# Of leased mode, whose endpoints may decide by themselves (E9).
-ON_ABANDONED = _(
-    "Only if the endpoint's developers chose so (on_abandoned), the next request acts "
-    "again or finds out by itself."
-)
-NOT_ENABLED = _(
-    "Keys have no effect now (ENABLED is False): the next request with this key acts."
-)
 
 
 class Columns(RecordAdmin):
@@ -141,16 +108,9 @@ class Columns(RecordAdmin):
     @admin.display(description=_("next request"))
     def next_request(self, record: IdempotencyRecord) -> SafeString:
         """Say what a retry would get, by the code that decides it."""
-        answer = record.next_answer(timezone.now())
-        said = [NEXT_ANSWERS[answer].format(status=record.status_code)]
-        if answer is not NextAnswer.RUN:
-            said.append(str(OTHER_CONTENT))
-        if answer is NextAnswer.UNKNOWN and record.lease_expires_at is not None:
-            said.append(str(ON_ABANDONED))
-        if not get_settings().ENABLED:
-            said = [str(NOT_ENABLED)]
         return format_html(
-            '<strong class="idempotency-next">{}</strong>', " ".join(said)
+            '<strong class="idempotency-next">{}</strong>',
+            sentences.next_request(record),
         )
 
     @admin.display(description=_("what happened when"))
