@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from datetime import timedelta
 from statistics import median
+from typing import Any
 
 from django.db import connection
 
@@ -16,23 +18,97 @@ from benchmarks.databases import NAMES, database, settle
 from benchmarks.records import fill
 
 LIST = "/admin/idempotency/idempotencyrecord/"
-PAGES = {
+# The last digits of the keys of each kind of record: one in a hundred of all.
+COMPLETED, ABANDONED, RUNNING, LEFT, NOT_KEPT, REFUSED, PUT = (
+    "00",
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+)
+LISTS = {
     "list": "",
     "list, page 20": "?p=20",
-    "a key": "?q=live-500",
+    "a key": f"?q=live-5{COMPLETED}",
     "scope and key": "?q=user:auth.user:500+live-500",
     "abandoned": "?state=abandoned",
     "in progress": "?state=in_progress",
+    "completed": "?state=completed",
     "not kept": "?state=tombstone",
+    "status 2xx": "?status=2xx",
+    "status 3xx": "?status=3xx",
     "status 4xx": "?status=4xx",
+    "method PUT": "?method=put",
+    "method DELETE": "?method=delete",
     "younger than an hour": "?age=hour",
+    "younger than a day": "?age=day",
+    "younger than a week": "?age=week",
     "a week and older": "?age=older",
     "expired": "?expiry=past",
+    "expire within a day": "?expiry=day",
+    "expire within a week": "?expiry=week",
+    "expire later": "?expiry=later",
     "expire in a week, 4xx": "?expiry=week&status=4xx",
+    "a week and older, abandoned": "?age=older&state=abandoned",
     "overview": "overview/",
+}
+# The pages of one record, by the kind that has them.
+RECORDS = {
+    "a record": (COMPLETED, "change"),
+    "its answer": (COMPLETED, "body"),
+    "its history": (COMPLETED, "history"),
+    "release": (COMPLETED, "release"),
+    "an abandoned record": (ABANDONED, "change"),
+    "resolve": (ABANDONED, "resolve"),
+    "a record in progress": (RUNNING, "change"),
+    "a record left behind": (LEFT, "change"),
+    "a record without its answer": (NOT_KEPT, "change"),
 }
 ROUNDS = 5
 MOST_SECONDS, MOST_STATEMENTS = 2.0, 10
+
+
+def make_kinds() -> None:
+    """Give some of the records each state that there is, another status or method."""
+    from django.utils import timezone  # set up by now
+
+    from idempotency.models import IdempotencyRecord, State
+
+    now = timezone.now()
+    no_body: dict[str, Any] = {"body": None, "body_size": None}
+    no_answer = {**no_body, "status_code": None, "headers": None, "completed_at": None}
+    hour = timedelta(hours=1)
+    kinds: dict[str, dict[str, Any]] = {
+        ABANDONED: {
+            **no_answer,
+            "state": State.ABANDONED,
+            "lease_expires_at": now - hour,
+        },
+        RUNNING: {
+            **no_answer,
+            "state": State.IN_PROGRESS,
+            "lease_expires_at": now + hour,
+        },
+        LEFT: {**no_answer, "state": State.IN_PROGRESS},
+        NOT_KEPT: no_body,
+        REFUSED: {"status_code": 402},
+        PUT: {"method": "PUT"},
+    }
+    for digits, values in kinds.items():
+        IdempotencyRecord.objects.filter(key__endswith=digits).update(**values)
+
+
+def pages() -> dict[str, str]:
+    """Return the address of each page, by what it is called."""
+    from idempotency.models import IdempotencyRecord  # set up by now
+
+    found = {name: LIST + query for name, query in LISTS.items()}
+    for name, (digits, page) in RECORDS.items():
+        record = IdempotencyRecord.objects.only("pk").get(key=f"live-5{digits}")
+        found[name] = f"{LIST}{record.pk}/{page}/"
+    return found
 
 
 def main() -> int:
@@ -53,18 +129,19 @@ def main() -> int:
         half = arguments.records // 2
         fill(half, "live", expired=False)
         fill(half, "old", expired=True)
+        make_kinds()
         settle()
         client = Client()
         client.force_login(User.objects.create_superuser("grace"))
         print(f"{arguments.database}, {arguments.records:,} records")
         print("| page | seconds, median (worst) | statements |\n|---|---|---|")
         held = True
-        for name, page in PAGES.items():
+        for name, page in pages().items():
             taken = []
             for _round in range(ROUNDS):
                 with CaptureQueriesContext(connection) as queries:
                     started = time.monotonic()
-                    answer = client.get(LIST + page)
+                    answer = client.get(page)
                     assert answer.status_code == 200, page
                     taken.append(time.monotonic() - started)
             middle, worst = median(taken), max(taken)

@@ -541,26 +541,28 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
     """A1, A4: Every page in both themes and on a narrow screen."""
     ada, bob = (User.objects.create_user(name) for name in ("ada", "bob"))
     classes = "/api/v2/user/classes/0e0c5a2e-1f63-4d6e-8b6a-5f3f4f7a1c11/assignments"
-    made = f"{classes}/7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90"
+    payments = "/api/v2/user/payments"
+    made = "7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90"
     body = (
         b'{"$request":"5d0f4c1e-3f2b-4a57-9a55-0d6f1c2b7a90",'
         b'"$data":{"id":"7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90",'
         b'"title":"Essay on tides","due":"2026-12-01"}}'
     )
+    declined = b'{"$errors":[{"code":"CARD_DECLINED","message":"No money left."}]}'
     for number in range(240):
         kind = number % 12
+        place = classes if kind < 8 else payments
+        location = [] if kind == 8 else [["Location", f"{place}/{made}"]]
+        content_type = [] if kind == 10 else [["Content-Type", "application/json"]]
         make_record(
             timedelta(hours=2.9 * number + 0.2),
             key=f"{uuid5(NAMESPACE_URL, str(number))}",
             scope=f"user:auth.user:{(ada if number % 3 else bob).pk}",
-            path=classes if kind < 8 else "/api/v2/user/payments",
+            path=place,
             fingerprint=fingerprint(number),
             status_code={8: 402, 9: 303}.get(kind, 201),
-            body=None if kind == 10 else body,
-            headers=[
-                *([] if kind == 10 else [["Content-Type", "application/json"]]),
-                ["Location", made],
-            ],
+            body={8: declined, 10: None}.get(kind, body),
+            headers=[*content_type, *location],
         )
     stuck = make_record(
         key=f"{uuid5(NAMESPACE_URL, 'stuck')}",
@@ -594,7 +596,7 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
             # The list goes on for pages; of others nothing is left out.
             whole = "return document.querySelector('#content').scrollHeight"
             if name != "list":
-                set_screen(browser, 1280, browser.execute_script(whole) + 160)
+                set_screen(browser, 1280, browser.execute_script(whole) + 100)
             browser.save_screenshot(str(tmp_path / f"{name}-{theme}.png"))
             assert_fits(browser)
             assert_nothing_ran(browser)

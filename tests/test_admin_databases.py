@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,6 +31,7 @@ from idempotency.models import IdempotencyRecord, State
 from idempotency.tasks import purge_expired_records
 from testproject import settings as demo
 from tests.conftest import key
+from tests.processes import ROOT
 from tests.records import RETENTION, make_record, new_record
 from tests.test_admin import Page
 from tests.test_admin_desk import NO_ANSWER, form_of
@@ -35,17 +40,6 @@ from tests.urls import urlpatterns as usual_urls
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("ledger")]
 DAY = timedelta(days=1)
 HERE = "/desk/school/ledgerrecord/"
-
-
-class LedgerRecord(IdempotencyRecord):
-    class Meta:
-        proxy = True
-        app_label = "school"
-        verbose_name = "ledger record"
-
-
-class LedgerRecordAdmin(IdempotencyRecordAdmin):
-    using = "ledger"
 
 
 @api_view(["POST"])
@@ -63,7 +57,25 @@ def book(request: Request) -> Response:
 
 desk = admin.AdminSite("desk")
 desk.register(IdempotencyRecord, IdempotencyRecordAdmin)
-desk.register(LedgerRecord, LedgerRecordAdmin)
+PAGE = (ROOT / "docs" / "admin.md").read_text(encoding="utf-8")
+FILES = dict(
+    re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+)
+
+
+def load(patch: pytest.MonkeyPatch, name: str, source: str) -> None:
+    """Run one of the page's files as a module of an app that has migrations."""
+    module = ModuleType(f"testproject.school.{name}")
+    patch.setitem(sys.modules, name, module)
+    exec(source, vars(module))
+
+
+with pytest.MonkeyPatch.context() as patch:
+    load(patch, "models", FILES["models"])
+    # On a site whose addresses nobody has asked for yet.
+    patch.setattr(admin, "register", partial(admin.register, site=desk))
+    load(patch, "admin", FILES["admin"])
+
 urlpatterns = [*usual_urls, path("desk/", desk.urls), path("book/", book)]
 
 
