@@ -17,7 +17,7 @@ from django.apps import apps
 from django.db import connection
 from kombu import Connection
 
-from idempotency.admin import pages
+from idempotency.admin import purge
 from idempotency.models import State
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
 from tests.processes import running, wait_until
@@ -120,7 +120,7 @@ def test_make_beat(tmp_path: Path) -> None:
     # The broker of the settings, where this process sends its question, too.
     with running(command, logs["both"], CELERY_BROKER_URL="filesystem://"):
         wait_until(lambda: left() == {"new"}, "the purge", logs)
-        wait_until(pages.has_worker, "the worker's answer", logs)
+        wait_until(purge.has_worker, "the worker's answer", logs)
     assert (
         "records_purged: 1 expired records in 1 batches and "
         in logs["both"].read_text()
