@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +19,12 @@ from idempotency import keys, scopes
 from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
 from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
-from idempotency.purging import PurgeReport, purge_in_batches
+from idempotency.purging import (
+    ExpiredOnDay,
+    PurgeReport,
+    count_by_day,
+    purge_in_batches,
+)
 from idempotency.responses import StoredResponse
 
 
@@ -67,7 +72,8 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         where that many take long. ``time_budget`` ends the work between two batches
         (PURGE_TIME_BUDGET). ``older_than`` spares expired records that were claimed
         less than that ago. Rows that other transactions hold are skipped where the
-        database can, so several purges can run at once.
+        database can, so several purges can run at once; the report's ``more`` does not
+        speak of them, as they are the holders' or the next run's.
 
         Raises ``RuntimeError`` inside an open transaction, which would make all
         batches one, and ``ValueError`` for a batch of less than one row and for an
@@ -86,10 +92,13 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         batch_size: int | None = None,
         time_budget: timedelta | None = None,
         older_than: timedelta | None = None,
+        rest: Callable[[float], object] | None = None,
     ) -> Iterator[PurgeReport]:
         """Do what ``purge()`` does, and yield after each batch the report so far.
 
-        Who stops iterating stops the purge.
+        Who stops iterating stops the purge. ``rest`` waits for so many seconds between
+        two batches, in place of ``time.sleep``; if it returns something true, the purge
+        ends there.
         """
         limit = get_settings().PURGE_BATCH_SIZE if batch_size is None else batch_size
         if limit < 1:
@@ -97,26 +106,39 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         budget = (
             get_settings().PURGE_TIME_BUDGET if time_budget is None else time_budget
         )
-        doomed = self.doomed(now, older_than)
         return purge_in_batches(
-            doomed, alias=doomed.db, batch_size=limit, time_budget=budget
+            *self._expired_and_doomed(now, older_than),
+            batch_size=limit,
+            time_budget=budget,
+            rest=rest,
         )
 
-    def doomed(
-        self, now: datetime | None = None, older_than: timedelta | None = None
-    ) -> IdempotencyRecordQuerySet:
-        """Return the records that a purge with the same arguments deletes (P2).
+    def count_doomed(
+        self, *, time_budget: timedelta, older_than: timedelta | None = None
+    ) -> Iterator[ExpiredOnDay | None]:
+        """Yield by day how many records a purge with these arguments deletes.
+
+        None comes last if the time ended before the days did.
+        """
+        rows = self._expired_and_doomed(None, older_than)
+        return count_by_day(*rows, time_budget=time_budget)
+
+    def _expired_and_doomed(
+        self, now: datetime | None, older_than: timedelta | None
+    ) -> tuple[IdempotencyRecordQuerySet, IdempotencyRecordQuerySet]:
+        """Return all expired records, and those of them that a purge deletes (P2).
 
         In the database that is written to.
         """
         alias = self._db or get_settings().USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
         now = now or timezone.now()
-        found = self.using(alias).expired(now).without_live_lease()
+        expired = IdempotencyRecordQuerySet(self.model, using=alias).expired(now)
+        doomed = self.using(alias).expired(now).without_live_lease()
         if older_than is None:
-            return found
+            return expired, doomed
         if older_than < timedelta(0):
             raise ValueError(f"older_than must not be negative, but is {older_than!r}.")
-        return found.filter(created_at__lte=now - older_than)
+        return expired, doomed.filter(created_at__lte=now - older_than)
 
 
 if TYPE_CHECKING:

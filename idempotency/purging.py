@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 # begins small, doubles while it is quick and halves when it was slow.
 FIRST_BATCH = 100
 QUICK, SLOW = 0.01, 0.02
+# So few rows that are slow wait for the disk or the network, and still fewer would
+# wait as long. Only where they hold a transaction open for so long do they halve.
+TOO_LONG = 0.5
 # After each batch others have the disk for so many times as long as it took. InnoDB's
 # own threads remove the rows for good meanwhile, so as long alone was too short there:
 # the slowest of twenty requests took 2.4 times as long as without a purge.
 REST = 3.0
 # So many rows of one day are counted at most: an exact number of more is worth little.
 MOST_COUNTED = 1_000_000
+# So many rows are read between two looks at the clock.
+COUNTED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,83 +56,142 @@ class ExpiredOnDay:
     is_exact: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The next few expired rows by their expiry, whatever else is asked of them.
+
+    What a purge spares stays in the index. Who asked for the next rows to delete would
+    read all of that in one statement; so a statement sees one window alone. ``end`` is
+    None in the last one.
+    """
+
+    begin: datetime | None
+    end: datetime | None
+
+    @property
+    def after(self) -> datetime | None:
+        """When the next one begins, if there is one."""
+        return self.end and self.end + datetime.resolution
+
+    def of(self, rows: IdempotencyRecordQuerySet) -> IdempotencyRecordQuerySet:
+        """Return those of the rows that are in it, in order."""
+        if self.begin is not None:
+            rows = rows.filter(expires_at__gte=self.begin)
+        if self.end is not None:
+            rows = rows.filter(expires_at__lte=self.end)
+        return rows.order_by("expires_at")
+
+    @classmethod
+    def next(
+        cls, expired: IdempotencyRecordQuerySet, size: int, begin: datetime | None
+    ) -> Window:
+        """Return the one of so many rows, and of all that expired with the last."""
+        rest = cls(begin=begin, end=None).of(expired)
+        ends = rest.values_list("expires_at", flat=True)[size - 1 : size]
+        return cls(begin=begin, end=ends.first())
+
+
 def purge_in_batches(
+    expired: IdempotencyRecordQuerySet,
     doomed: IdempotencyRecordQuerySet,
     *,
-    alias: str,
     batch_size: int,
     time_budget: timedelta,
+    rest: Callable[[float], object] | None = None,
 ) -> Iterator[PurgeReport]:
-    """Delete batch by batch, and yield after each what was done so far."""
+    """Delete batch by batch, and yield after each what was done so far.
+
+    ``doomed`` is what goes of ``expired``, which is all that may. ``rest`` waits for so
+    many seconds; if it returns something true, the purge ends there.
+    """
     report = PurgeReport()
     try:
-        for report in _batches(doomed, alias, batch_size, time_budget):
+        for report in _batches(
+            expired, doomed, batch_size, time_budget.total_seconds(), rest or time.sleep
+        ):
             yield report
     finally:
-        told = RecordsPurged(database=alias, **asdict(report))
+        told = RecordsPurged(database=doomed.db, **asdict(report))
         records_purged.tell(doomed.model, told)
 
 
 def _batches(
+    expired: IdempotencyRecordQuerySet,
     doomed: IdempotencyRecordQuerySet,
-    alias: str,
     batch_size: int,
-    time_budget: timedelta,
+    budget: float,
+    rest: Callable[[float], object],
 ) -> Iterator[PurgeReport]:
     began = started = time.monotonic()
     deleted = batches = 0
     size = min(batch_size, FIRST_BATCH)
     since: datetime | None = None
-    more = True
-    while more and (not batches or began - started < time_budget.total_seconds()):
-        found, since = _delete_batch(doomed, alias, size, since)
+    while True:
+        window = Window.next(expired, size, since)
+        found, last = _delete_batch(doomed, window, size)
         ended = time.monotonic()
         deleted += found
         batches += 1
-        more = found == size
-        if ended - began > SLOW:
-            size = max(1, size // 2)
-        elif ended - began < QUICK:
-            size = min(batch_size, 2 * size)
+        if found == size:
+            # There may be more in this window. Not before the last of them, or the next
+            # batch would read past what this one leaves behind in the index.
+            more, since = True, last or since
+        else:
+            more = window.end is not None
+            since = window.after
         yield PurgeReport(
             deleted=deleted, batches=batches, seconds=ended - started, more=more
         )
-        if more:
-            time.sleep(REST * (ended - began))
+        took = ended - began
+        pause = REST * took
+        if not more or time.monotonic() - started + pause >= budget or rest(pause):
+            return
+        size = _next_size(size, took, batch_size)
         began = time.monotonic()
 
 
-def _delete_batch(
-    doomed: IdempotencyRecordQuerySet, alias: str, size: int, since: datetime | None
-) -> tuple[int, datetime | None]:
-    """Delete the next rows; return how many, and when the last of them expired.
+def _next_size(size: int, took: float, most: int) -> int:
+    """Return how many rows the batch has that follows one of ``size`` rows."""
+    few = min(FIRST_BATCH, most)
+    if took > TOO_LONG:
+        return max(1, size // 2)
+    if size > few and took > SLOW:
+        return max(few, size // 2)
+    if took < (QUICK if size >= few else TOO_LONG / 2):
+        return min(most, 2 * size)
+    return size
 
-    Not before ``since``, or each batch would read past what the earlier ones left
-    behind in the index.
+
+def _delete_batch(
+    doomed: IdempotencyRecordQuerySet, window: Window, size: int
+) -> tuple[int, datetime | None]:
+    """Delete so many rows of a window; return how many, and when the last expired.
+
+    Where no rows are locked, that is not known.
     """
+    alias = doomed.db
     connection: Any = connections[alias]
     features = connection.features
-    rows = doomed.order_by("expires_at")
-    if connection.vendor == "mysql" and not connection.in_atomic_block:
-        with connection.cursor() as cursor:
-            # For the next transaction alone: REPEATABLE READ locks the gaps, too, in
-            # which others want to insert their claims.
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    rows = window.of(doomed)
+    is_outermost = not connection.in_atomic_block  # in a TestCase it is not
     # Deleted by _raw_delete(): delete() loads whole rows for its signals.
     with transaction.atomic(using=alias, durable=True):
         if not features.has_select_for_update:
             # SQLite: a transaction that reads first may find that it can't write.
             next_rows = rows.values("pk")[:size]
             return doomed.filter(pk__in=next_rows)._raw_delete(alias), None
-        if since is not None:
-            rows = rows.filter(expires_at__gte=since)
+        if is_outermost:
+            with connection.cursor() as cursor:
+                # Above that, PostgreSQL ends purges that run beside each other, and
+                # InnoDB locks the gaps in which others want to insert their claims.
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         skip_locked = features.has_select_for_update_skip_locked
         rows = rows.select_for_update(skip_locked=skip_locked)
         is_mariadb = getattr(connection, "mysql_is_mariadb", False)
         with _in_order_of_expiry(connection) if is_mariadb else nullcontext():
             mine = list(rows.values_list("pk", "expires_at")[:size])
         if not mine:
-            return 0, since
+            return 0, None
         pks = [pk for pk, _expires_at in mine]
         if is_mariadb:
             deleted = _delete_by_primary_key(doomed, connection, pks)
@@ -174,28 +238,40 @@ def _delete_by_primary_key(
 
 
 def count_by_day(
-    doomed: IdempotencyRecordQuerySet, *, time_budget: timedelta
+    expired: IdempotencyRecordQuerySet,
+    doomed: IdempotencyRecordQuerySet,
+    *,
+    time_budget: timedelta,
 ) -> Iterator[ExpiredOnDay | None]:
-    """Yield the days on which rows expired, oldest first, by the current time zone.
+    """Yield the days on which doomed rows expired, oldest first, by the time zone.
 
     No day is counted beyond ``MOST_COUNTED`` rows. None comes last if the time ended
-    before the days did.
+    before the days did; then the day before it may have more rows.
     """
-    started = time.monotonic()
-    rest = doomed.order_by("expires_at").values_list("expires_at", flat=True)
-    while (first := rest.first()) is not None:
-        if time.monotonic() - started >= time_budget.total_seconds():
-            yield None
-            return
+    deadline = time.monotonic() + time_budget.total_seconds()
+    rest = Window(begin=None, end=None)
+    while first := rest.of(expired).values_list("expires_at", flat=True).first():
         day = timezone.localtime(first).date()
         next_day = timezone.make_aware(
             datetime.combine(day + timedelta(days=1), datetime.min.time())
         )
-        on_day = rest.filter(expires_at__lt=next_day)
-        counted = on_day[: MOST_COUNTED + 1].count()
-        yield ExpiredOnDay(
-            day=day,
-            rows=min(counted, MOST_COUNTED),
-            is_exact=counted <= MOST_COUNTED,
+        expired_then, doomed_then = (
+            rows.filter(expires_at__lt=next_day) for rows in (expired, doomed)
         )
-        rest = rest.filter(expires_at__gte=next_day)
+        begin: datetime | None = first
+        counted = 0
+        while begin and counted <= MOST_COUNTED and time.monotonic() < deadline:
+            window = Window.next(expired_then, COUNTED_AT_ONCE, begin)
+            counted += window.of(doomed_then).count()
+            begin = window.after
+        is_over = begin is not None and counted <= MOST_COUNTED
+        if counted:
+            yield ExpiredOnDay(
+                day=day,
+                rows=min(counted, MOST_COUNTED),
+                is_exact=begin is None and counted <= MOST_COUNTED,
+            )
+        if is_over:
+            yield None
+            return
+        rest = Window(begin=next_day, end=None)

@@ -7,17 +7,20 @@ import signal
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 from idempotency.models import IdempotencyRecord
-from idempotency.purging import PurgeReport, count_by_day
+from idempotency.purging import PurgeReport
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# So long ago there were no records; and a time before the first year can't be told.
+LONGEST = timedelta(days=36_500)
 # How long a dry run counts where no budget is given.
 DRY_RUN_BUDGET = timedelta(seconds=10)
 
@@ -36,7 +39,10 @@ def duration(text: str) -> timedelta:
         raise ArgumentTypeError(
             f"must be a number and one of s, m, h and d, such as 45d, not {text!r}"
         )
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
+    found = timedelta(**{UNITS[match[2]]: int(match[1])})
+    if found > LONGEST:
+        raise ArgumentTypeError(f"must be at most {LONGEST.days}d, not {text!r}")
+    return found
 
 
 def database(text: str) -> str:
@@ -51,6 +57,16 @@ class Interruption:
 
     number: int | None = None
 
+    def __init__(self) -> None:
+        # What a signal's handler may put something into while it is waited on.
+        self.noted: SimpleQueue[int] = SimpleQueue()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for it so long; return whether it came."""
+        with suppress(Empty):
+            self.noted.get(timeout=seconds)
+        return self.number is not None
+
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Let Ctrl-C and SIGTERM be noted, the second one end the process as usual."""
@@ -61,6 +77,7 @@ class Interruption:
 
         def note(number: int, frame: Any) -> None:
             self.number = number
+            self.noted.put(number)
             restore()
 
         def restore() -> None:
@@ -117,22 +134,25 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Purge, or only count."""
-        (self.count if options["dry_run"] else self.purge)(options)
+        try:
+            (self.count if options["dry_run"] else self.purge)(options)
+        except Error as error:
+            raise CommandError(f"The database refused to go on: {error}") from error
 
     def count(self, options: dict[str, Any]) -> None:
         """Say how many records a purge would delete, day by day."""
         records = IdempotencyRecord.objects.using(options["database"])
-        doomed = records.doomed(older_than=options["older_than"])
         budget = options["time_budget"]
         total, is_exact = 0, True
-        for found in count_by_day(
-            doomed, time_budget=DRY_RUN_BUDGET if budget is None else budget
+        for found in records.count_doomed(
+            time_budget=DRY_RUN_BUDGET if budget is None else budget,
+            older_than=options["older_than"],
         ):
             if found is None:
                 self.stdout.write("The time budget ended first: later days may follow.")
                 is_exact = False
                 continue
-            more = "" if found.is_exact else "more than "
+            more = "" if found.is_exact else "at least "
             self.stdout.write(f"{found.day}  {more}{found.rows:,}")
             total += found.rows
             is_exact = is_exact and found.is_exact
@@ -150,14 +170,13 @@ class Command(BaseCommand):
                     batch_size=options["batch_size"],
                     time_budget=options["time_budget"],
                     older_than=options["older_than"],
+                    rest=interruption.wait,
                 ):
                     self.show_progress(report, options["verbosity"])
                     if interruption.number is not None:
                         break
-        except DatabaseError as error:
+        finally:
             self.conclude(report, options["verbosity"])
-            raise CommandError(f"The database refused to go on: {error}") from error
-        self.conclude(report, options["verbosity"])
         if interruption.number is not None and report.more:
             self.stdout.write("Interrupted: run again for the rest.")
             raise SystemExit(128 + interruption.number)
