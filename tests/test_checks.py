@@ -333,6 +333,49 @@ def test_purge_in_the_tables(tasks: Any, app_schedule: dict[str, Any]) -> None:
         assert ids_of_database_checks() == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"kwargs": ""}, []),
+        ({"args": "", "kwargs": "null"}, []),
+        ({"args": "[null]"}, []),
+        ({"kwargs": "[1]"}, ["idempotency.W001"]),
+        ({"kwargs": '"default"'}, ["idempotency.W001"]),
+        ({"kwargs": '{"alias": "default"}'}, ["idempotency.W001"]),
+        ({"args": "5"}, ["idempotency.W001"]),
+        ({"args": '{"database": "default"}'}, ["idempotency.W001"]),
+        ({"args": '[["default"]]'}, ["idempotency.W001"]),
+        ({"args": '["default", "default"]'}, ["idempotency.W001"]),
+        ({"args": "["}, ["idempotency.W001"]),
+    ],
+)
+def test_arguments_in_the_tables(
+    tasks: Any, app_schedule: dict[str, Any], fields: Any, found: list[str]
+) -> None:
+    """X2: A row counts if Beat can call the task with it, and else as none."""
+    add_task(tasks, **fields)
+    with override_settings(CELERY_BEAT_SCHEDULE={}):
+        assert ids_of_database_checks() == found
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_missing"),
+    [
+        ({"args": None, "kwargs": None}, False),
+        ({"args": 5}, True),
+        ({"kwargs": "default"}, True),
+    ],
+)
+@pytest.mark.usefixtures("no_schedule_tables")
+def test_arguments_in_the_settings(
+    app_schedule: dict[str, Any], fields: Any, is_missing: bool
+) -> None:
+    """X2: So does an entry of the settings."""
+    app_schedule["it"] = {"task": PURGE_TASK, "schedule": 10, **fields}
+    with override_settings(CELERY_BEAT_SCHEDULE={}):
+        assert (check_purge_is_scheduled() != []) is is_missing
+
+
 def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
     """X2: W002, the settings schedule it, and somebody has switched it off."""
     app_schedule.update(BEAT_SCHEDULE)

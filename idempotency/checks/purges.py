@@ -95,12 +95,15 @@ def _scheduled_in_settings() -> set[str]:
     # is what settings that import the entry have in any case.
     names = [name for name in dir(settings) if name.endswith("_BEAT_SCHEDULE")]
     schedules = [getattr(settings, name) for name in names]
+    # The Celery app's as it is by now. To finalize the app here would run handlers of
+    # on_after_finalize before the project's tasks are there, and never again.
     return {
-        _purged(entry.get("args"), entry.get("kwargs"))
+        alias
         for schedule in [*schedules, current_app.conf.beat_schedule]
         if isinstance(schedule, Mapping)
         for entry in schedule.values()
         if isinstance(entry, Mapping) and entry.get("task") == PURGE_TASK
+        for alias in _purged(entry.get("args"), entry.get("kwargs"))
     }
 
 
@@ -113,12 +116,24 @@ def _scheduled_in_tables(tasks: Any) -> dict[str, bool]:
 
 
 def _rows(purges: Any) -> Iterator[tuple[bool, str]]:
-    for enabled, args, kwargs in purges.values_list("enabled", "args", "kwargs"):
+    for enabled, *given in purges.values_list("enabled", "args", "kwargs"):
         with suppress(ValueError):  # of such a row Beat makes nothing, either
-            yield enabled, _purged(json.loads(args), json.loads(kwargs))
+            args, kwargs = (json.loads(text or "null") for text in given)
+            for alias in _purged(args, kwargs):
+                yield enabled, alias
 
 
-def _purged(args: Any, kwargs: Any) -> str:
-    """Return the database that a call of the task with these arguments purges."""
-    given = [*(args or ()), (kwargs or {}).get("database")]
-    return given[0] or default_alias()
+def _purged(args: Any, kwargs: Any) -> Iterator[str]:
+    """Yield the database that a call of the task with these arguments purges.
+
+    None where the task can't be called so.
+    """
+    with suppress(TypeError):
+        alias = _alias(*(args or ()), **(kwargs or {}))
+        if isinstance(alias, str):
+            yield alias
+
+
+def _alias(database: Any = None) -> Any:
+    """Take what the task takes."""
+    return database or default_alias()
