@@ -54,10 +54,20 @@ def shape(cursor: Any) -> dict[str, list[str]]:
     return {"indexes": sorted(indexes), "constraints": sorted(constraints)}
 
 
+SETTINGS = "ALTER TABLE idempotency_idempotencyrecord SET ("
+OPTIONS = ["fillfactor=80", "autovacuum_vacuum_scale_factor=0.01"]
+# Of each table that has rows: its own settings, and how it compresses bodies.
+STORAGE = """
+    SELECT relname, reloptions, attcompression::text FROM pg_class
+    JOIN pg_attribute ON attrelid = pg_class.oid AND attname = 'body'
+    WHERE relkind = 'r' AND relname LIKE 'idempotency%' ORDER BY relname
+"""
+
+
 @pytest.mark.django_db
 def test_settings_of_the_table(cursor: Any) -> None:
     """P2: PostgreSQL takes them."""
-    cursor.execute(statements("fillfactor"))
+    cursor.execute(statements(SETTINGS))
     cursor.execute(
         "SELECT reloptions FROM pg_class WHERE oid = "
         "'idempotency_idempotencyrecord'::regclass"
@@ -106,7 +116,15 @@ def test_hash_partitions(cursor: Any, client: Any) -> None:
     make_records(50)
     make_record(RETENTION + timedelta(seconds=1), key="an-expired-key")
     before = shape(cursor)
+    cursor.execute(statements(SETTINGS))
+    cursor.execute(statements("lz4"))
+    cursor.execute(STORAGE)
+    assert cursor.fetchall() == [("idempotency_idempotencyrecord", OPTIONS, "l")]
     cursor.execute(statements("PARTITION BY HASH"))
+    cursor.execute(STORAGE)
+    assert cursor.fetchall() == [
+        (f"idempotency_record_{number}", OPTIONS, "l") for number in range(4)
+    ]
     assert shape(cursor) == before
     assert len(left()) == 51
     answers = [client.post("/function/", {"n": 1}, **key()) for _ in range(2)]
