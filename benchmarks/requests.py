@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ USUAL = 1024
 FLOOR = "floor of"
 BARE, BARE_ATOMIC = "bare", "bare, ATOMIC_REQUESTS"
 # In autocommit each of these is a transaction; BEGIN and the like are not.
-WRITES = ("INSERT", "UPDATE", "DELETE", "WITH", "SET STATEMENT", "REPLACE")
+WRITES = re.compile(r"(SET STATEMENT \S+ FOR )?(INSERT|UPDATE|DELETE|REPLACE|WITH)\b")
 Send = Callable[[], int]
 
 
@@ -200,7 +201,7 @@ def count_statements(kind: Kind) -> tuple[int, int]:
         nonlocal statements, commits
         statements += 1
         is_outside = not connection.in_atomic_block and connection.get_autocommit()
-        commits += is_outside and sql.startswith(WRITES)
+        commits += is_outside and WRITES.match(sql) is not None
         return execute(sql, *arguments)
 
     # The stubs do not know the method that sends COMMIT.

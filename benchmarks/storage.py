@@ -3,8 +3,8 @@
     python -m benchmarks.storage
 
 On PostgreSQL: first-time requests through the app into an empty table, for several
-values of fillfactor and sizes of bodies. No vacuum comes between, so the bytes are with
-the versions that an UPDATE has left behind and nothing has taken the place of.
+values of fillfactor and sizes of bodies. They come quicker than a vacuum, so the bytes
+are with the dead versions that the UPDATEs have left.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.database_servers import NotInstalled, find_postgresql
+from tests.database_servers import NotInstalled, find_postgresql, find_program
 from tests.processes import ROOT
 from tests.test_benchmarks import pytestmark as pytestmark  # noqa: PLC0414  # the same
 from tests.test_benchmarks import run
@@ -38,44 +38,42 @@ def test_others(module: str, arguments: list[str], said: str) -> None:
 )
 def test_on_postgresql(module: str, arguments: list[str], said: str) -> None:
     """R6: So do those that ask a server of their own."""
-    assert said in run_on_postgresql(module, "--rounds=2", "--requests=5", *arguments)
+    small = ("--rounds=2", "--requests=5")
+    assert said in run_on("postgresql", module, *small, *arguments)
 
 
-def run_on_postgresql(*arguments: str | Path) -> str:
-    """Run a benchmark where PostgreSQL is installed, and return what it prints."""
+def run_on(database: str, module: str, *arguments: str | Path) -> str:
+    """Run a benchmark where its database is installed, and return what it prints."""
     try:
-        find_postgresql()
+        find_postgresql() if database == "postgresql" else find_program("mariadbd")
     except NotInstalled as reason:
         pytest.skip(str(reason))
-    module, *others = map(str, arguments)
-    return run(module, *others)
+    return run(module, *arguments)
 
 
 def test_storage() -> None:
     """R6: Every size of bodies is stored with every fillfactor."""
-    told = run_on_postgresql("storage", "--requests=20")
+    told = run_on("postgresql", "storage", "--requests=20")
     assert "| 1,048,576 | 80 | " in told
 
 
-def test_requests_on_postgresql(tmp_path: Path) -> None:
-    """R6: What a duplicate of a running request costs is counted, and each commit."""
+@pytest.mark.parametrize(
+    ("database", "counted"),
+    [
+        ("postgresql", [(1, 1), (3, 1), (1, 1), (2, 1), (3, 3)]),
+        ("mariadb", [(1, 1), (4, 1), (1, 0), (2, 0), (4, 3)]),
+    ],
+)
+def test_counts(database: str, counted: list[tuple[int, int]], tmp_path: Path) -> None:
+    """R6: Statements and commits of each kind of request are those that there are."""
     place = tmp_path / "requests.json"
-    small = ("--rounds=2", "--requests=5", "--size=1024")
-    assert "| floor of replay |" in run_on_postgresql(
-        "requests", *small, "--json", place
-    )
+    small = ("--rounds=2", "--requests=5", "--size=1024", "--json", place)
+    run_on(database, "requests", "--database", database, *small)
     costs = json.loads(place.read_text())["requests"]["1024"]
-    counted = {
-        name: (costs[name]["statements"], costs[name]["commits"])
-        for name in ("bare", "first-time", "replay", "409", "leased first-time")
-    }
-    assert counted == {
-        "bare": (1, 1),
-        "first-time": (3, 1),
-        "replay": (1, 1),
-        "409": (2, 1),
-        "leased first-time": (3, 3),
-    }
+    kinds = ("bare", "first-time", "replay", "409", "leased first-time")
+    assert [
+        (costs[kind]["statements"], costs[kind]["commits"]) for kind in kinds
+    ] == counted
 
 
 def test_all_of_them(tmp_path: Path) -> None:
