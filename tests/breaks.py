@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("idempotency", "testproject", "tests", "setup.cfg", "pyproject.toml")
-COPIED += ("manage.py", "README.md", "CHANGELOG.md", "docs", "Makefile", ".ci")
+# What was made here is no part of the project.
+MADE = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
 
 
 AFTER_THE_HANDLER = """\
@@ -168,10 +168,8 @@ def main() -> int:
         if wanted and not any(word in broken.name for word in wanted):
             continue
         with TemporaryDirectory(prefix="idempotency-breaks-") as folder:
-            root = Path(folder)
-            for name in COPIED:
-                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-                copy(ROOT / name, root / name)  # type: ignore[operator]  # either of them
+            root = Path(folder) / ROOT.name
+            shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", *MADE))
             whole = run_test(root, broken)
             replace(root, broken)
             status = run_test(root, broken)
