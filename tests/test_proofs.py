@@ -1,0 +1,189 @@
+"""The commands that prove things: they see what is wrong, and what was left out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tests import crash_matrix, crashes, race_matrix
+from tests.breaks import BREAKS, ROOT, Break
+from tests.database_servers import NotInstalled
+from tests.servers import Answer
+from tests.soak.ledger import Attempt, Fault, Ledger, Story
+from tests.soak.load import LAST_RETRY
+from tests.soak.verdict import Found, judge_attempt, judge_story
+from tests.waits import LONGEST
+
+
+def test_crashes_of_a_database_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """E1: Without its server a database is named, and the command fails."""
+
+    def run(name: str, *others: Any) -> tuple[int, list[str]]:
+        if name == "mariadb":
+            raise NotInstalled("no server")
+        return 1, []
+
+    monkeypatch.setattr(crash_matrix, "run_apart", run)
+    monkeypatch.setattr(sys, "argv", ["crash_matrix"])
+    assert crash_matrix.main() == 1
+    assert capsys.readouterr().out == "mariadb was left out: no server\n"
+    monkeypatch.setattr(sys, "argv", ["crash_matrix", "--database", "sqlite"])
+    assert crash_matrix.main() == 0
+
+
+def test_races_of_a_database_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """E1: So does the one for races where a database does not answer."""
+    tally = race_matrix.Tally(
+        requests=1, effects=1, doubled=0, lost=0, stuck=0, unexpected=0
+    )
+    noted = race_matrix.properties("sqlite", "race", tally, atomic_requests=False)
+    row = {name: str(value) for name, value in noted}
+    monkeypatch.setattr(race_matrix, "run_races", lambda suite, work: ([row], True))
+    # An empty address leaves a service alone.
+    monkeypatch.setenv("TEST_MARIADB_URL", "")
+    sqlite = ["race_matrix", "--database", "sqlite"]
+    monkeypatch.setattr(sys, "argv", [*sqlite, "--database", "mariadb"])
+    assert race_matrix.main() == 1
+    assert "mariadb was left out: " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", sqlite)
+    assert race_matrix.main() == 0
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
+def test_breaks_fit(broken: Break) -> None:
+    """E1: Each break on purpose finds what it breaks, and the test that notices."""
+    assert (ROOT / broken.file).read_text().count(broken.old) == 1
+    path, *names = broken.test.split("::")
+    found: Any = ast.parse((ROOT / path).read_text())
+    for name in names:
+        (found,) = (n for n in found.body if getattr(n, "name", None) == name)
+    assert found.name.startswith("test_")
+
+
+class TestCrashes:
+    """How the crash matrix judges answers."""
+
+    @staticmethod
+    def faults(*, first: int | None = None, sleeps: int = 0, took: float = 0.1) -> Any:
+        headers = {"X-Sleeps": "0", "X-Took": "0.1"}
+        waited = {"X-Sleeps": f"{sleeps}", "X-Took": f"{took}"}
+        body = b'{"effects": [1]}'
+        outcome = crashes.Outcome(
+            handler=crashes.HANDLERS["plain"],
+            first=first and Answer(first, headers, b"{}"),  # type: ignore[arg-type]
+            first_effects={1},
+            retry=Answer(201, waited, body),
+            retry_effects=set(),
+            again=Answer(201, {**headers, "Idempotent-Replayed": "true"}, body),
+        )
+        return [kind for kind, _why in outcome.faults()]
+
+    def test_good(self) -> None:
+        """E1: Whoever was cut off and comes back is answered at once."""
+        assert self.faults() == self.faults(first=500) == self.faults(first=503) == []
+
+    def test_waits(self) -> None:
+        """E1: A retry that had to wait is stuck."""
+        assert self.faults(sleeps=1) == self.faults(took=LONGEST + 1) == ["stuck"]
+
+    @pytest.mark.parametrize("status", [200, 409, 422, 502])
+    def test_first_answers(self, status: int) -> None:
+        """E1: Whoever was cut off is told nothing that did not happen."""
+        assert self.faults(first=status) == ["unexpected"]
+
+
+IN_PROGRESS = (409, "idempotency_in_progress")
+FAILED = (503, "idempotency_transaction_failed")
+DEADLOCK = {"error": "OperationalError", "detail": "deadlock detected"}
+LOST = {"error": "OperationalError", "detail": "the connection is lost"}
+
+
+class TestVerdict:
+    """How the long run judges answers."""
+
+    def setup_method(self) -> None:
+        self.ledger = Ledger()
+        self.story = Story(label="a", path="/", keyed=True, payloads=[{"do": "act"}])
+
+    def ask(
+        self,
+        started: float,
+        ended: float,
+        told: tuple[int, str] | tuple[int, dict[str, str]] | None,
+        how: str = "alone",
+    ) -> Attempt:
+        """Enter a request and its answer."""
+        attempt = Attempt(number=0, how=how, started=started, ended=ended)
+        if told is not None:
+            attempt.status, said = told
+            said = {"code": said} if isinstance(said, str) else said
+            attempt.body = json.dumps(said).encode()
+        attempt.headers = {"Retry-After": "1"}
+        self.story.attempts.append(attempt)
+        return attempt
+
+    def judge(self, attempt: Attempt) -> list[str]:
+        return [*judge_attempt(self.story, attempt, self.ledger)]
+
+    def cut(self) -> None:
+        self.ledger.faults.append(Fault("connections cut", 0, 9))
+
+    def test_in_progress(self) -> None:
+        """E3: Somebody else has to be executing the key, or may be."""
+        told = ["In progress, though nobody else asked"]
+        assert self.judge(self.ask(5, 6, IN_PROGRESS)) == told
+        self.ask(1, 2, (500, "on_purpose"))
+        assert self.judge(self.story.attempts[0]) == told
+        self.ask(4, 5, (500, "on_purpose"))
+        assert self.judge(self.story.attempts[0]) == []
+
+    @pytest.mark.parametrize("told", [None, (500, LOST)])
+    def test_in_progress_after_a_cut(self, told: Any) -> None:
+        """E3: Nobody knows how long a request goes on that has lost its client."""
+        self.cut()
+        self.ask(1, 2, told)
+        assert self.judge(self.ask(5, 6, IN_PROGRESS)) == []
+
+    def test_in_progress_after_an_answer(self) -> None:
+        """R6: What could be replayed is not refused, whoever asks beside it."""
+        self.ask(1, 2, (409, "idempotency_response_not_kept"))
+        self.ask(4, 7, None)
+        told = ["In progress, though its answer had been given before"]
+        assert self.judge(self.ask(5, 6, IN_PROGRESS)) == told
+
+    def test_failed_transactions(self) -> None:
+        """E4: There must be a reason."""
+        told = ["A transaction failed while nothing was broken"]
+        failed = self.ask(1, 2, FAILED)
+        undone = self.ask(1, 2, (503, {"code": FAILED[1], "cause": DEADLOCK["detail"]}))
+        assert self.judge(failed) == self.judge(undone) == told
+        self.story.payloads[0]["do"] = "contend"
+        assert self.judge(failed) == told
+        assert self.judge(undone) == []
+        self.cut()
+        assert self.judge(failed) == []
+
+    def test_failures(self) -> None:
+        """E4, O3: A deadlock is no 500, whatever is broken meanwhile."""
+        lost, undone = self.ask(1, 2, (500, LOST)), self.ask(1, 2, (500, DEADLOCK))
+        assert self.judge(lost) == ["A 500 while nothing was broken"]
+        self.cut()
+        assert self.judge(lost) == []
+        told = ["A 500 for a transaction that the database has undone"]
+        assert self.judge(undone) == told
+
+    @pytest.mark.parametrize("told", [IN_PROGRESS, FAILED, None])
+    def test_last_retries(self, told: Any) -> None:
+        """E1: The last retry is the last, whatever it is told."""
+        self.ask(1, 2, told, LAST_RETRY)
+        effects = [Found(1, 0)]
+        found = [*judge_story(self.story, effects, effects)]
+        assert found == ["Stuck: the last retry has no success"]
