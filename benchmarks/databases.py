@@ -26,13 +26,18 @@ NAMES = ("postgresql", "mariadb", "sqlite")
 
 
 @contextmanager
-def database(name: str, urls: str = "tests.urls") -> Iterator[Path]:
-    """Set Django up with an empty database of the tests' models; yield a folder."""
+def database(
+    name: str, urls: str = "tests.urls", pool: int | None = None
+) -> Iterator[Path]:
+    """Set Django up with an empty database of the tests' models; yield a folder.
+
+    ``pool`` is how many MiB of its tables a server keeps in memory.
+    """
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
     os.environ["BENCHMARK_URLS"] = urls
     for variable in ("DATABASE_URL", "ATOMIC_REQUESTS"):
         os.environ.pop(variable, None)
-    with TemporaryDirectory(prefix="idem") as folder, _server(name) as url:
+    with TemporaryDirectory(prefix="idem") as folder, _server(name, pool) as url:
         os.environ["DEMO_VAR_DIR"] = folder
         if url is not None:
             os.environ["DATABASE_URL"] = url
@@ -45,13 +50,15 @@ def database(name: str, urls: str = "tests.urls") -> Iterator[Path]:
 
 
 @contextmanager
-def _server(name: str) -> Iterator[str | None]:
+def _server(name: str, pool: int | None) -> Iterator[str | None]:
     if name == "postgresql":
-        options = [part for each in POSTGRESQL for part in ("-c", each)]
+        own = [f"shared_buffers={pool}MB"] if pool else []
+        options = [part for each in (*POSTGRESQL, *own) for part in ("-c", each)]
         with postgresql(*options) as server:
             yield server.url
     elif name == "mariadb":
-        with mariadb(*MARIADB) as server:
+        own = [f"--innodb-buffer-pool-size={pool}M"] if pool else []
+        with mariadb(*MARIADB, *own) as server:
             yield server.url
     else:
         yield None

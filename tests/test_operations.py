@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
+from io import StringIO
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +18,7 @@ import pytest
 from django.db import connection
 from rest_framework.response import Response
 
+from benchmarks import purge
 from idempotency.models import IdempotencyRecord
 from tests.conftest import code_of, key
 from tests.records import RETENTION, left, make_record, make_records
@@ -108,6 +115,54 @@ def test_large_answers(
         )
         assert cursor.fetchall() == [("lz4", True)]
     connection.close()
+
+
+KEPT = purge.Figures(
+    kept=(50, 50 * purge.BODY),
+    sizes=(None, None),
+    alone={"longest": 0.1, "memory_early": 90, "memory_late": 91, "batches": 20},
+    beside={"longest": 0.1, "deleted": 25, "seconds": 1},
+    purged=purge.Deletion(25, 1, None),
+    deleted=purge.Deletion(25, 1, None),
+    turns=[(0.01, 0.014), (0.01, 0.015), (0.01, 0.1)],
+    delete_p95=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("figures", "failure"),
+    [
+        (KEPT, None),
+        (replace(KEPT, kept=(49, 49 * purge.BODY)), "of 50 records in force"),
+        (replace(KEPT, kept=(50, 49 * purge.BODY)), "of 50 records in force"),
+        (replace(KEPT, beside={**KEPT.beside, "longest": 1}), "took 1.000 s"),
+        (replace(KEPT, alone={**KEPT.alone, "longest": 2}), "took 2.000 s"),
+        (replace(KEPT, turns=[(0.01, 0.016)] * 2), "requests beside the purge"),
+        (replace(KEPT, alone={**KEPT.alone, "memory_late": 99}), "memory grew to 1.10"),
+    ],
+)
+def test_promises_of_the_purge(
+    figures: purge.Figures, failure: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """P2: The command that measures the purge fails where a promise is not kept."""
+    pools = []
+
+    def database(name: str, *, pool: int | None) -> Any:
+        pools.append(pool)
+        return nullcontext(tmp_path)
+
+    monkeypatch.setattr(purge, "database", database)
+    monkeypatch.setattr(purge, "measure", lambda records, folder: figures)
+    told = tmp_path / "told.json"
+    arguments = ["--records=100", "--pool=512", f"--json={told}"]
+    monkeypatch.setattr(sys, "argv", ["purge", *arguments])
+    output = StringIO()
+    with redirect_stdout(output):
+        assert purge.main() == (0 if failure is None else 1)
+    assert output.getvalue().count("FAILED") == (0 if failure is None else 1)
+    assert failure is None or failure in output.getvalue()
+    assert pools == [512]
+    assert len(json.loads(told.read_text())["turns"]) == len(figures.turns)
 
 
 @pytest.mark.django_db
