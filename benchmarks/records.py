@@ -56,7 +56,7 @@ VALUES = {
         "headers": """'[["Content-Type", "application/json"]]'""",
     },
     "sqlite": {
-        "scope": "'user:auth.user:' || n % 1000",
+        "scope": "'user:auth.user:' || (n % 1000)",
         "key": "{prefix} || n",
         "id": "record_id({scope}, {key})",
         "body": "CAST(printf('%.*c', {repeats} * 32, 'x') AS BLOB)",
