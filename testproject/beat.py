@@ -15,6 +15,7 @@ from datetime import timedelta
 import django
 from django.conf import settings
 from django.core.management import call_command
+from django.db import connections
 
 
 def main() -> None:
@@ -27,6 +28,8 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
     django.setup()
     call_command("migrate", verbosity=0)
+    # Beat is another process: SQLite does not stand a connection that it takes along.
+    connections.close_all()
 
     from testproject.celery import app  # noqa: PLC0415  # needs the settings
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
-from idempotency.schedules import BEAT_SCHEDULE
+from django.conf import settings
+
 from testproject.celery import app
 
 app.conf.task_default_queue = os.environ["TEST_QUEUE"]
 # For all tasks, as many projects have it: less than the purge would take for itself.
 app.conf.task_time_limit = 60
-app.conf.beat_schedule = {
-    name: {**entry, "schedule": timedelta(seconds=1)}
-    for name, entry in BEAT_SCHEDULE.items()
-}
+for entry in settings.CELERY_BEAT_SCHEDULE.values():
+    entry["schedule"] = timedelta(seconds=1)

@@ -166,8 +166,9 @@ class Project:
 def project(settings: Any, urlconf: Any) -> Iterator[Project]:
     """Return a project whose purge is scheduled in the Celery app."""
     before = current_app.conf.beat_schedule
+    # Before Celery 5.6 the settings win over the app's own configuration.
+    del settings.CELERY_BEAT_SCHEDULE
     current_app.conf.beat_schedule = {**BEAT_SCHEDULE}
-    settings.CELERY_BEAT_SCHEDULE = {}
     # Undone before the fixtures around this one look at the database again.
     with pytest.MonkeyPatch.context() as patch:
         yield Project(patch, settings, urlconf)

@@ -81,6 +81,23 @@ def test_requirements() -> None:
     assert requires[1] == "djangorestframework>={}.{}".format(*oldest["drf"])
 
 
+def test_oldest_versions_of_the_rest() -> None:
+    """What else the app works with is tried as old as it may be, by the oldest tox."""
+    told = parsed("setup.cfg")
+    extras = told["options.extras_require"]
+    wanted = [*told["options"]["install_requires"].split("\n"), extras["beat"]]
+    wanted += [extras["openapi"]]
+    allowed = dict(each.strip().split(">=") for each in wanted if each.strip())
+    pinned = re.findall(
+        r"^py310: ([\w-]+)>=([\d.]+),<",
+        parsed("tox.ini")["testenv"]["deps"],
+        re.MULTILINE,
+    )
+    others = {*allowed} - {"django", "djangorestframework"}
+    assert dict(pinned) == {name: allowed[name] for name in others}
+    assert {name for name in ENVIRONMENTS if "py310" in name} == {min(ENVIRONMENTS)}
+
+
 def test_contributing() -> None:
     """Its commands are targets of make, its files are there, its rules are rules."""
     page = read("CONTRIBUTING.md")

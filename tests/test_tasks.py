@@ -264,7 +264,7 @@ def test_expiry_date_in_the_admin() -> None:
 
 
 @pytest.mark.usefixtures("schedule_tables")
-def test_renamed_or_deleted_in_the_admin() -> None:
+def test_renamed_or_deleted_in_the_admin(settings: Any) -> None:
     """P3: By its name Beat knows its row again, and writes what it does not find."""
     (name,) = BEAT_SCHEDULE
     start_beat().filter(name=name).update(name="mine")
@@ -276,11 +276,8 @@ def test_renamed_or_deleted_in_the_admin() -> None:
     assert start_beat().get(task=PURGE_TASK).name == name
     # Without the entry in the settings, what is there stays as it is.
     start_beat().filter(name=name).update(name="mine", queue="slow")
-    before, current_app.conf.beat_schedule = current_app.conf.beat_schedule, {}
-    try:
-        (task,) = start_beat().filter(task=PURGE_TASK)
-    finally:
-        current_app.conf.beat_schedule = before
+    del settings.CELERY_BEAT_SCHEDULE
+    (task,) = start_beat().filter(task=PURGE_TASK)
     assert (task.name, task.queue) == ("mine", "slow")
 
 
