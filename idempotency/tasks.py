@@ -29,7 +29,9 @@ class AfterBudget:
         if task is None:
             return self
         limit = int((get_settings().PURGE_TIME_BUDGET + GRACE).total_seconds())
-        return min(limit, task.time_limit or limit)
+        # Older Celery leaves the project's limit to the worker.
+        others = task.time_limit or task.app.conf.task_time_limit
+        return min(limit, others or limit)
 
 
 class PurgeTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone

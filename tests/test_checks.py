@@ -373,8 +373,7 @@ def test_arguments_in_the_settings(
 ) -> None:
     """X2: So does an entry of the settings."""
     app_schedule["it"] = {"task": PURGE_TASK, "schedule": 10, **fields}
-    with override_settings(CELERY_BEAT_SCHEDULE={}):
-        assert (check_purge_is_scheduled() != []) is is_missing
+    assert (check_purge_is_scheduled() != []) is is_missing
 
 
 def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:

@@ -182,7 +182,7 @@ def test_time_limits(limit: int | None, soft_limit: int, minutes: float) -> None
     task.apply_async()
     with app.connection_for_read() as broker:
         message = broker.SimpleQueue(app.conf.task_default_queue).get(block=False)
-    assert message.headers["timelimit"] == [limit, soft_limit]
+    assert message.headers["timelimit"] == [task.time_limit, soft_limit]
     task.push_request(timelimit=message.headers["timelimit"])
     try:
         assert task.time_budget() == timedelta(minutes=minutes)
