@@ -11,6 +11,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from idempotency.conf import get_settings
 from idempotency.models import IdempotencyRecord
+from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
 
@@ -63,4 +64,7 @@ def purge_expired_records(self: PurgeTask, database: str | None = None) -> None:
     try:
         IdempotencyRecord.objects.using(database).purge(time_budget=self.time_budget())
     except SoftTimeLimitExceeded:
-        logger.warning("A batch of the purge took too long: its time limit ended it")
+        logger.warning(
+            "A batch of the purge took too long: its time limit ended it",
+            extra=extras("purge_stopped", database=database),
+        )
