@@ -62,7 +62,10 @@ def check_purge_is_scheduled_in_database(
 def _not_scheduled(alias: str) -> CheckMessage:
     is_default = alias == default_alias()
     where = "" if is_default else f" in the database {alias!r}"
-    hint = "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE. "
+    hint = (
+        "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE, for a "
+        "Celery app to read, or let cron run manage.py purge_idempotency_records. "
+    )
     if not is_default:
         hint = (
             f"Schedule the task {PURGE_TASK} a second time, with "
