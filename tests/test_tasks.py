@@ -202,10 +202,10 @@ def test_time_limit_of_the_budget(settings: Any) -> None:
     assert (task.soft_time_limit, task.time_limit) == (10, 20)
 
 
-def start_beat() -> Any:
+def start_beat(app: Celery = current_app) -> Any:
     """Let Beat write its schedule into django-celery-beat's tables; return them."""
     schedulers = pytest.importorskip("django_celery_beat.schedulers")
-    schedulers.DatabaseScheduler(app=current_app).schedule  # noqa: B018  # reads it
+    schedulers.DatabaseScheduler(app=app).schedule  # noqa: B018  # reads it
     return apps.get_model("django_celery_beat", "PeriodicTask").objects
 
 
@@ -264,7 +264,7 @@ def test_expiry_date_in_the_admin() -> None:
 
 
 @pytest.mark.usefixtures("schedule_tables")
-def test_renamed_or_deleted_in_the_admin(settings: Any) -> None:
+def test_renamed_or_deleted_in_the_admin() -> None:
     """P3: By its name Beat knows its row again, and writes what it does not find."""
     (name,) = BEAT_SCHEDULE
     start_beat().filter(name=name).update(name="mine")
@@ -276,8 +276,8 @@ def test_renamed_or_deleted_in_the_admin(settings: Any) -> None:
     assert start_beat().get(task=PURGE_TASK).name == name
     # Without the entry in the settings, what is there stays as it is.
     start_beat().filter(name=name).update(name="mine", queue="slow")
-    del settings.CELERY_BEAT_SCHEDULE
-    (task,) = start_beat().filter(task=PURGE_TASK)
+    without_entry = Celery("project", broker="memory://", set_as_current=False)
+    (task,) = start_beat(without_entry).filter(task=PURGE_TASK)
     assert (task.name, task.queue) == ("mine", "slow")
 
 
