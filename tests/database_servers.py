@@ -71,7 +71,7 @@ class DatabaseServer(ABC):
             shutil.chown(self.directory, self.user)
         with self.log.open("ab") as log:
             status = self._run(self._creation(), log).wait(PATIENCE)
-        assert status == 0, f"{self.name} can't be set up\n{self._end_of_log()}"
+        assert status == 0, f"{self.name} can't be set up\n{self.end_of_log()}"
         self.start()
         self._create_database()
 
@@ -88,7 +88,7 @@ class DatabaseServer(ABC):
                 ended = self.process.poll() is not None
                 if ended or time.monotonic() > give_up_at:
                     raise AssertionError(
-                        f"{self.name} does not start: {reason}\n{self._end_of_log()}"
+                        f"{self.name} does not start: {reason}\n{self.end_of_log()}"
                     ) from reason
                 time.sleep(PAUSE)
             else:
@@ -121,7 +121,8 @@ class DatabaseServer(ABC):
             self.process.wait()
             self.process = None
 
-    def _end_of_log(self) -> str:
+    def end_of_log(self) -> str:
+        """Return what the server said last."""
         return self.log.read_text(errors="replace")[-LOG_END:]
 
     def _run(self, command: Sequence[str | Path], log: Any) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import django
+from django.db import DatabaseError
 from django.test.utils import setup_databases
 
 from tests.database_servers import DatabaseServer, mariadb, postgresql
@@ -37,7 +39,12 @@ def soak_alone(name: str, **arguments: Any) -> Report:
     ):
         from tests.soak.run import soak  # noqa: PLC0415  # needs the settings
 
-        return soak(Path(folder), server=server, **arguments)
+        try:
+            return soak(Path(folder), server=server, **arguments)
+        except DatabaseError:
+            if server is not None:
+                sys.stderr.write(server.end_of_log())
+            raise
 
 
 @contextmanager
