@@ -172,7 +172,9 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
         seen, row = pick(self.seen, back), self.row
         may = self.is_still(seen) and row is not None and not row.is_leased
         if body is not None:
-            may = may and seen.state != State.COMPLETED
+            # An answer of an expired key would answer nobody (P1).
+            is_new = row is not None and row.is_expired
+            may = may and seen.state != State.COMPLETED and not is_new
         before = seen.token
         try:
             seen.release() if body is None else seen.resolve(HttpResponse(body))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.admin import site
 from django.core.checks.registry import registry
 from django.core.management import call_command
 from django.db import IntegrityError, connection, connections
@@ -198,12 +199,13 @@ class TestOAuth:
 
     @pytest.fixture
     def toolkit(self, settings: Any) -> Iterator[None]:
-        """Install django-oauth-toolkit for a test, its system checks too."""
+        """Install django-oauth-toolkit for a test, its checks and its admin too."""
         pytest.importorskip("oauth2_provider", reason="django-oauth-toolkit is missing")
-        before = {*registry.registered_checks}
+        before, in_the_admin = {*registry.registered_checks}, {**site._registry}
         settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "oauth2_provider"]
         yield
         registry.registered_checks &= before
+        site._registry = in_the_admin
 
     @pytest.fixture
     def tables(self, toolkit: None, database: None) -> Iterator[None]:
