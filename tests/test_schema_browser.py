@@ -25,8 +25,17 @@ def find(browser: Any, selector: str) -> Any:
 
 def open_operation(browser: Any, operation: str) -> str:
     """Unfold an operation and return what it says."""
-    find(browser, f"{operation} .opblock-summary-control").click()
-    find(browser, f"{operation} .responses-table .response")
+
+    def is_open(new: Any) -> bool:
+        """Click until a click counts: the page's scripts may still be at work."""
+        block = new.find_element(admin.By.CSS_SELECTOR, operation)
+        if "is-open" not in block.get_attribute("class").split():
+            block.find_element(admin.By.CLASS_NAME, "opblock-summary-control").click()
+            return False
+        return bool(block.find_elements(admin.By.CSS_SELECTOR, ".response"))
+
+    find(browser, f"{operation} .opblock-summary-control")
+    admin.WebDriverWait(browser, PATIENCE).until(is_open)
     text: str = find(browser, operation).text
     return text
 
