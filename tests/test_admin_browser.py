@@ -45,14 +45,15 @@ from tests.records import (
 from tests.urls import urlpatterns as usual_urls
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
+# What a test needs that looks at pages.
+IN_A_BROWSER = [
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed."
     ),
     # What the pages read from each database is for tests/test_admin.py.
     pytest.mark.skipif(connection.vendor != "sqlite", reason="One database will do."),
-    pytest.mark.urls(__name__),
 ]
+pytestmark = [*IN_A_BROWSER, pytest.mark.urls(__name__)]
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 By = pytest.importorskip("selenium.webdriver.common.by").By

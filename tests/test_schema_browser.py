@@ -10,7 +10,7 @@ import pytest
 from tests import test_admin_browser as admin
 from tests.processes import PATIENCE
 
-pytestmark = [*admin.pytestmark, pytest.mark.urls("testproject.urls")]
+pytestmark = [*admin.IN_A_BROWSER, pytest.mark.urls("testproject.urls")]
 address, browser = admin.address, admin.browser
 
 PAYMENT = "[id='operations-v2-v2_user_payments_create']"
