@@ -252,11 +252,20 @@ def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P2: After each batch others have three times as long, but not in the end."""
+    """P2: After a few rows others have three times as long, but not in the end."""
     make_records(7, EXPIRED)
     clock = Clock(monkeypatch, 0.011, 0.015, 0.012, 0.011)
     assert purge(batch_size=2).deleted == 7
     assert clock.rests == pytest.approx([0.033, 0.045, 0.036])
+
+
+def test_pace_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: After more than a few rows others have ten times as long."""
+    make_records(6, EXPIRED)
+    monkeypatch.setattr(purging, "FIRST_BATCH", 1)
+    clock = Clock(monkeypatch, 0.001, 0.015, 0.012, 0.011)
+    assert purge(batch_size=2).deleted == 6
+    assert clock.rests == pytest.approx([0.003, 0.15, 0.12])
 
 
 def test_rest_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
