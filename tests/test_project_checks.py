@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from celery import current_app
@@ -31,6 +32,7 @@ from idempotency.checks import (
     check_leased_views,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
+    check_servers,
     check_settings,
     check_settings_of_their_own,
     check_tested_databases,
@@ -38,6 +40,7 @@ from idempotency.checks import (
 )
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
+from idempotency.models import IdempotencyRecord
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
 from tests.processes import PATIENCE, ROOT, environment
 from tests.test_docs import code, table
@@ -156,6 +159,13 @@ class Project:
             # What is there before is not read: some of it only the server knows.
             self.patch.setitem(vars(connections[alias]), name, value)
 
+    def on_server(self, charset: str, *, undoes_all: bool) -> None:
+        """Let the database be on a MariaDB whose server is set up like this."""
+        self.on("mysql", mysql_is_mariadb=True)
+        cursor = MagicMock()
+        cursor.__enter__().fetchone.return_value = (charset, int(undoes_all))
+        self.patch.setitem(vars(connections["default"]), "cursor", lambda: cursor)
+
     def atomic_requests(self, alias: str = "default", **options: Any) -> None:
         database = connections[alias].settings_dict
         self.patch.setitem(database, "ATOMIC_REQUESTS", True)
@@ -234,6 +244,11 @@ def e011(project: Project) -> Messages:
     return check_views_without_the_mixin()
 
 
+def e012(project: Project) -> Messages:
+    project.on_server("latin1", undoes_all=True)
+    return check_servers(databases=["default"])
+
+
 def w001(project: Project) -> Messages:
     project.without_beat_tables()
     current_app.conf.beat_schedule = {}
@@ -266,6 +281,12 @@ def w005(project: Project) -> Messages:
 def w006(project: Project) -> Messages:
     project.settings.IDEMPOTENCY_REQUIRED = True
     return check_settings_of_their_own()
+
+
+def w007(project: Project) -> Messages:
+    project.atomic_requests()
+    project.on_server("utf8mb4", undoes_all=True)
+    return check_servers(databases=["default"])
 
 
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
@@ -332,6 +353,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_purge_is_scheduled(),
         *check_enabled(),
         *check_tested_databases(),
+        *check_servers(),
     ]
     assert found == []
 
@@ -345,12 +367,16 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("idempotency.W002", "idempotency.W004"):
-        assert when.pop(check_id) == "with a database"
+    for check_id in ("W002", "W004", "W007", "E012"):
+        assert when.pop(f"idempotency.{check_id}") == "with a database"
     assert when.pop("idempotency.W001").startswith("always")
     assert {*when.values()} == {"always"}
     assert deployed == {check_enabled}
-    assert databases == {check_tested_databases, check_purge_is_scheduled_in_database}
+    assert databases == {
+        check_tested_databases,
+        check_servers,
+        check_purge_is_scheduled_in_database,
+    }
     assert at_once - databases == {
         check_settings,
         check_settings_of_their_own,
@@ -459,6 +485,30 @@ def test_untested_databases(project: Project) -> None:
 def test_the_databases_of_the_suites(database: None) -> None:
     """X2: Each database that the tests run on is called tested."""
     assert check_tested_databases(databases=["default"]) == []
+    assert check_servers(databases=["default"]) == []
+
+
+def test_character_sets(database: None, project: Project) -> None:
+    """X2: E012 is about the table, and before there is one about the database."""
+    connection = connections["default"]
+    if connection.vendor != "mysql":
+        pytest.skip("MariaDB's own")
+    project.patch.setattr(IdempotencyRecord._meta, "db_table", "narrow")
+
+    def found(statement: str) -> list[str | None]:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+        return ids(check_servers(databases=["default"]))
+
+    wrong: list[str | None] = ["idempotency.E012"]
+    for charset, expected in (("utf8mb4", []), ("latin1", wrong)):
+        assert found(f"SET character_set_database = {charset}") == expected
+    wide = "path longtext CHARACTER SET utf8mb4"
+    for charset, expected in (("utf8mb4", []), ("utf8mb3", wrong)):
+        narrow = f"scope varchar(9) CHARACTER SET {charset}"
+        assert found(f"CREATE OR REPLACE TABLE narrow ({narrow}, {wide})") == expected
+    assert found("DROP TABLE narrow") == wrong
+    connection.close()
 
 
 # Purges of several databases.

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from idempotency.checks.databases import check_databases, check_tested_databases
+from idempotency.checks.databases import (
+    check_databases,
+    check_servers,
+    check_tested_databases,
+)
 from idempotency.checks.endpoints import (
     check_endpoints,
     check_leased_views,
@@ -32,6 +36,7 @@ __all__ = [
     "check_leased_views",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
+    "check_servers",
     "check_settings",
     "check_settings_of_their_own",
     "check_tested_databases",

@@ -14,6 +14,14 @@ from idempotency.models import IdempotencyRecord
 
 TESTED = ("postgresql", "sqlite")
 
+# The character set of the records, or what it will be, and what a time-out undoes.
+SERVER_SQL = """\
+SELECT COALESCE(MIN(character_set_name), @@character_set_database),
+    @@innodb_rollback_on_timeout
+FROM information_schema.columns
+WHERE table_schema = DATABASE() AND table_name = %s
+    AND column_name IN ('scope', 'path')"""
+
 
 def aliases_in_use() -> list[str]:
     """Return the databases that records are kept in, the default one first."""
@@ -85,6 +93,49 @@ def check_tested_databases(
         for alias in aliases_in_use()
         if alias in (databases or ()) and not _is_tested(alias)
     ]
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_servers(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Report how servers of MySQL or MariaDB are set up, where that harms records."""
+    return [
+        message
+        for alias in aliases_in_use()
+        if alias in (databases or ()) and connections[alias].vendor == "mysql"
+        for message in _mistakes_of_server(alias)
+    ]
+
+
+def _mistakes_of_server(alias: str) -> Iterator[CheckMessage]:
+    connection = connections[alias]
+    table = IdempotencyRecord._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(SERVER_SQL, [table])
+        charset, undoes_all = cursor.fetchone()
+    if charset != "utf8mb4":
+        yield Error(
+            f"The character set of records in the database {alias!r} is {charset}, "
+            "which can't hold every scope and path.",
+            hint=(
+                f"Once the table is there: ALTER TABLE {table} CONVERT TO CHARACTER "
+                "SET utf8mb4. Before: ALTER DATABASE CHARACTER SET utf8mb4, which "
+                "changes no table that is there."
+            ),
+            id="idempotency.E012",
+        )
+    if undoes_all and connection.settings_dict["ATOMIC_REQUESTS"]:
+        yield checks.Warning(
+            f"The server of the database {alias!r} undoes whole transactions where a "
+            "statement waited in vain, under ATOMIC_REQUESTS.",
+            hint=(
+                "A request that finds its key in progress loses what was written "
+                "before its handler, such as by a permission class. Set "
+                "innodb_rollback_on_timeout to OFF, its default."
+            ),
+            id="idempotency.W007",
+        )
 
 
 def _is_tested(alias: str) -> bool:
