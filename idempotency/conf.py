@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings as django_settings
+from django.utils.encoding import force_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ def get_settings() -> Settings:
     return _settings
 
 
-def get_secret() -> str:
-    """Return the secret of keyed digests: DERIVATION_SECRET, or else SECRET_KEY."""
-    return get_settings().DERIVATION_SECRET or django_settings.SECRET_KEY
+def get_secret() -> bytes:
+    """Return the secret of keyed digests: DERIVATION_SECRET, or else SECRET_KEY.
+
+    Django lets SECRET_KEY be text or bytes.
+    """
+    return force_bytes(get_settings().DERIVATION_SECRET or django_settings.SECRET_KEY)

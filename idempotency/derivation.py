@@ -14,7 +14,7 @@ VERSION = b"idempotency derive 1"
 FINGERPRINT_VERSION = 1
 
 
-def derive_key(secret: str, scope: str, key: str, payload: str, name: str) -> str:
+def derive_key(secret: bytes, scope: str, key: str, payload: str, name: str) -> str:
     """Return a key in the form of a UUID: the same for the same arguments, for ever.
 
     HMAC-SHA256 (RFC 2104) over length-prefixed parts; its first 128 bits in the layout
@@ -27,7 +27,7 @@ def derive_key(secret: str, scope: str, key: str, payload: str, name: str) -> st
             *(text.encode() for text in (scope, key, payload, name)),
         )
     )
-    octets = bytearray(hmac.digest(secret.encode(), message, hashlib.sha256)[:16])
+    octets = bytearray(hmac.digest(secret, message, hashlib.sha256)[:16])
     octets[6] = octets[6] & 0x0F | 0x80
     octets[8] = octets[8] & 0x3F | 0x80
     return str(UUID(bytes=bytes(octets)))

@@ -27,7 +27,7 @@ from idempotency.fingerprints import custom_fingerprint, derivation_payload
 from idempotency.finishing import Finisher
 from idempotency.hooks import hooks_of, scope_of
 from idempotency.identity import Identity
-from idempotency.models import IdempotencyRecord, NextAnswer, State, record_id
+from idempotency.models import IdempotencyRecord, NextAnswer, record_id
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Fate, Handler, Outcome
 from idempotency.policy import Options, Policy
@@ -212,7 +212,7 @@ class Execution:
             if answer is not NextAnswer.UNKNOWN:
                 return self._replay(record, now)
             record, outcome = self.mode.recover(record, wanted)
-        if record is not None and record.state == State.COMPLETED:
+        if record is not None and self.mode.fate is Fate.STORED:
             self._name_expiry(record)
         return outcome
 

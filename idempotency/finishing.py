@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from django.db import transaction
 from django.http import HttpResponseBase
 
 from idempotency import client_warnings
 from idempotency.context import RequestContext
+from idempotency.exceptions import IdempotencyError
 from idempotency.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Finisher:
         """Finalise and render a handler's response.
 
         What goes wrong is for Django to answer, as it would without the app: DRF has
-        ended by then.
+        ended by then. The app's own refusals apart.
         """
         view = self.view
         try:
@@ -55,12 +57,29 @@ class Finisher:
             if hasattr(response, "render"):
                 response = response.render()
         except Exception:
-            view.handle_exception = self._leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
+            handle_exception = view.handle_exception
+
+            def leave_to_django(error: Exception) -> Any:
+                if isinstance(error, IdempotencyError):
+                    return handle_exception(error)
+                raise error
+
+            view.handle_exception = leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
             raise
         return self.let_pass(response)
 
-    def _leave_to_django(self, error: Exception) -> NoReturn:
-        raise error
+    def unmark_while_answering(self, alias: str) -> None:
+        """Let a transaction that is to be undone be used to answer an error."""
+        handle_exception = self.view.handle_exception
+
+        def handle(error: Exception) -> Any:
+            transaction.set_rollback(False, using=alias)
+            try:
+                return handle_exception(error)
+            finally:
+                transaction.set_rollback(True, using=alias)
+
+        self.view.handle_exception = handle  # type: ignore[method-assign, assignment]  # of this instance
 
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
         """Take a response as finished already."""

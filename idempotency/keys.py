@@ -40,9 +40,11 @@ def query_pairs(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the query's names and values in the order of the URL.
 
     Always read as UTF-8: ``request.GET`` follows the charset of the body, so a
-    request could hide its key from the app by naming another one.
+    request could hide its key from the app by naming another one. What is no UTF-8
+    stays apart: in another charset it means something (F1).
     """
-    return parse_qsl(meta.get("QUERY_STRING", ""), keep_blank_values=True)
+    query = meta.get("QUERY_STRING", "")
+    return parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
 
 
 def find_raw(meta: Mapping[str, Any]) -> tuple[list[str], str | None]:

@@ -55,11 +55,13 @@ class StoredResponse:
     def from_http(cls, response: HttpResponseBase, *, keep: bool) -> StoredResponse:
         """Take what is to be kept of a rendered response.
 
-        Streaming and file responses, and those over MAX_RESPONSE_BYTES, become
-        tombstones, as everything does where ``keep`` is false (O4).
+        Streaming and file responses, those over MAX_RESPONSE_BYTES or with NUL in a
+        header, which PostgreSQL can't store, become tombstones, as everything does
+        where ``keep`` is false (O4).
         """
         headers = [[name, value] for name, value in response.items()]
-        if keep and isinstance(response, HttpResponse):
+        has_nul = any("\0" in value for _name, value in headers)
+        if keep and isinstance(response, HttpResponse) and not has_nul:
             body = bytes(response.content)
             if len(body) <= get_settings().MAX_RESPONSE_BYTES:
                 return cls(
@@ -72,7 +74,11 @@ class StoredResponse:
 
     def as_tombstone(self) -> StoredResponse:
         """Return what is kept of an answer whose body is not (R4)."""
-        location = [pair for pair in self.headers if pair[0].lower() == "location"]
+        location = [
+            [name, value]
+            for name, value in self.headers
+            if name.lower() == "location" and "\0" not in value
+        ]
         return StoredResponse(status_code=self.status_code, headers=location, body=None)
 
     def as_fields(self) -> dict[str, Any]:

@@ -30,13 +30,13 @@ def default_scope(request: Request) -> str:
     pk = getattr(user, "pk", None)
     if is_known and pk is not None:
         meta = getattr(user, "_meta", None)
-        kind = type(user)
+        kind = user.__class__  # also of a lazy one
         label = meta.label_lower if meta else f"{kind.__module__}.{kind.__qualname__}"
         return f"user:{label}:{pk}"
     authorization = request.META.get("HTTP_AUTHORIZATION")
     if authorization:
         digest = hmac.digest(
-            get_secret().encode(),
+            get_secret(),
             b"idempotency.scope.v1\0" + authorization.encode(errors="backslashreplace"),
             hashlib.sha256,
         )

@@ -22,13 +22,14 @@ MADE = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
 
 
 AFTER_THE_HANDLER = """\
-        except Exception as error:
-            if is_failure(error):
-                raise
-            self._release(claimed)
-            return error
+            except Exception as error:
+                if is_failure(error):
+                    self._let_be_answered()
+                    raise
+                self._release(claimed)
+                return error
 """
-FINISHED = "        response = self.finisher.finish(response)\n"
+FINISHED = "            response = self.finisher.finish(response)\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,10 @@ BREAKS = (
     Break(
         name="an answer that can't be rendered taken for a refusal",
         file="idempotency/modes/atomic.py",
-        old="            response = self.handler()\n" + AFTER_THE_HANDLER + FINISHED,
-        new="            response = self.finisher.finish(self.handler())\n"
+        old="                response = self.handler()\n"
+        + AFTER_THE_HANDLER
+        + FINISHED,
+        new="                response = self.finisher.finish(self.handler())\n"
         + AFTER_THE_HANDLER,
         test="tests/test_execution.py::TestOutcomes::test_rendering_refuses",
     ),

@@ -40,10 +40,16 @@ VECTORS: list[tuple[dict[str, str], str]] = [
 ]
 
 
+def derived(secret: str = ARGUMENTS["secret"], **changed: str) -> str:
+    """Return the key that the arguments give."""
+    others = {name: value for name, value in ARGUMENTS.items() if name != "secret"}
+    return derive_key(secret.encode(), **{**others, **changed})
+
+
 @pytest.mark.parametrize(("changed", "expected"), VECTORS)
 def test_vectors(changed: dict[str, str], expected: str) -> None:
     """E10: The same key for the same arguments, in every release."""
-    assert derive_key(**{**ARGUMENTS, **changed}) == expected
+    assert derived(**changed) == expected
 
 
 def test_construction() -> None:
@@ -51,9 +57,9 @@ def test_construction() -> None:
     parts = [b"idempotency derive 1", *(ARGUMENTS[n].encode() for n in ORDER)]
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     expected = hmac.new(b"secret", message, hashlib.sha256).hexdigest()[:32]
-    derived = uuid.UUID(derive_key(**ARGUMENTS))
-    assert (derived.version, derived.variant) == (8, uuid.RFC_4122)
-    assert [*derived.hex[:12], *derived.hex[13:16], *derived.hex[17:]] == [
+    found = uuid.UUID(derived())
+    assert (found.version, found.variant) == (8, uuid.RFC_4122)
+    assert [*found.hex[:12], *found.hex[13:16], *found.hex[17:]] == [
         *expected[:12],
         *expected[13:16],
         *expected[17:],
@@ -66,8 +72,7 @@ ORDER = ("scope", "key", "payload", "name")
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_depends_on_everything(name: str) -> None:
     """E10: Another scope, key, payload, name or secret gives another key."""
-    changed = {**ARGUMENTS, name: ARGUMENTS[name] + "x"}
-    assert derive_key(**changed) != derive_key(**ARGUMENTS)
+    assert derived(**{name: ARGUMENTS[name] + "x"}) != derived()
 
 
 def test_without_a_key() -> None:
@@ -132,6 +137,16 @@ class TestInHandlers:
         with override_settings(IDEMPOTENCY={"DERIVATION_SECRET": "own"}):
             assert derive({}) == third
         assert len({first, second, third}) == 3
+
+    def test_secret_in_bytes(self, derive: Callable[..., str], client: Any) -> None:
+        """E10, S1: SECRET_KEY may be text or bytes, which name the same secret."""
+        client.credentials(HTTP_AUTHORIZATION="Bearer 1")
+        found = set()
+        for secret in ("sécret", "sécret".encode()):
+            with override_settings(SECRET_KEY=secret):
+                found.add(derive({}))
+                assert client.post("/function/", {}, **key()).status_code == 503
+        assert len(found) == 1
 
 
 def same(request: Any) -> str:

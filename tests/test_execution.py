@@ -19,6 +19,7 @@ from django.db import (
 )
 from django.http import Http404
 from django.urls import path
+from django.utils.functional import SimpleLazyObject
 from rest_framework import exceptions, throttling
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
@@ -261,6 +262,16 @@ class TestScope:
         retry = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 2", **key())
         assert retry.content == first.content
         assert IdempotencyRecord.objects.get().scope == "user:auth.user:7"
+
+    def test_lazy_users(self, client: Any) -> None:
+        """S1: A user that is found when needed is what it is, not how it is found."""
+        for kind in ("Customer", "Staff"):
+            user = type(kind, (), {"pk": 1})()
+            for found in (user, SimpleLazyObject(lambda user=user: user)):
+                client.force_authenticate(found)
+                answer = client.post("/function/", {}, **key())
+                assert ("Idempotent-Replayed" in answer) == (found is not user)
+        assert Effect.objects.count() == 2
 
     @pytest.mark.parametrize("attributes", [{}, {"pk": None}, {"known": None}])
     def test_users_without_a_primary_key(
@@ -518,7 +529,90 @@ class TestRollback:
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
-    @pytest.mark.parametrize("how", ["connection", "transaction"])
+    @pytest.mark.parametrize("error", ["in a savepoint", "without one"])
+    def test_set_rollback_after_an_error(
+        self, client: Any, handle: Handle, door: str, error: str
+    ) -> None:
+        """E2: A dry run that met a database error is a dry run all the same."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            with suppress(IntegrityError):
+                if error == "in a savepoint":
+                    with transaction.atomic():
+                        Effect.objects.create(name="taken")
+                else:
+                    Effect.objects.create(name="taken")
+            transaction.set_rollback(True)
+            return Response({"dry": "run"}, status=200)
+
+        handle(handler)
+        for _ in range(2):
+            answer = client.post(door, {}, **key())
+            assert (answer.status_code, answer.data) == (200, {"dry": "run"})
+        assert Effect.objects.count() == 1
+        assert IdempotencyRecord.objects.count() == 0
+
+    def test_set_rollback_in_vain(self, client: Any, handle: Handle, door: str) -> None:
+        """E2: Only a wish that concerns the whole transaction, and lasts, counts."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            with transaction.atomic():
+                transaction.set_rollback(True)
+            transaction.set_rollback(True)
+            transaction.set_rollback(False)
+            Effect.objects.create(name="lost")
+            with suppress(IntegrityError):
+                Effect.objects.bulk_create([Effect(name="taken")])
+            return Response({}, status=200)
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert_refused(answer, 503, "idempotency_transaction_failed")
+        assert Effect.objects.count() == 1
+
+    def test_set_rollback_in_a_block(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """E2: A block without a savepoint hands the wish on to the transaction."""
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create()
+            with transaction.atomic(savepoint=False):
+                transaction.set_rollback(True)
+            return Response({"dry": "run"}, status=200)
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert (answer.status_code, answer.data) == (200, {"dry": "run"})
+        assert Effect.objects.count() == 0
+        assert "set_rollback" not in vars(connection)
+
+    def test_set_rollback_of_another_request(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """E2: A request that a handler sends wants nothing for the one around it."""
+        calls: list[Request] = []
+
+        def handler(request: Request) -> Any:
+            calls.append(request)
+            Effect.objects.create()
+            if len(calls) == 1:
+                inner = client.post(door, {}, **key("another-key"))
+                assert inner.data == {"dry": "run"}
+                return Response({}, status=201)
+            with transaction.atomic():
+                transaction.set_rollback(True)
+            transaction.set_rollback(True)
+            return Response({"dry": "run"}, status=200)
+
+        handle(handler)
+        assert client.post(door, {}, **key()).status_code == 201
+        assert Effect.objects.count() == 1
+        assert IdempotencyRecord.objects.get().key == KEY
+
+    @pytest.mark.parametrize("how", ["connection", "transaction", "bulk"])
     def test_lost(self, client: Any, handle: Handle, door: str, how: str) -> None:
         """E2, E4: A success whose effects were lost unnoticed is not acknowledged."""
 
@@ -526,16 +620,21 @@ class TestRollback:
             response = create_effect(request)
             if how == "connection":
                 connection.close()
+            elif how == "bulk":
+                # Django marks the transaction, and does not say why.
+                with suppress(IntegrityError):
+                    Effect.objects.bulk_create([Effect(name="taken")])
             else:
                 with connection.cursor() as cursor:
                     cursor.execute("ROLLBACK")
-                transaction.set_rollback(True)  # as a savepoint that is gone does
+                connection.needs_rollback = True  # as a savepoint that is gone does
             return response
 
+        Effect.objects.create(name="taken")
         handle(handler)
         answer = client.post(door, {}, **key())
         assert_refused(answer, 503, "idempotency_transaction_failed")
-        assert Effect.objects.count() == 0
+        assert Effect.objects.count() == 1
 
     def test_savepoint(self, client: Any, handle: Handle, door: str) -> None:
         """E2: A database error in a savepoint of the handler's is its own affair."""
@@ -588,6 +687,25 @@ class TestRollback:
             assert answer.status_code == (400 if raised else 409)
         assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.count() == 0
+
+    def test_error_answered(self, client: Any, handle: Handle, door: str) -> None:
+        """E2: Nor does an answer that would be stored hide what the handler found."""
+
+        def handler(request: Request) -> Any:
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT * FROM no_such_table")
+            except DatabaseError:
+                return Response({"locked": True}, status=423)
+
+        handle(handler)
+        survives = connection.vendor != "postgresql"
+        for attempt in range(2):
+            answer = client.post(door, {}, **key())
+            assert answer.status_code == 423
+            assert ("Idempotency-Expires" in answer) == survives
+            assert ("Idempotent-Replayed" in answer) == (survives and attempt == 1)
+        assert IdempotencyRecord.objects.count() == survives
 
     @pytest.mark.parametrize("raw", [False, True], ids=["orm", "cursor"])
     def test_error_swallowed(
@@ -664,6 +782,25 @@ class TestFailedTransactions:
         assert answer["Retry-After"] == "1"
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
+
+    def test_while_rendering(
+        self, client: Any, handle: Handle, door: str, transient: DatabaseError
+    ) -> None:
+        """E4: Nor is a deadlock that the answer meets on its way Django's to answer."""
+
+        def fail(response: Any) -> None:
+            raise transient
+
+        def handler(request: Request) -> Any:
+            response = create_effect(request)
+            response.add_post_render_callback(fail)
+            return response
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert_refused(answer, 503, "idempotency_transaction_failed")
+        assert answer["Retry-After"] == "1"
+        assert Effect.objects.count() == 0
 
     def test_at_the_commit(
         self,
@@ -815,6 +952,27 @@ class TestOutcomes:
         answer = client.post("/function/", {"a": 2}, **key())
         assert answer.data == {"code": "idempotency_key_reused"}
 
+    def test_exception_handler_that_asks(
+        self, client: Any, handle: Handle, monkeypatch: Any
+    ) -> None:
+        """O3, O4: It can use the database, as it can without a key; effects go."""
+
+        def answer(exc: Any, context: Any) -> Response:
+            Effect.objects.create(note="audit")
+            return Response({"why": str(exc), "kept": Effect.objects.count()}, 409)
+
+        def handler(request: Request) -> Any:
+            Effect.objects.create(note="effect")
+            raise ValueError("wrong")
+
+        monkeypatch.setattr(APIView, "get_exception_handler", lambda self: answer)
+        handle(handler)
+        for _ in range(2):
+            answered = client.post("/function/", {}, **key())
+            assert (answered.status_code, answered.data["why"]) == (409, "wrong")
+        assert not Effect.objects.filter(note="effect").exists()
+        assert IdempotencyRecord.objects.count() == 0
+
     def test_retry_after_of_any_exception_handler(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
@@ -910,8 +1068,16 @@ class TestOutcomes:
         assert client.post(door, {}, **key())["Idempotent-Replayed"] == "true"
         assert Effect.objects.count() == 1
 
+    @pytest.mark.parametrize("transient", [True, False])
+    @pytest.mark.parametrize("status_code", [201, 400])
     def test_on_commit_that_meets_a_deadlock(
-        self, client: Any, handle: Handle, door: str, monkeypatch: Any
+        self,
+        client: Any,
+        handle: Handle,
+        door: str,
+        monkeypatch: Any,
+        status_code: int,
+        transient: bool,
     ) -> None:
         """O5, E4: Nor is its error taken for one of the transaction's own."""
 
@@ -920,15 +1086,19 @@ class TestOutcomes:
 
         def handler(request: Request) -> Any:
             transaction.on_commit(fail)
-            return create_effect(request)
+            Effect.objects.create()
+            return Response({}, status=status_code)
 
         for vendor in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
             monkeypatch.setattr(
-                getattr(claims, vendor), "is_transient", lambda self, error: True
+                getattr(claims, vendor), "is_transient", lambda self, error: transient
             )
         handle(handler)
         assert client.post(door, {}, **key()).status_code == 500
-        assert client.post(door, {}, **key())["Idempotent-Replayed"] == "true"
+        assert Effect.objects.count() == 1
+        retry = client.post(door, {}, **key())
+        if status_code == 201:
+            assert retry["Idempotent-Replayed"] == "true"
 
 
 def own_exception_handler(exc: Any, context: Any) -> Response:

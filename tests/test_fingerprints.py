@@ -155,6 +155,11 @@ class TestRequestLine:
         assert here != digest(path="/pay/?a=3&a=2&b=1")
         assert here != digest(path="/pay/?a=2&b=1")
 
+    def test_query_in_another_charset(self) -> None:
+        """F1: What is no UTF-8 counts by its bytes: Django decodes it as the body."""
+        assert digest(path="/pay/?a=%ff") != digest(path="/pay/?a=%fe")
+        assert digest(path="/pay/?a=%ff") == digest(path="/pay/?a=%FF")
+
     def test_negotiation_stays_outside(self) -> None:
         """F1: Accept and Accept-Language do not count."""
         french = {"HTTP_ACCEPT": "text/csv", "HTTP_ACCEPT_LANGUAGE": "fr"}

@@ -311,6 +311,7 @@ NOT_KEPT: dict[str, Callable[[], Any]] = {
     "stream": stream,
     "file": lambda: FileResponse(io.BytesIO(b"ab"), status=201),
     "large": lambda: HttpResponse(b"ab" * 6, status=201),
+    "NUL": lambda: HttpResponse(b"ab", status=201, headers={"X-Name": "a\0b"}),
 }
 
 
@@ -460,7 +461,8 @@ def test_round_trip_of_a_tombstone() -> None:
     """R4: A tombstone is told by its missing body, an empty body is an answer."""
     empty = StoredResponse.from_http(HttpResponse(b"", status=201), keep=True)
     assert empty.body == b""
-    tombstone = StoredResponse.from_http(HttpResponse(b"a", status=201), keep=False)
+    answer = HttpResponse(b"a", status=201, headers={"Location": "/a\0b"})
+    tombstone = StoredResponse.from_http(answer, keep=True)
     assert (tombstone.body, tombstone.headers) == (None, [])
 
 

@@ -184,7 +184,7 @@ class Claims(Rows):
         """Tell whether the database undid a transaction that may do well later (E4)."""
         return False
 
-    def is_aborted(self, error: DatabaseError) -> bool:
+    def is_aborted(self, error: Exception) -> bool:
         """Tell whether an earlier error had ended the transaction already (O2)."""
         return False
 

@@ -62,10 +62,10 @@ class PostgreSQLClaims(Claims):
     def is_transient(self, error: DatabaseError) -> bool:
         return self._has_state(error, self.TRANSIENT)
 
-    def is_aborted(self, error: DatabaseError) -> bool:
+    def is_aborted(self, error: Exception) -> bool:
         return self._has_state(error, self.ABORTED)
 
-    def _has_state(self, error: DatabaseError, states: tuple[str, ...]) -> bool:
+    def _has_state(self, error: Exception, states: tuple[str, ...]) -> bool:
         return any(
             getattr(cause, "sqlstate", getattr(cause, "pgcode", None)) in states
             for cause in causes(error)
