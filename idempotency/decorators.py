@@ -25,6 +25,15 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 OPTIONS_ATTRIBUTE = "idempotency_options"
 EXEMPT_ATTRIBUTE = "idempotency_exempt"
 
+# What Django REST framework's own methods hand on to: projects override these.
+DELEGATES = {
+    ("rest_framework.generics", "post"): "create",
+    ("rest_framework.generics", "put"): "update",
+    ("rest_framework.generics", "patch"): "partial_update",
+    ("rest_framework.generics", "delete"): "destroy",
+    ("rest_framework.mixins", "partial_update"): "update",
+}
+
 # Of a name that is not bound, any more or so far.
 EMPTY_CELL = CellType()
 
@@ -74,7 +83,8 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
             raise ImproperlyConfigured(
                 f"@idempotent protects handlers of Django REST framework only. "
                 f"{handler.__qualname__} was called without its request: put "
-                "@api_view above @idempotent, or make it a method of an APIView."
+                "@api_view above @idempotent, or decorate the method of an APIView "
+                "that takes the request, such as post() or create()."
             )
         inherited = hooks_of(view).get_idempotency_options()
         run = partial(handler, *args, **kwargs)
@@ -99,7 +109,8 @@ def handlers_of(view: Any, method: str) -> Iterator[Any]:
     """
     actions = getattr(view, "actions", None) or {}
     name = actions.get(method.lower(), method.lower())
-    handlers = [getattr(getattr(view, "cls", None), name, None)]
+    cls = getattr(view, "cls", None)
+    handlers = [answering(cls, getattr(cls, name, None))]
     # It grows while it is walked; functions may well hold each other.
     for handler in handlers:
         yield handler
@@ -108,6 +119,19 @@ def handlers_of(view: Any, method: str) -> Iterator[Any]:
             for found in _enclosed_by(handler)
             if not any(found is known for known in handlers)
         ]
+
+
+def answering(view: Any, handler: Any) -> Any:
+    """Return the method of a view, or of its class, that a handler hands on to.
+
+    That is the handler itself, unless it is one of Django REST framework's generic
+    views.
+    """
+    while True:
+        place = getattr(handler, "__module__", ""), getattr(handler, "__name__", "")
+        if place not in DELEGATES:
+            return handler
+        handler = getattr(view, DELEGATES[place])
 
 
 def _enclosed_by(handler: Any) -> Iterator[Any]:
@@ -122,7 +146,7 @@ def _check_place(handler: Any, decorator: str) -> None:
             f"@{decorator} must stand below @api_view. The right order is:\n\n"
             '    @api_view(["POST"])\n'
             f"    @{decorator}\n"
-            f"    def {handler.__name__}(request):\n"
+            f"    def {handler.cls.__name__}(request):\n"
             "        ..."
         )
     if inspect.isclass(handler) or not callable(handler):

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from django.core.exceptions import ImproperlyConfigured
+
 from idempotency.bodies import Body, read_body
 from idempotency.conf import get_settings
 from idempotency.derivation import FINGERPRINT_VERSION
@@ -59,9 +61,17 @@ def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:
 
 
 def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:
-    """Return what a project's own function gave, as something of fixed length."""
+    """Return what a project's own function gave, as something of fixed length.
+
+    Raises ``ImproperlyConfigured`` if it is neither of the two.
+    """
     if isinstance(value, Fingerprint):
         return value
+    if not isinstance(value, str):
+        raise ImproperlyConfigured(
+            "An idempotency fingerprint must be a string or what "
+            f"default_fingerprint() returns, not {value!r}."
+        )
     return Fingerprint(CUSTOM_VERSION, hashlib.sha256(_encode(value)).hexdigest())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial, update_wrapper
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 from django.utils.decorators import classonlymethod
+from django.views import View
 from rest_framework.views import APIView
 
 from idempotency import keys
 from idempotency.conf import get_settings
-from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE
+from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE, answering
 from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
 from idempotency.hooks import Hooks
@@ -31,8 +33,8 @@ class IdempotencyMixin(Hooks):
 
     Each attribute is an option of the same name; None leaves it to the settings.
     Durations are ``timedelta``; functions are called without the view. Wrong options
-    are refused when the class is made, with ``ImproperlyConfigured``, and so is a mixin
-    right of the view class, with ``TypeError``.
+    are refused when the class is made, with ``ImproperlyConfigured``, and so are a
+    mixin right of the view class and handlers that are coroutines, with ``TypeError``.
     """
 
     idempotency_required: bool | None = None
@@ -59,6 +61,12 @@ class IdempotencyMixin(Hooks):
                 "IdempotencyMixin must stand left of the view class. "
                 f"Write: class {cls.__name__}({names})"
             )
+        for name in View.http_method_names:
+            if inspect.iscoroutinefunction(getattr(cls, name, None)):
+                raise TypeError(
+                    f"IdempotencyMixin can't protect {cls.__qualname__}.{name}(): it "
+                    "is a coroutine, and Django has no transactions for those."
+                )
         _validate(cls, {}, where=cls.__qualname__)
 
     @classonlymethod
@@ -100,7 +108,7 @@ class IdempotencyMixin(Hooks):
 
     def _is_leased(self, request: HttpRequest) -> bool:
         """Tell whether a request is going to be executed in leased mode."""
-        handler = getattr(self, (request.method or "").lower(), None)
+        handler = answering(self, getattr(self, (request.method or "").lower(), None))
         settings = get_settings()
         if (
             not settings.ENABLED
@@ -124,7 +132,8 @@ class IdempotencyMixin(Hooks):
         drf_request: Request = super().initialize_request(request, *args, **kwargs)  # type: ignore[misc]  # of the view class
         name = (request.method or "").lower()
         handler = getattr(self, name, None)
-        if hasattr(handler, OPTIONS_ATTRIBUTE) or hasattr(handler, EXEMPT_ATTRIBUTE):
+        own = answering(self, handler)
+        if hasattr(own, OPTIONS_ATTRIBUTE) or hasattr(own, EXEMPT_ATTRIBUTE):
             return drf_request
         options = self.get_idempotency_options()
         settings = get_settings()

@@ -20,7 +20,7 @@ from django.db import (
 from django.http import Http404
 from django.urls import path
 from django.utils.functional import SimpleLazyObject
-from rest_framework import exceptions, throttling
+from rest_framework import exceptions, generics, throttling
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -30,7 +30,7 @@ from rest_framework.views import APIView
 
 from idempotency import claims
 from idempotency.claims import claims_in
-from idempotency.decorators import idempotent
+from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.fingerprints import VERSIONS
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
@@ -156,6 +156,32 @@ class Bulk(APIView):
         return self.put(request)
 
 
+class Generic(IdempotencyMixin, generics.CreateAPIView, generics.UpdateAPIView):
+    """The handlers are Django REST framework's own, and hand on to these."""
+
+    idempotency_required = True
+
+    @idempotent(required=False, retention=timedelta(days=2))
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        return behave(request)
+
+    @idempotency_exempt
+    def update(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        return behave(request)
+
+
+class LeasedGeneric(generics.CreateAPIView):
+    """The same in leased mode, with the mixin's way out of ATOMIC_REQUESTS."""
+
+    @idempotent(atomic=False, on_abandoned="hold")
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        return behave(request)
+
+
+class LeasedGenericWithMixin(IdempotencyMixin, LeasedGeneric):
+    pass
+
+
 def shared_scope(request: Request) -> str:
     return "shared"
 
@@ -170,6 +196,11 @@ urlpatterns = [
     path("optional/", WithOptions.as_view(idempotency_required=False)),
     path("function-scope/", FunctionScope.as_view()),
     path("bulk/", Bulk.as_view()),
+    path(
+        "generic/",
+        Generic.as_view(idempotency_methods=("POST", "PUT", "PATCH")),
+    ),
+    path("leased-generic/", LeasedGenericWithMixin.as_view()),
 ]
 
 
@@ -365,6 +396,35 @@ class TestOptions:
         assert IdempotencyRecord.objects.count() == 0
 
 
+class TestGenericViews:
+    """What handlers of Django REST framework's own hand on to."""
+
+    def test_decorated(self, client: Any) -> None:
+        """E6: Its options are the nearest, beside the mixin, too."""
+        assert client.post("/generic/", {}).status_code == 201
+        first = client.post("/generic/", {}, **key())
+        assert client.post("/generic/", {}, **key()).content == first.content
+        assert Effect.objects.count() == 2
+        record = IdempotencyRecord.objects.get()
+        assert record.expires_at - record.created_at == timedelta(days=2)
+
+    @pytest.mark.parametrize("method", ["put", "patch"])
+    def test_left_alone(self, client: Any, method: str) -> None:
+        """K4: An exemption there holds, too."""
+        for _ in range(2):
+            answer = getattr(client, method)("/generic/", {}, **key())
+            assert answer.status_code == 201
+            assert "Idempotency-Expires" not in answer
+        assert Effect.objects.count() == 2
+
+    def test_leased(self, client: Any, atomic_requests: bool) -> None:
+        """E11: The mixin sees that it is leased."""
+        for _ in range(2):
+            answer = client.post("/leased-generic/", {}, **key())
+            assert answer.status_code == 201
+        assert Effect.objects.count() == 1
+
+
 class TestContext:
     """request.idempotency, in every protected handler."""
 
@@ -444,6 +504,16 @@ class TestHooks:
         assert retry.content == first.content
         assert client.post("/hooked/", {"order": 2}, **key()).status_code == 422
         assert IdempotencyRecord.objects.get().fingerprint_version == 0
+
+    def test_fingerprint_that_is_none(self, client: Any, monkeypatch: Any) -> None:
+        """F1: A hook that returns nothing is told so; nothing runs."""
+        monkeypatch.setattr(
+            Hooked, "get_idempotency_fingerprint", lambda self, request: None
+        )
+        client.raise_request_exception = True
+        with pytest.raises(ImproperlyConfigured, match="fingerprint must be a string"):
+            client.post("/hooked/", {}, **key())
+        assert Effect.objects.count() == 0
 
     def test_fingerprint_setting(self, client: Any, settings: Any) -> None:
         """F1: So does the one that the settings name."""

@@ -136,7 +136,8 @@ def test_above_api_view(decorator: Any) -> None:
     def pay(request: Request) -> Response:
         return Response()
 
-    with pytest.raises(TypeError, match=r'@api_view\(\["POST"\]\)\n +@idempot'):
+    right = r'@api_view\(\["POST"\]\)\n +@idempot\w+\n +def pay\(request\)'
+    with pytest.raises(TypeError, match=right):
         decorator(pay)
 
 
@@ -155,6 +156,15 @@ def test_above_other_things() -> None:
         idempotent("pay")  # type: ignore[call-overload]  # that is the mistake
     with pytest.raises(TypeError, match="coroutine"):
         idempotent(pay)
+
+
+def test_mixin_above_coroutines() -> None:
+    """X2: So is the mixin on a view whose handlers are coroutines."""
+    with pytest.raises(TypeError, match=r"Pay\.post\(\): it is a coroutine"):
+
+        class Pay(IdempotencyMixin, APIView):
+            async def post(self, request: Request) -> Response:
+                return Response()
 
 
 def test_outside_of_the_framework() -> None:

@@ -21,6 +21,7 @@ from django.db import connections
 from django.test import override_settings
 from django.urls import path
 from rest_framework.decorators import api_view
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -30,6 +31,7 @@ from idempotency.checks import (
     check_enabled,
     check_endpoints,
     check_leased_views,
+    check_methods,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_servers,
@@ -92,6 +94,41 @@ class NoMixin(APIView):
 
     def post(self, request: Request) -> Response:
         return Response()
+
+
+class NoHooks(APIView):
+    @idempotent
+    def post(self, request: Request) -> Response:
+        return Response()
+
+    def check_replay(self, request: Request, record: Any) -> None:
+        raise PermissionDenied
+
+
+class Unmarked(APIView):
+    def post(self, request: Request) -> Response:
+        return Response()
+
+    def check_replay(self, request: Request, record: Any) -> None:
+        """Do something of the project's own."""
+
+
+class Put(APIView):
+    @idempotent(required=True)
+    def put(self, request: Request) -> Response:
+        return Response()
+
+
+@api_view(["GET", "PUT"])
+@idempotent
+def never(request: Request) -> Response:
+    return Response()
+
+
+@api_view(["GET", "POST"])
+@idempotent
+def sometimes(request: Request) -> Response:
+    return Response()
 
 
 @api_view(["POST"])
@@ -289,6 +326,11 @@ def w007(project: Project) -> Messages:
     return check_servers(databases=["default"])
 
 
+def w008(project: Project) -> Messages:
+    project.urls(Put.as_view(), Put.as_view(), sometimes, Found.as_view())
+    return check_methods()
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -347,6 +389,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_settings(),
         *check_settings_of_their_own(),
         *check_views_without_the_mixin(),
+        *check_methods(),
         *check_leased_views(),
         *check_endpoints(),
         *check_databases(),
@@ -382,10 +425,31 @@ def test_when_the_checks_run(project: Project) -> None:
         check_settings_of_their_own,
         check_views_without_the_mixin,
         check_leased_views,
+        check_methods,
         check_endpoints,
         check_databases,
         check_purge_is_scheduled,
     }
+
+
+# Views and their methods.
+
+
+def test_hooks_without_the_mixin(project: Project) -> None:
+    """X2: E011, hooks that nobody calls, where a handler is protected."""
+    project.urls(NoHooks.as_view(), Unmarked.as_view())
+    (message,) = check_views_without_the_mixin()
+    assert message.id == "idempotency.E011"
+    assert message.msg.startswith("tests.test_project_checks.NoHooks has check_replay")
+
+
+def test_functions_of_other_methods(project: Project) -> None:
+    """X2, K5: W008 names a function, and knows the methods of the settings."""
+    project.urls(never)
+    (message,) = check_methods()
+    assert message.msg.startswith("@idempotent does nothing for tests.test_project_che")
+    project.settings.IDEMPOTENCY = {"METHODS": ("PUT",)}
+    assert check_methods() == []
 
 
 # Leases and retention.
@@ -414,6 +478,7 @@ def test_wrong_settings_are_reported_once(project: Project) -> None:
     project.atomic_requests()
     project.settings.IDEMPOTENCY = {"RETENTION": 30, "USING": 1, "ENABLED": 0}
     assert check_leased_views() == check_endpoints() == check_enabled() == []
+    assert check_methods() == []
     project.on("sqlite")
     project.atomic_requests(transaction_mode="IMMEDIATE")
     assert check_databases() == []

@@ -10,6 +10,7 @@ import pytest
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import generics
 from rest_framework.decorators import action, api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -109,6 +110,41 @@ def test_a_decorator_is_stronger_than_an_exemption() -> None:
 
     assert protection_of(both, "POST") is not None
     assert not is_exempt(both, "POST")
+
+
+class Generic(generics.ListCreateAPIView, generics.RetrieveUpdateDestroyAPIView):
+    """Its handlers are Django REST framework's own; what they call, a project's."""
+
+    @idempotent(retention=timedelta(days=2))
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return Response()
+
+    @idempotent(methods=("PUT", "PATCH"))
+    def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return Response()
+
+    @idempotency_exempt
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return Response()
+
+
+class GenericWithMixin(IdempotencyMixin, Generic):
+    idempotency_required = True
+
+
+@pytest.mark.parametrize("view", [Generic, GenericWithMixin])
+def test_generic_views(view: type[Generic]) -> None:
+    """E6: What a generic view's handler hands on to is what is protected."""
+    callback = view.as_view()
+    for method in ("POST", "PUT", "PATCH"):
+        protection = protection_of(callback, method)
+        assert protection is not None
+        assert protection.door == "decorator"
+        assert protection.policy.required == (view is GenericWithMixin)
+    assert policy_of(callback).retention == timedelta(days=2)
+    assert protection_of(callback, "DELETE") is None
+    assert is_exempt(callback, "DELETE")
+    assert not is_exempt(callback, "GET")
 
 
 def policy_of(callback: Any, method: str = "POST") -> Policy:

@@ -13,6 +13,7 @@ from idempotency.checks.databases import (
 from idempotency.checks.endpoints import (
     check_endpoints,
     check_leased_views,
+    check_methods,
     check_views_without_the_mixin,
 )
 from idempotency.checks.purges import (
@@ -34,6 +35,7 @@ __all__ = [
     "check_enabled",
     "check_endpoints",
     "check_leased_views",
+    "check_methods",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
     "check_servers",

@@ -12,15 +12,19 @@ from django.views import View
 
 from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
 from idempotency.conf import get_settings
+from idempotency.decorators import OPTIONS_ATTRIBUTE, handlers_of
+from idempotency.hooks import Hooks
 from idempotency.mixins import PREFIX, IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
 from idempotency.policy import RULES
 from idempotency.protection import Protection, protection_of
-from idempotency.routes import dotted_name, find_routes
+from idempotency.routes import Route, answers, dotted_name, find_routes
 
 # @idempotent leaves an attribute of its own on functions, which is none of these.
 ATTRIBUTES = tuple(PREFIX + name for name in RULES)
+# Its names are unmistakable only where a handler is protected.
+HOOKS = tuple(name for name in vars(Hooks) if not name.startswith(("_", PREFIX)))
 
 
 class Endpoint(NamedTuple):
@@ -92,26 +96,68 @@ def _is_in_transaction(endpoint: Endpoint) -> bool:
 
 @checks.register("idempotency")
 def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
-    """Report options that a view has and nobody reads."""
+    """Report options and hooks that a view has and nobody reads."""
     without: dict[str, str] = {}
     for route in find_routes():
         cls = getattr(route.callback, "cls", None) or getattr(
             route.callback, "view_class", None
         )
         if cls is not None and not issubclass(cls, IdempotencyMixin):
-            options = [name for name in ATTRIBUTES if hasattr(cls, name)]
-            if options:
-                without[dotted_name(cls)] = options[0]
+            names = [*ATTRIBUTES, *(HOOKS if _is_protected(route) else ())]
+            found = [name for name in names if hasattr(cls, name)]
+            if found:
+                without[dotted_name(cls)] = found[0]
     return [
         Error(
             f"{name} has {option}, and not the mixin that reads it.",
             hint=(
-                "Put IdempotencyMixin left of its other base classes, or give the "
-                "options to @idempotent."
+                "Put IdempotencyMixin left of its other base classes. Options, hooks "
+                "apart, can also be given to @idempotent."
             ),
             id="idempotency.E011",
         )
         for name, option in without.items()
+    ]
+
+
+def _is_protected(route: Route) -> bool:
+    return any(
+        any(hasattr(each, OPTIONS_ATTRIBUTE) for each in handlers_of(*pair))
+        for pair in _pairs(route)
+    )
+
+
+def _pairs(route: Route) -> Iterator[tuple[Any, str]]:
+    """Yield a route's callback with each method that it answers."""
+    for method in map(str.upper, View.http_method_names):
+        if answers(route.callback, method):
+            yield route.callback, method
+
+
+@checks.register("idempotency")
+def check_methods(**kwargs: Any) -> list[CheckMessage]:
+    """Report decorated handlers of methods on which keys mean nothing (K5)."""
+    if not settings_are_right():
+        return []
+    idle: dict[Any, tuple[str, str]] = {}
+    at_work = set()
+    for route in find_routes():
+        for callback, method in _pairs(route):
+            for handler in handlers_of(callback, method):
+                if not hasattr(handler, OPTIONS_ATTRIBUTE):
+                    continue
+                if protection_of(callback, method) is not None:
+                    at_work.add(handler)
+                else:
+                    idle[handler] = (route.view(method), method)
+    return [
+        checks.Warning(
+            f"@idempotent does nothing for {name}: keys mean nothing on {method}.",
+            hint=f'Write @idempotent(methods=("{method}",)), or leave it out.',
+            id="idempotency.W008",
+        )
+        for handler, (name, method) in idle.items()
+        if handler not in at_work
     ]
 
 
