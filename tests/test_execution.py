@@ -417,12 +417,20 @@ class TestGenericViews:
             assert "Idempotency-Expires" not in answer
         assert Effect.objects.count() == 2
 
-    def test_leased(self, client: Any, atomic_requests: bool) -> None:
-        """E11: The mixin sees that it is leased."""
-        for _ in range(2):
-            answer = client.post("/leased-generic/", {}, **key())
+    def test_leased(self, client: Any, handle: Handle, atomic_requests: bool) -> None:
+        """E11: The mixin sees that it is leased, and what has no key is not."""
+        seen: list[bool] = []
+
+        def handler(request: Request) -> Any:
+            seen.append(connection.in_atomic_block)
+            return create_effect(request)
+
+        handle(handler)
+        for headers in (key(), key(), {}):
+            answer = client.post("/leased-generic/", {}, **headers)
             assert answer.status_code == 201
-        assert Effect.objects.count() == 1
+        assert seen == [False, atomic_requests]
+        assert Effect.objects.count() == 2
 
 
 class TestContext:

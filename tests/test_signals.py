@@ -568,11 +568,12 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
     assert set(ALL) - set(named) == {"key_claimed"}
     for fields, kind in zip(named.values(), kinds, strict=True):
         assert fields == [field.name for field in dataclasses.fields(kind)]
-    (sample,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    sample, configuration = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     before = [*signals.request_refused.receivers]
     # A receiver is held weakly: what defines it must live.
     space: dict[str, Any] = {}
-    exec(sample, space)
+    exec(sample + configuration, space)
+    assert [*space["LOGGING"]["loggers"]] == [signals.logger.name]
     try:
         client.post("/required/", {})
     finally:

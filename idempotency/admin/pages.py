@@ -137,7 +137,7 @@ class Pages(RecordAdmin):
         return self._page(
             request,
             "resolve",
-            title=gettext("Resolve: what did the client have to get?"),
+            title=gettext("Resolve: what should the client have got?"),
             record=record,
             form=form,
             record_address=self._address("change", record.pk),
