@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import router
 from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.http import http_date
@@ -27,7 +26,12 @@ from idempotency.fingerprints import custom_fingerprint, derivation_payload
 from idempotency.finishing import Finisher
 from idempotency.hooks import hooks_of, scope_of
 from idempotency.identity import Identity
-from idempotency.models import IdempotencyRecord, NextAnswer, record_id
+from idempotency.models import (
+    IdempotencyRecord,
+    NextAnswer,
+    default_alias,
+    record_id,
+)
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Fate, Handler, Outcome
 from idempotency.policy import Options, Policy
@@ -125,7 +129,7 @@ class Execution:
             hooks=self.hooks,
             finisher=self.finisher,
             reporter=self.reporter,
-            alias=policy.using or router.db_for_write(IdempotencyRecord),
+            alias=policy.using or default_alias(),
         )
 
     def run(self) -> HttpResponseBase:

@@ -70,7 +70,7 @@ def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:
     if not isinstance(value, str):
         raise ImproperlyConfigured(
             "An idempotency fingerprint must be a string or what "
-            f"default_fingerprint() returns, not {value!r}."
+            f"default_fingerprint() returns, not {type(value).__name__}."
         )
     return Fingerprint(CUSTOM_VERSION, hashlib.sha256(_encode(value)).hexdigest())
 

@@ -33,8 +33,8 @@ class IdempotencyMixin(Hooks):
 
     Each attribute is an option of the same name; None leaves it to the settings.
     Durations are ``timedelta``; functions are called without the view. Wrong options
-    are refused when the class is made, with ``ImproperlyConfigured``, and so are a
-    mixin right of the view class and handlers that are coroutines, with ``TypeError``.
+    are refused when the class is made, with ``ImproperlyConfigured``, and so is a mixin
+    right of the view class, with ``TypeError``.
     """
 
     idempotency_required: bool | None = None
@@ -61,12 +61,6 @@ class IdempotencyMixin(Hooks):
                 "IdempotencyMixin must stand left of the view class. "
                 f"Write: class {cls.__name__}({names})"
             )
-        for name in View.http_method_names:
-            if inspect.iscoroutinefunction(getattr(cls, name, None)):
-                raise TypeError(
-                    f"IdempotencyMixin can't protect {cls.__qualname__}.{name}(): it "
-                    "is a coroutine, and Django has no transactions for those."
-                )
         _validate(cls, {}, where=cls.__qualname__)
 
     @classonlymethod
@@ -76,7 +70,8 @@ class IdempotencyMixin(Hooks):
         A view with a leased handler is opted out of ATOMIC_REQUESTS (E11); its other
         requests get their transaction from ``dispatch``.
 
-        Raises ``TypeError`` for a view of Django's own kind, which it can't protect.
+        Raises ``TypeError`` for a view of Django's own kind and for handlers that are
+        coroutines, which it can't protect.
         """
         if not issubclass(cls, APIView):
             raise TypeError(
@@ -84,6 +79,7 @@ class IdempotencyMixin(Hooks):
                 f"{cls.__qualname__} is none: derive it from APIView, or from a class "
                 "that does."
             )
+        _refuse_coroutines(cls, *args, **initkwargs)
         _validate(cls, initkwargs, where=f"{cls.__qualname__}.as_view()")
         if not _has_leased_handler(cls, initkwargs):
             return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
@@ -171,6 +167,17 @@ class IdempotencyMixin(Hooks):
 
 # The scope is a hook's to decide: get_idempotency_scope() reads its attribute.
 OPTION_NAMES = tuple(name for name in RULES if name != "scope")
+
+
+def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
+    """Refuse what a view or a ViewSet answers with, if there is a coroutine in it."""
+    for name in (actions or {}).values() or View.http_method_names:
+        handler = answering(cls, getattr(cls, name, None))
+        if inspect.iscoroutinefunction(handler):
+            raise TypeError(
+                f"IdempotencyMixin can't protect {handler.__qualname__}(): it is a "
+                "coroutine, and Django has no transactions for those."
+            )
 
 
 def _has_leased_handler(cls: type[Hooks], initkwargs: Options) -> bool:

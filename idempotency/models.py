@@ -130,7 +130,7 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
 
         In the database that is written to.
         """
-        alias = self._db or get_settings().USING or router.db_for_write(self.model)  # type: ignore[attr-defined]  # not in the stubs
+        alias = self._db or default_alias()  # type: ignore[attr-defined]  # not in the stubs
         now = now or timezone.now()
         expired = IdempotencyRecordQuerySet(self.model, using=alias).expired(now)
         doomed = self.using(alias).expired(now).without_live_lease()
@@ -186,6 +186,11 @@ def record_id(scope: str, key: str) -> UUID:
     octets[6] = octets[6] & 0x0F | 0x50
     octets[8] = octets[8] & 0x3F | 0x80
     return UUID(bytes=bytes(octets))
+
+
+def default_alias() -> str:
+    """Return the alias of the database that records are written to by default."""
+    return get_settings().USING or router.db_for_write(IdempotencyRecord)
 
 
 class RecordChanged(Exception):

@@ -219,6 +219,39 @@ class TestClaim:
         assert IdempotencyRecord.objects.values().get() == before
 
 
+class TestLeases:
+    """What a lease, and what is stored, keep from being written over."""
+
+    LEASE = timedelta(seconds=60)
+
+    def test_renewed_since_it_was_seen(self, here: Claims) -> None:
+        """E8, E9: A record is taken over only while its lease is over."""
+        mine = wanted("1")
+        here.claim(mine, timezone.now(), lease=self.LEASE)
+        is_over = {"lease_expires_at": timezone.now() - self.LEASE}
+        IdempotencyRecord.objects.update(**is_over)
+        seen = here.look_up(mine.pk)
+        assert seen is not None
+        here.renew(mine, self.LEASE)
+        assert not here.take_over(seen, wanted("2"), self.LEASE)
+        assert IdempotencyRecord.objects.get().token == mine.token
+        IdempotencyRecord.objects.update(**is_over)
+        assert here.take_over(seen, wanted("2"), self.LEASE)
+        assert IdempotencyRecord.objects.get().token == uuid.UUID(int=2)
+
+    @pytest.mark.parametrize("verb", ["renew", "abandon"])
+    def test_completed(self, here: Claims, verb: str) -> None:
+        """E9: What is answered is neither renewed nor abandoned, token or not."""
+        mine = wanted()
+        here.claim(mine, timezone.now(), lease=self.LEASE)
+        here.complete(mine, ANSWER)
+        before = IdempotencyRecord.objects.values().get()
+        arguments = [self.LEASE] if verb == "renew" else []
+        with pytest.raises(ClaimLost):
+            getattr(here, verb)(mine, *arguments)
+        assert IdempotencyRecord.objects.values().get() == before
+
+
 class TestRacesInOneTurn:
     """What happens between the statements of one claim."""
 

@@ -513,14 +513,14 @@ class TestHooks:
         assert client.post("/hooked/", {"order": 2}, **key()).status_code == 422
         assert IdempotencyRecord.objects.get().fingerprint_version == 0
 
-    def test_fingerprint_that_is_none(self, client: Any, monkeypatch: Any) -> None:
-        """F1: A hook that returns nothing is told so; nothing runs."""
+    def test_fingerprint_of_a_wrong_type(self, client: Any, monkeypatch: Any) -> None:
+        """F1, F5: A hook's mistake is told, without the payload; nothing runs."""
         monkeypatch.setattr(
-            Hooked, "get_idempotency_fingerprint", lambda self, request: None
+            Hooked, "get_idempotency_fingerprint", lambda self, request: request.data
         )
         client.raise_request_exception = True
-        with pytest.raises(ImproperlyConfigured, match="fingerprint must be a string"):
-            client.post("/hooked/", {}, **key())
+        with pytest.raises(ImproperlyConfigured, match=r"a string .* not dict\.$"):
+            client.post("/hooked/", {"card": "4242"}, **key())
         assert Effect.objects.count() == 0
 
     def test_fingerprint_setting(self, client: Any, settings: Any) -> None:
@@ -640,6 +640,25 @@ class TestRollback:
                 transaction.set_rollback(True)
             transaction.set_rollback(True)
             transaction.set_rollback(False)
+            Effect.objects.create(name="lost")
+            with suppress(IntegrityError), transaction.atomic(savepoint=False):
+                collide(raw=True)
+            return Response({}, status=200)
+
+        handle(handler)
+        answer = client.post(door, {}, **key())
+        assert_refused(answer, 503, "idempotency_transaction_failed")
+        assert Effect.objects.count() == 1
+
+    def test_set_rollback_in_a_savepoint(
+        self, client: Any, handle: Handle, door: str
+    ) -> None:
+        """E2: A wish that a savepoint kept to itself excuses no loss after it."""
+        Effect.objects.create(name="taken")
+
+        def handler(request: Request) -> Any:
+            with transaction.atomic():
+                transaction.set_rollback(True)
             Effect.objects.create(name="lost")
             with suppress(IntegrityError), transaction.atomic(savepoint=False):
                 collide(raw=True)
@@ -1030,10 +1049,11 @@ class TestOutcomes:
         answer = client.post("/function/", {"a": 2}, **key())
         assert answer.data == {"code": "idempotency_key_reused"}
 
+    @pytest.mark.parametrize("error", [ValueError, IntegrityError])
     def test_exception_handler_that_asks(
-        self, client: Any, handle: Handle, monkeypatch: Any
+        self, client: Any, handle: Handle, monkeypatch: Any, error: type[Exception]
     ) -> None:
-        """O3, O4: It can use the database, as it can without a key; effects go."""
+        """O3, O4: It can use the database where it can without a key; effects go."""
 
         def answer(exc: Any, context: Any) -> Response:
             Effect.objects.create(note="audit")
@@ -1041,13 +1061,17 @@ class TestOutcomes:
 
         def handler(request: Request) -> Any:
             Effect.objects.create(note="effect")
-            raise ValueError("wrong")
+            if error is ValueError:
+                raise ValueError("wrong")
+            collide(raw=False)
 
+        Effect.objects.create(name="taken")
         monkeypatch.setattr(APIView, "get_exception_handler", lambda self: answer)
         handle(handler)
+        is_broken = error is IntegrityError and connection_is_atomic()
         for _ in range(2):
             answered = client.post("/function/", {}, **key())
-            assert (answered.status_code, answered.data["why"]) == (409, "wrong")
+            assert answered.status_code == (500 if is_broken else 409)
         assert not Effect.objects.filter(note="effect").exists()
         assert IdempotencyRecord.objects.count() == 0
 

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.utils.decorators import method_decorator
 from django.views import View
 from rest_framework.decorators import action, api_view
+from rest_framework.generics import CreateAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
@@ -159,12 +160,30 @@ def test_above_other_things() -> None:
 
 
 def test_mixin_above_coroutines() -> None:
-    """X2: So is the mixin on a view whose handlers are coroutines."""
-    with pytest.raises(TypeError, match=r"Pay\.post\(\): it is a coroutine"):
+    """X2: So is the mixin on handlers that are coroutines, actions among them."""
 
-        class Pay(IdempotencyMixin, APIView):
-            async def post(self, request: Request) -> Response:
-                return Response()
+    class Pay(IdempotencyMixin, APIView):
+        async def post(self, request: Request) -> Response:
+            return Response()
+
+    class Payments(IdempotencyMixin, ViewSet):
+        def list(self, request: Request) -> Response:
+            return Response()
+
+        async def create(self, request: Request) -> Response:
+            return Response()
+
+    class Generic(IdempotencyMixin, CreateAPIView):
+        async def create(self, request: Request) -> Response:
+            return Response()
+
+    with pytest.raises(TypeError, match=r"Pay\.post\(\): it is a coroutine"):
+        Pay.as_view()
+    with pytest.raises(TypeError, match=r"Payments\.create\(\): it is a coroutine"):
+        Payments.as_view({"post": "create"})
+    with pytest.raises(TypeError, match=r"Generic\.create\(\): it is a coroutine"):
+        Generic.as_view()
+    Payments.as_view({"get": "list"})
 
 
 def test_outside_of_the_framework() -> None:

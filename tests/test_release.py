@@ -42,7 +42,8 @@ def test_the_version_stands_in_one_place() -> None:
     assert version("django-idempotency") == idempotency.__version__
     assert parsed("setup.cfg")["metadata"]["version"] == "attr: idempotency.__version__"
     for name in ("setup.cfg", "pyproject.toml", "tox.ini", "docs/conf.py"):
-        assert f"{idempotency.__version__}\n" not in read(name)
+        own = rf"(?<![=<>~.\d]){re.escape(idempotency.__version__)}(?![.\d])"
+        assert not re.search(own, read(name)), name
     changes = read("CHANGELOG.md")
     newest = re.search(r"^## (?:Unreleased / )?(\S+)", changes, re.MULTILINE)
     assert newest is not None

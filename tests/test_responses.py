@@ -33,7 +33,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 from tests.app.models import Effect
-from tests.app.views import behave, create_effect
+from tests.app.views import MixinView, behave, create_effect
 from tests.conftest import KEY, code_of, key
 from tests.urls import urlpatterns as usual_urls
 
@@ -239,6 +239,30 @@ def test_warnings_of_a_header(client: Any) -> None:
     response = client.post("/function/", {}, **key("weak"))
     assert "$warnings" not in response.json()
     assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_WEAK;")
+
+
+def test_ignored_key_of_a_header(client: Any) -> None:
+    """K5, K7: So it does on a method on which its key means nothing."""
+    response = client.get("/mixin-view/", **key())
+    assert "$warnings" not in response.json()
+    assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_IGNORED;")
+
+
+def test_second_answer(
+    client: Any, handle: Callable[..., None], monkeypatch: Any
+) -> None:
+    """R1: An answer in another one's place has the view's headers, too."""
+
+    def lose(request: Request) -> Response:
+        IdempotencyRecord.objects.all()._raw_delete("default")
+        return Response({})
+
+    monkeypatch.setattr(MixinView, "renderer_classes", [JSONRenderer, CSVRenderer])
+    first = client.post("/mixin-view/", {}, **key())
+    handle(lose)
+    second = client.post("/mixin-view/", {}, **key("another-key"))
+    assert (first.status_code, second.status_code) == (201, 503)
+    assert second["Vary"] == first["Vary"] == "Accept"
 
 
 def test_warnings_of_refusals(client: Any, handle: Callable[..., None]) -> None:

@@ -29,6 +29,7 @@ from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.http import StreamingHttpResponse
 from django.test import Client, TestCase, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 from django.urls import path
 from rest_framework.decorators import api_view
 from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
@@ -57,6 +58,7 @@ from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import KEY
 from tests.processes import ROOT
+from tests.records import make_record
 from tests.test_docs import run_case
 from tests.urls import urlpatterns as usual_urls
 
@@ -1179,6 +1181,17 @@ def test_an_abandoned_record(own_client: IdempotentClient, using: str | None) ->
     assert Effect.objects.count() == 2
     with pytest.raises(IdempotencyRecord.DoesNotExist):
         abandon_record(KEY)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_records_of_the_settings(settings: Any) -> None:
+    """They are those of the database that records are kept in, as USING says."""
+    settings.IDEMPOTENCY = {"USING": "other"}
+    make_record(key=KEY)
+    assert abandon_record(KEY)._state.db == "other"
+    with CaptureQueriesContext(connections["other"]) as queries:
+        assert age_records(timedelta(days=1)) == 1
+    assert len(queries) == 1
 
 
 # Its fixtures, and what it needs to be imported

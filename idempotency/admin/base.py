@@ -8,14 +8,13 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import get_content_type_for_model
-from django.db import models, router
+from django.db import models
 from django.db.models import Case, Q, Value, When
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import override
 
-from idempotency.conf import get_settings
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord, State, default_alias
 
 if TYPE_CHECKING:
     RecordAdminBase = admin.ModelAdmin[IdempotencyRecord]
@@ -34,8 +33,7 @@ class RecordAdmin(RecordAdminBase):
     @property
     def alias(self) -> str:
         """The alias of the database whose records these are."""
-        by_default = get_settings().USING or router.db_for_write(IdempotencyRecord)
-        return self.using or by_default
+        return self.using or default_alias()
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[IdempotencyRecord]:
         """Return the records, with what they are now, and without what is large."""

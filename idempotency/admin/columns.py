@@ -51,7 +51,7 @@ class Columns(RecordAdmin):
         label = settings.AUTH_USER_MODEL.lower()
         if not (record.scope.startswith(USER_SCOPE) and kind == label and pk):
             return shown
-        if apps.get_model(label) not in self.admin_site._registry:
+        if not self.admin_site.is_registered(apps.get_model(label)):
             return shown
         name = f"admin:{label.replace('.', '_')}_change"
         address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)

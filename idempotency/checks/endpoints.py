@@ -10,6 +10,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import connections, router
 from django.views import View
 
+from idempotency import models
 from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
 from idempotency.conf import get_settings
 from idempotency.decorators import OPTIONS_ATTRIBUTE, handlers_of
@@ -42,8 +43,9 @@ class Endpoint(NamedTuple):
 
 def default_alias() -> str:
     """Return the database of the records where an endpoint does not choose one."""
-    chosen = get_settings().USING if settings_are_right() else None
-    return chosen or router.db_for_write(IdempotencyRecord)
+    if settings_are_right():
+        return models.default_alias()
+    return router.db_for_write(IdempotencyRecord)
 
 
 def find_endpoints() -> Iterator[Endpoint]:
@@ -103,7 +105,7 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
             route.callback, "view_class", None
         )
         if cls is not None and not issubclass(cls, IdempotencyMixin):
-            names = [*ATTRIBUTES, *(HOOKS if _is_protected(route) else ())]
+            names = [*ATTRIBUTES, *(HOOKS if _is_decorated(route) else ())]
             found = [name for name in names if hasattr(cls, name)]
             if found:
                 without[dotted_name(cls)] = found[0]
@@ -120,7 +122,7 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def _is_protected(route: Route) -> bool:
+def _is_decorated(route: Route) -> bool:
     return any(
         any(hasattr(each, OPTIONS_ATTRIBUTE) for each in handlers_of(*pair))
         for pair in _pairs(route)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from django.db import router
 from django.db.models import F, QuerySet
 
 from idempotency.clocks import UTCNow
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord, State, default_alias
 
 TIMES = ("created_at", "completed_at", "expires_at", "lease_expires_at")
 
@@ -23,9 +22,7 @@ def age_records(
     new (P1).
     """
     if records is None:
-        records = IdempotencyRecord.objects.using(
-            router.db_for_write(IdempotencyRecord)
-        )
+        records = IdempotencyRecord.objects.using(default_alias())
     return records.update(**{name: F(name) - age for name in TIMES})
 
 
@@ -33,12 +30,13 @@ def abandon_record(key: str, *, using: str | None = None) -> IdempotencyRecord:
     """Turn the record of a key into an abandoned one, and return it (E9).
 
     As a worker leaves it that died after it had acted and before its answer was stored,
-    when the lease is over. ``using`` is the alias of the record's database.
+    when the lease is over. ``using`` is the alias of the record's database, by default
+    the one that records are written to.
 
     Raises ``IdempotencyRecord.DoesNotExist`` if no request with that key was answered,
     and ``MultipleObjectsReturned`` if several callers have one.
     """
-    alias = using or router.db_for_write(IdempotencyRecord)
+    alias = using or default_alias()
     record = IdempotencyRecord.objects.using(alias).get(key=key)
     IdempotencyRecord.objects.using(alias).filter(pk=record.pk).update(
         state=State.ABANDONED,
