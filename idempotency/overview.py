@@ -12,7 +12,7 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.translation import gettext
 
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord
 
 DAYS = 30
 # So many records are read one by one; of more, that many stand for all.
@@ -75,7 +75,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Figures of one database; ``is_exact`` is false if a sample stands for it."""
+    """Figures of one database; ``is_exact`` is false if a sample stands for it.
+
+    Where ``..._is_cut``, nobody has counted further: there are more than that.
+    """
 
     WIDTH, HEIGHT = 900, 200
 
@@ -92,8 +95,9 @@ class Overview:
     within_a_week: int
     abandoned: int
     abandoned_is_exact: bool
+    abandoned_is_cut: bool
     in_progress: int
-    in_progress_is_exact: bool
+    in_progress_is_cut: bool
 
     @classmethod
     def of(cls, alias: str, now: datetime | None = None) -> Overview:
@@ -107,7 +111,8 @@ class Overview:
             return round(number * factor)
 
         leased = records.filter(lease_expires_at__isnull=False).with_lease_state()
-        ended = leased.filter(is_leased=False).exclude(state=State.COMPLETED)
+        # What is completed has no lease.
+        ended = leased.filter(is_leased=False)
         # Those without a lease (E5) have no index: the sample has to tell.
         left_behind = scaled(sum(_is_left_behind(row) for row in rows))
         abandoned = ended[: MOST_COUNTED + 1].count()
@@ -127,10 +132,10 @@ class Overview:
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
             within_a_week=scaled(_within(expiries, timedelta(days=7))),
             abandoned=min(abandoned, MOST_COUNTED) + left_behind,
-            abandoned_is_exact=abandoned <= MOST_COUNTED
-            and (factor == 1 or not left_behind),
+            abandoned_is_exact=factor == 1 or not left_behind,
+            abandoned_is_cut=abandoned > MOST_COUNTED,
             in_progress=min(in_progress, MOST_COUNTED),
-            in_progress_is_exact=in_progress <= MOST_COUNTED,
+            in_progress_is_cut=in_progress > MOST_COUNTED,
         )
 
 

@@ -134,6 +134,8 @@ def test_filters_without_an_index(
     assert listed(staff, "?state=abandoned") == ["left-1", "abandoned"]
     assert said in Page(staff.get(f"{LIST}?state=abandoned")).text
     assert listed(staff, "?state=abandoned&expiry=week") == ["left-25"]
+    make_abandoned(lease_expires_at=None, key="left-0")
+    assert listed(staff, "?state=abandoned") == ["left-0", "left-1", "abandoned"]
     assert listed(staff, "?method=put&q=k-5") == ["k-5"]
     for query in ("", "?expiry=later", "?method=put&expiry=day"):
         assert said not in Page(staff.get(LIST + query)).text
@@ -674,6 +676,21 @@ def test_overview(staff: Client) -> None:
     assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")
 
 
+def test_overview_of_days_and_endpoints(staff: Client) -> None:
+    """A4: A day is one of the reader's, and bars are as long as their numbers."""
+    now = datetime(2026, 11, 20, 12, tzinfo=zones.utc)
+    for number, path in enumerate(("/a", "/a", "/b")):
+        created = datetime(2026, 11, 19, 23 - number, 30, tzinfo=zones.utc)
+        make_record(created_at=created, path=path)
+    with timezone.override("Asia/Tokyo"):
+        tokyo = Overview.of("default", now).days
+    with timezone.override("America/New_York"):
+        overview = Overview.of("default", now)
+    assert [day.number for day in tokyo[-2:]] == [0, 3]
+    assert [day.number for day in overview.days[-2:]] == [3, 0]
+    assert [each.width for each in overview.endpoints] == [100, 50]
+
+
 def test_overview_of_nothing(staff: Client) -> None:
     """A4: A table without records is no error."""
     assert "There are no records." in Page(staff.get(f"{LIST}overview/")).text
@@ -695,13 +712,31 @@ def test_overview_from_a_sample(
     assert not overview.is_exact
     assert overview.sample == 200
     assert 700 < overview.number < 1400
-    assert (overview.abandoned, overview.abandoned_is_exact) == (3, False)
+    assert (overview.abandoned, overview.abandoned_is_cut) == (3, True)
+    assert 700 < overview.most_on_a_day < 1400
     for _number in range(4):
         make_running()
     text = Page(staff.get(f"{LIST}overview/")).text
-    assert "In progress, leased~ 3" in text.replace("\n", "")
+    assert "Abandoned nowmore than 3" in text.replace("\n", "")
+    assert "In progress, leasedmore than 3" in text.replace("\n", "")
     assert "Estimated from a random sample of 200 records" in text
     assert re.search(r"~ 1,?\d\d\d|~ \d\d\d", text)
+
+
+def test_overview_of_what_was_left_behind(
+    staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4, E5: What has no lease is known from the sample alone, and is told so."""
+    monkeypatch.setattr("idempotency.overview.SAMPLE", 20)
+    for number in range(100):
+        make_record(id=UUID(int=hash_of(number)), key=f"k-{number}")
+    assert Overview.of("default").abandoned_is_exact
+    make_abandoned(id=UUID(int=1), lease_expires_at=None)
+    overview = Overview.of("default")
+    assert overview.abandoned >= 1
+    assert (overview.abandoned_is_exact, overview.abandoned_is_cut) == (False, False)
+    text = Page(staff.get(f"{LIST}overview/")).text
+    assert "Abandoned now~ " in text.replace("\n", "")
 
 
 def hash_of(number: int) -> int:
