@@ -8,11 +8,9 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
-from django.views import View
-
 from idempotency.policy import LEASED, Policy
 from idempotency.protection import Protection, is_exempt, protection_of
-from idempotency.routes import Route, answers, dotted_name, find_routes
+from idempotency.routes import Route, dotted_name, find_routes
 
 HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
 # What is told of a policy in a column or an entry of its own.
@@ -96,16 +94,15 @@ def audit() -> list[Finding]:
 
 
 def _findings(route: Route) -> Iterator[Finding]:
-    for method in map(str.upper, View.http_method_names):
-        if answers(route.callback, method):
-            protection = protection_of(route.callback, method)
-            if protection is not None or method == "POST":
-                yield Finding(
-                    method=method,
-                    route=route,
-                    protection=protection,
-                    exempt=is_exempt(route.callback, method),
-                )
+    for method in route.methods():
+        protection = protection_of(route.callback, method)
+        if protection is not None or method == "POST":
+            yield Finding(
+                method=method,
+                route=route,
+                protection=protection,
+                exempt=is_exempt(route.callback, method),
+            )
 
 
 def _mode(policy: Policy) -> str:

@@ -17,6 +17,7 @@ from django.contrib.admindocs.utils import (
 )
 from django.urls import get_resolver
 from django.urls.resolvers import RegexPattern, URLResolver
+from django.views import View
 
 # What Django REST framework's format suffixes end in, as regex and as converter.
 FORMAT_SUFFIX = re.compile(r"(\.<format>|<drf_format_suffix\w*:format>)/?$")
@@ -34,15 +35,29 @@ class Route:
     name: str | None
     callback: Any
 
+    @property
+    def view_class(self) -> Any:
+        """The class of the view, or None for a function of Django's own kind."""
+        return _class_of(self.callback)
+
     def view(self, method: str) -> str:
         """Return the dotted name of what answers a method, a ViewSet's action too."""
-        view = self.callback
-        view_class = getattr(view, "cls", None) or getattr(view, "view_class", None)
+        view, view_class = self.callback, self.view_class
         if view_class is not None:
             action = (getattr(view, "actions", None) or {}).get(method.lower())
             ends = [view_class.__name__, *([action] if action else [])]
             return ".".join([view_class.__module__, *ends])
         return dotted_name(view)
+
+    def methods(self) -> Iterator[str]:
+        """Yield the HTTP methods that it answers, in capitals."""
+        for method in map(str.upper, View.http_method_names):
+            if answers(self.callback, method):
+                yield method
+
+
+def _class_of(view: Any) -> Any:
+    return getattr(view, "cls", None) or getattr(view, "view_class", None)
 
 
 def dotted_name(function: Any) -> str:
@@ -104,7 +119,7 @@ def answers(callback: Any, method: str) -> bool:
     A function of Django's own kind answers all that ``require_http_methods`` and its
     like let through.
     """
-    view_class = getattr(callback, "cls", None) or getattr(callback, "view_class", None)
+    view_class = _class_of(callback)
     if view_class is None:
         return all(method in allowed for allowed in _required_methods(callback))
     name = method.lower()

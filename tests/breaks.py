@@ -71,7 +71,7 @@ BREAKS = (
     ),
     Break(
         name="look-up on a replica",
-        file="idempotency/execution.py",
+        file="idempotency/models.py",
         old="router.db_for_write(IdempotencyRecord)",
         new="router.db_for_read(IdempotencyRecord)",
         test="tests/test_databases.py::test_replicas_are_never_asked",

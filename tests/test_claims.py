@@ -140,7 +140,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: Any, database: None) -> st
     """Run a test with the vendor's claims and with those of any database."""
     if request.param != "vendor":
         monkeypatch.setattr(
-            connections["default"], claims.CACHE, Claims(connection), raising=False
+            connections["default"], claims.ATTRIBUTE, Claims(connection), raising=False
         )
     return str(request.param)
 

@@ -217,7 +217,9 @@ def test_any_order(
     key back.
     """
     if kind != "vendor":
-        monkeypatch.setattr(connection, claims.CACHE, Claims(connection), raising=False)
+        monkeypatch.setattr(
+            connection, claims.ATTRIBUTE, Claims(connection), raising=False
+        )
     run_state_machine_as_test(
         LeaseMachine,
         settings=settings(max_examples=examples, stateful_step_count=30, deadline=None),

@@ -21,6 +21,7 @@ from idempotency.admin.forms import ResolveForm
 from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
 from idempotency.overview import Overview
 
+SEE_BODY = "idempotency.view_response_body"
 RELEASE = "idempotency.release_key"
 RESOLVE = "idempotency.resolve_record"
 RELEASED = _("Released the key.")
@@ -160,7 +161,7 @@ class Pages(RecordAdmin):
 
     def download_body(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Send a body as a file of no type, so that no browser shows or runs it."""
-        record = self._get(request, object_id, "idempotency.view_response_body")
+        record = self._get(request, object_id, SEE_BODY)
         if record.body is None:
             raise Http404
         response = HttpResponse(

@@ -15,12 +15,10 @@ from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import lists
 from idempotency.admin.columns import Columns
-from idempotency.admin.pages import Pages
+from idempotency.admin.pages import SEE_BODY, Pages
 from idempotency.admin.purge import PurgePage
 from idempotency.keys import ESCAPED, QUOTED
 from idempotency.models import IdempotencyRecord, record_id
-
-SEE_BODY = "idempotency.view_response_body"
 
 
 @admin.register(IdempotencyRecord)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from django.core import checks
 from django.core.checks import CheckMessage, Error
 from django.db import connections, router
-from django.views import View
 
 from idempotency import models
 from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
@@ -20,7 +19,7 @@ from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
 from idempotency.policy import RULES
 from idempotency.protection import Protection, protection_of
-from idempotency.routes import Route, answers, dotted_name, find_routes
+from idempotency.routes import Route, dotted_name, find_routes
 
 # @idempotent leaves an attribute of its own on functions, which is none of these.
 ATTRIBUTES = tuple(PREFIX + name for name in RULES)
@@ -54,7 +53,7 @@ def find_endpoints() -> Iterator[Endpoint]:
         return  # the mistakes there are reported
     seen = set()
     for route in find_routes():
-        for method in map(str.upper, View.http_method_names):
+        for method in route.methods():
             protection = protection_of(route.callback, method)
             endpoint = (route.view(method), route.callback)
             if protection is not None and endpoint not in seen:
@@ -101,11 +100,9 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
     """Report options and hooks that a view has and nobody reads."""
     without: dict[str, str] = {}
     for route in find_routes():
-        cls = getattr(route.callback, "cls", None) or getattr(
-            route.callback, "view_class", None
-        )
+        cls = route.view_class
         if cls is not None and not issubclass(cls, IdempotencyMixin):
-            names = [*ATTRIBUTES, *(HOOKS if _is_decorated(route) else ())]
+            names = [*ATTRIBUTES, *(HOOKS if [*_decorated(route)] else ())]
             found = [name for name in names if hasattr(cls, name)]
             if found:
                 without[dotted_name(cls)] = found[0]
@@ -122,18 +119,12 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def _is_decorated(route: Route) -> bool:
-    return any(
-        any(hasattr(each, OPTIONS_ATTRIBUTE) for each in handlers_of(*pair))
-        for pair in _pairs(route)
-    )
-
-
-def _pairs(route: Route) -> Iterator[tuple[Any, str]]:
-    """Yield a route's callback with each method that it answers."""
-    for method in map(str.upper, View.http_method_names):
-        if answers(route.callback, method):
-            yield route.callback, method
+def _decorated(route: Route) -> Iterator[tuple[str, Any]]:
+    """Yield a route's methods with what @idempotent has made of their handlers."""
+    for method in route.methods():
+        for handler in handlers_of(route.callback, method):
+            if hasattr(handler, OPTIONS_ATTRIBUTE):
+                yield method, handler
 
 
 @checks.register("idempotency")
@@ -144,14 +135,11 @@ def check_methods(**kwargs: Any) -> list[CheckMessage]:
     idle: dict[Any, tuple[str, str]] = {}
     at_work = set()
     for route in find_routes():
-        for callback, method in _pairs(route):
-            for handler in handlers_of(callback, method):
-                if not hasattr(handler, OPTIONS_ATTRIBUTE):
-                    continue
-                if protection_of(callback, method) is not None:
-                    at_work.add(handler)
-                else:
-                    idle[handler] = (route.view(method), method)
+        for method, handler in _decorated(route):
+            if protection_of(route.callback, method) is not None:
+                at_work.add(handler)
+            else:
+                idle[handler] = (route.view(method), method)
     return [
         checks.Warning(
             f"@idempotent does nothing for {name}: keys mean nothing on {method}.",

@@ -17,16 +17,16 @@ from idempotency.claims.sqlite import SQLiteClaims
 
 __all__ = ["Claims", "claims_in"]
 
-CACHE = "_idempotency_claims"
+ATTRIBUTE = "_idempotency_claims"
 
 
 def claims_in(alias: str) -> Claims:
     """Return the claims of a database, in the statements that it is best at."""
     connection = connections[alias]
-    found: Claims | None = getattr(connection, CACHE, None)
+    found: Claims | None = getattr(connection, ATTRIBUTE, None)
     if found is None:
         found = _kind_for(connection)(connection)
-        setattr(connection, CACHE, found)
+        setattr(connection, ATTRIBUTE, found)
     return found
 
 
