@@ -16,7 +16,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.management import call_command
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
@@ -154,6 +154,24 @@ def test_decisions(staff: Client) -> None:
     again = APIClient().post("/book/", {}, **key())
     assert again.json() == {"record": str(record.pk)}
     assert LogEntry.objects.count() == 2
+
+
+@pytest.mark.parametrize("page", ["release", "resolve"])
+def test_no_decision_without_its_log(
+    staff: Client, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """A3: What can't be logged is not done, though the log is in another database."""
+    place = f"{HERE}{make_abandoned().pk}/{page}/"
+    form = form_of(Page(staff.get(place)))
+    form |= {"status_code": "201", "content_type": "text/plain", "body": "booked"}
+
+    def fail(**fields: Any) -> None:
+        raise DatabaseError("the log is full")
+
+    monkeypatch.setattr(LogEntry.objects, "create", fail)
+    with pytest.raises(DatabaseError, match="the log is full"):
+        staff.post(place, form)
+    assert IdempotencyRecord.objects.using("ledger").get().state == State.ABANDONED
 
 
 @pytest.mark.parametrize("is_by_a_worker", [True, False])

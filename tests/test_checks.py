@@ -387,6 +387,17 @@ def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
     assert_helpful(message)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_one_of_two_is_switched_off(
+    tasks: Any, app_schedule: dict[str, Any], enabled: bool
+) -> None:
+    """X2: One row that is at work is enough, whichever comes first."""
+    app_schedule.update(BEAT_SCHEDULE)
+    add_task(tasks, name="first", enabled=enabled)
+    add_task(tasks, name="second", enabled=not enabled)
+    assert ids_of_database_checks() == []
+
+
 def test_tables_that_may_not_be_looked_at(
     tasks: Any, app_schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,14 @@ class TestForms:
         this = digest(*multipart({"title": "Essay", "file": upload()}))
         assert this != digest(*multipart(other))
 
+    def test_two_files_of_one_field(self) -> None:
+        """F2: They come in the order in which they were sent."""
+        first, second = upload(b"1", name="1"), upload(b"2", name="2")
+        this = digest(*multipart({"a": [first, second]}))
+        for file in (first, second):
+            file.seek(0)
+        assert this != digest(*multipart({"a": [second, first]}))
+
     def test_two_files(self) -> None:
         """F2: Each file of a form counts, and an empty one is not its predecessor."""
         bodies = [
@@ -512,9 +520,19 @@ class TestReadBefore:
         with pytest.raises(RawPostDataException, match="idempotency key"):
             default_fingerprint(request)
 
-    def test_gone_after_a_failed_parse(self) -> None:
+    @pytest.mark.parametrize("kind", ["multipart/form-data", FORM])
+    def test_gone_after_a_failed_parse(self, kind: str) -> None:
         """F3: What a failed parse leaves is not taken for the body."""
-        request = make_request(*multipart({"a": "1"})[:1], "multipart/form-data")
+
+        class Failing(parsers.BaseParser):
+            media_type = FORM
+
+            def parse(self, *args: Any, **kwargs: Any) -> Any:
+                raise ParseError
+
+        parser_list = [Failing()] if kind == FORM else PARSERS
+        body, _kind = multipart({"a": "1"})
+        request = make_request(body, kind, parser_list=parser_list)
         with pytest.raises(ParseError):
             _ = request.data
         request._request._read_started = True
@@ -548,6 +566,28 @@ def test_client_that_leaves() -> None:
         request._request._stream = Broken()
         with pytest.raises(OSError, match="connection reset"):
             default_fingerprint(request)
+
+
+def test_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F3: Nor is a copy that could not be written handed to the handler."""
+
+    class Full(BytesIO):
+        """Has no room at first, so that what comes later has lost its beginning."""
+
+        was_full = False
+
+        def write(self, *args: Any) -> int:
+            if self.was_full:
+                return super().write(*args)
+            self.was_full = True
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr("idempotency.bodies.SpooledTemporaryFile", lambda **kw: Full())
+    request = make_request(*multipart({"title": "Essay", "file": upload()}))
+    stream = request._request._stream
+    with pytest.raises(OSError, match="No space left"):
+        default_fingerprint(request)
+    assert request._request._stream is stream
 
 
 def test_custom_fingerprints() -> None:

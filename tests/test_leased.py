@@ -14,11 +14,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection, transaction
 from django.http import Http404, HttpResponse
 from django.test import TestCase, override_settings
-from django.urls import path
+from django.urls import path, resolve
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from rest_framework import exceptions
 from rest_framework.decorators import action, api_view
+from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient, APIRequestFactory
@@ -820,6 +821,24 @@ class TestTransactions:
             assert client.post("/leased/", {}, **key()).status_code == 201
         assert seen == [atomic_requests]
 
+    def test_refused_keys(
+        self, client: Any, atomic_requests: bool, monkeypatch: Any
+    ) -> None:
+        """E11: A request whose key is refused has the transaction that it had, too."""
+        seen = []
+
+        class Look(BasePermission):
+            def has_permission(self, request: Request, view: Any) -> bool:
+                seen.append(connection.in_atomic_block)
+                return True
+
+        view = resolve("/leased/").func.cls
+        monkeypatch.setattr(view, "permission_classes", [Look])
+        for header in ("a,b", "", "a b"):
+            assert client.post("/leased/", {}, **key(header)).status_code == 400
+        assert client.post("/leased/", {}, **key()).status_code == 201
+        assert seen == [*[atomic_requests] * 3, False]
+
     def test_methods_that_nobody_handles(self, client: Any) -> None:
         """E11: A method that the view does not have is refused as ever."""
         assert client.put("/leased/", {}, **key()).status_code == 405
@@ -968,6 +987,19 @@ class TestLostConnections:
         assert (lost, code_of(answer)) == ([1], "idempotency_claim_lost")
         assert the_record().state == State.COMPLETED
 
+    def test_reply_is_lost_and_record_purged(
+        self, client: Any, handle: Handle, monkeypatch: Any
+    ) -> None:
+        """E7: Where there is no record any more, no success is told to be stored."""
+
+        def purge() -> None:
+            IdempotencyRecord.objects.all()._raw_delete("default")
+
+        handle(create_effect)
+        lost = lose_reply(monkeypatch, "completed_at", then=purge)
+        answer = client.post("/leased/", {}, **key())
+        assert (lost, code_of(answer)) == ([1], "idempotency_claim_lost")
+
     def test_left_open(self, client: Any, handle: Handle, caplog: Any) -> None:
         """E7: No success is told that would never be committed."""
 
@@ -1086,8 +1118,14 @@ def test_lost_in_a_testcase(handle: Handle, monkeypatch: Any) -> None:
     """E11: In a TestCase's transaction no new connection could help."""
     answers = []
 
+    tries = []
+
+    def fail_once_more(*args: Any) -> Any:
+        tries.append(args)
+        fail()
+
     def handler(request: Request) -> Any:
-        monkeypatch.setattr(claims_in("default"), "_execute", fail)
+        monkeypatch.setattr(claims_in("default"), "_execute", fail_once_more)
         return create_effect(request)
 
     class Case(TestCase):
@@ -1099,6 +1137,7 @@ def test_lost_in_a_testcase(handle: Handle, monkeypatch: Any) -> None:
     handle(handler)
     run_case(Case)
     assert answers == [500]
+    assert len(tries) == 1
 
 
 class TestDecisions:

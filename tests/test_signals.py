@@ -335,6 +335,17 @@ def test_outcome_unknown(client: APIClient, told: Told, handle: Handle) -> None:
     assert told.last().code == "idempotency_outcome_unknown"
 
 
+def test_claim_that_fails(client: APIClient, told: Told) -> None:
+    """E4: A key that nobody has had is not told to be free again."""
+    here = type(claims_in("default"))
+    with (
+        patch.object(here, "claim", side_effect=DatabaseError),
+        patch.object(here, "is_transient", return_value=True),
+    ):
+        assert post(client, ATOMIC).status_code == 503
+    assert told.names() == ["request_refused"]
+
+
 def test_store_that_fails(client: APIClient, told: Told) -> None:
     """E5: Where the answer can't be stored, the key is free and the request refused."""
     with patch.object(type(claims_in("default")), "complete", side_effect=ClaimLost):
