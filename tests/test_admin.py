@@ -9,7 +9,7 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote as unquote_address
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.admin import AdminSite
@@ -287,6 +287,14 @@ def test_order(staff: Client) -> None:
     assert not Page(staff.get(LIST)).links("o=")
 
 
+def test_order_of_equals(staff: Client) -> None:
+    """A2: What expires in the same moment has an order, so that no page hides some."""
+    expires_at = timezone.now() + timedelta(days=1)
+    for number in (2, 3, 1):
+        make_record(id=UUID(int=number), key=f"k-{number}", expires_at=expires_at)
+    assert listed(staff) == ["k-3", "k-2", "k-1"]
+
+
 @pytest.mark.parametrize(
     ("term", "keys"),
     [
@@ -457,6 +465,15 @@ def test_big_answer(staff: Client, name: str) -> None:
     assert f"The first {SHOWN_CHARACTERS} characters are shown." in page.text
     page = Page(staff.get(address(make_answer("json"))))
     assert "characters are shown" not in page.text
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_answer_that_just_fits(staff: Client, more: int) -> None:
+    """A1: Nothing is said to go on that ends there."""
+    headers = [["Content-Type", "text/plain"]]
+    body = b"a" * (SHOWN_CHARACTERS + more)
+    page = Page(staff.get(address(make_record(headers=headers, body=body))))
+    assert ("characters are shown" in page.text) == bool(more)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,13 @@ def test_every_post_route_once() -> None:
     assert len(audit()) == len(found())
 
 
+def test_one_view_at_two_addresses(settings: Any) -> None:
+    """Only the suffix for a format makes no route of its own."""
+    view = Form.as_view()
+    settings.ROOT_URLCONF = (path("old", view), path("new", view))
+    assert list(found()) == [("POST", "/old"), ("POST", "/new")]
+
+
 def test_views_and_names() -> None:
     """The dotted name of what answers, and the route's with its namespaces."""
     told = {path: (each.route.name, each.view) for (_, path), each in found().items()}

@@ -223,6 +223,12 @@ def test_key_parameters_of_the_project() -> None:
     assert kept["name"] == "other"
 
 
+def test_a_header_of_the_answers_is_no_parameter() -> None:
+    """What @extend_schema says of an answer's header says nothing of the request's."""
+    answers = OpenApiParameter("Idempotency-Key", str, "header", response=True)
+    assert HEADER in places(operation_of(view_with(post(parameters=[answers]))))
+
+
 # Answers.
 
 
