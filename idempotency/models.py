@@ -283,6 +283,7 @@ class IdempotencyRecord(models.Model):
         Raises ``RecordChanged`` if the record has a live lease, or is not what it was
         when it was read.
         """
+        # delete() would read the row for its signals, and delete whatever it is then.
         if not self._unchanged().without_live_lease()._raw_delete(self._alias()):
             raise RecordChanged(self.pk)
 

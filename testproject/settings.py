@@ -162,5 +162,8 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
-    "loggers": {"idempotency": {"handlers": ["console"], "level": "INFO"}},
+    # Celery's worker has a handler for what comes up to the root logger.
+    "loggers": {
+        "idempotency": {"handlers": ["console"], "level": "INFO", "propagate": False}
+    },
 }

@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.test import APIClient
 
 from idempotency.models import IdempotencyRecord
+from idempotency.signals import logger
 from tests.app.models import Effect
 from tests.app.views import Behaviour, create_effect
 from tests.meetings import Meeting
@@ -47,6 +48,12 @@ def database(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
         for model in (Effect, IdempotencyRecord):
             model._default_manager.all()._raw_delete("default")
         connections.close_all()
+
+
+@pytest.fixture(autouse=True)
+def lines_for_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let log lines come up to the root logger, where pytest listens."""
+    monkeypatch.setattr(logger, "propagate", True)
 
 
 @pytest.fixture(params=[False, True], ids=["autocommit", "atomic_requests"])

@@ -609,6 +609,13 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
         browser.get(here + page)
         browser.save_screenshot(str(tmp_path / f"{name}-narrow.png"))
         assert browser.execute_script(CUT_OFF) == [], name
+    browser.get(here + pages["overview"])
+    assert browser.execute_script(
+        "const box = document.querySelector('.idempotency-scroll');"
+        "return box.scrollWidth > box.clientWidth"
+        " && box.querySelector('svg').getBoundingClientRect().right"
+        " <= box.getBoundingClientRect().right + 1"
+    )
     if "PICTURES" in os.environ:
         for name in KEPT:
             shutil.copy(tmp_path / f"{name}.png", os.environ["PICTURES"])

@@ -84,6 +84,7 @@ class LeasedMode(Mode):
         """Tell where ``atomic(durable=True)`` would refuse to begin."""
         blocks = self.connection.atomic_blocks
         if blocks:
+            # Django's own mark of a TestCase's transactions; there is no public one.
             return not blocks[-1]._from_testcase
         return not self.connection.get_autocommit()
 
