@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ PAGES = [
 ]
 MARKED = re.compile(r"(<!-- figure (\S+) -->).*?(<!-- / -->)", re.DOTALL)
 TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
+PURGED = ("postgresql", "mariadb")
 # Of storage, what operations.md shows: sizes of bodies with their fillfactors.
 STORED = {"200": ("100", "80"), "1024": ("100", "90", "80")}
 
@@ -50,6 +51,7 @@ def named(folder: Path) -> dict[str, str]:
         **_times(read(folder, "breakdown")["breakdown"]),
         **_storms(read(folder, "http")["storm"]),
         "storage": _stored(read(folder, "storage")["storage"]),
+        **_purges({name: read(folder, f"purge-{name}") for name in PURGED}),
     }
 
 
@@ -151,6 +153,41 @@ def _stored(found: dict[str, Any]) -> str:
     lines = table(storage.HEAD, rows).splitlines()
     # In an item of a list.
     return "\n" + "".join(f"  {line}\n" for line in lines) + "\n  "
+
+
+def _purges(found: dict[str, Any]) -> dict[str, str]:
+    def rates(what: str) -> list[float]:
+        return [one[what]["rows"] / one[what]["seconds"] for one in found.values()]
+
+    def row(what: str, tell: Callable[[Any], str]) -> tuple[str, ...]:
+        return (what, *(tell(one) for one in found.values()))
+
+    def logged(what: str) -> Callable[[Any], str]:
+        return lambda one: f"{one[what]['logged'] / one[what]['rows']:,.0f} bytes"
+
+    rows = [
+        ("purge, rows per second", *(f"{rate:,.0f}" for rate in rates("purged"))),
+        row("longest transaction", lambda one: f"{one['alone']['longest']:.2f} s"),
+        row(
+            "p95 of requests beside it, of that without",
+            lambda one: shown(one["purge_p95"]),
+        ),
+        row("log per deleted row", logged("purged")),
+        (
+            "one single DELETE, rows per second",
+            *(f"{rate:,.0f}" for rate in rates("deleted")),
+        ),
+        row("p95 of requests beside that", lambda one: f"{one['delete_p95']:.2f}"),
+        row("log per deleted row", logged("deleted")),
+    ]
+    budget = min(rates("purged")) * 300
+    memory = max(one["alone"]["memory_late"] for one in found.values())
+    titles = (TITLES[name] for name in found)
+    return {
+        "purges": f"\n{table(('', *titles), rows)}\n\n",
+        "purged-in-five-minutes": f"{budget // 50_000 * 50_000:,.0f}",
+        "purge-memory": f"{memory:.0f}",
+    }
 
 
 def rewritten(page: str, figures: dict[str, str]) -> str:
