@@ -33,7 +33,7 @@ from idempotency.models import (
     record_id,
 )
 from idempotency.modes import AtomicMode, LeasedMode
-from idempotency.modes.base import Fate, Handler, Outcome
+from idempotency.modes.base import Fate, Handler, Outcome, is_failure
 from idempotency.policy import Options, Policy
 from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
@@ -103,6 +103,9 @@ def ignore_key(view: APIView, request: Request) -> None:
 class Execution:
     """One keyed request."""
 
+    # Whether it runs under the claim of the request that has sent it.
+    is_within = False
+
     def __init__(
         self,
         view: APIView,
@@ -139,8 +142,17 @@ class Execution:
             answer = self._answer()
         except BaseException as error:
             answer = error
+            if (
+                isinstance(error, Exception)
+                and is_failure(error)
+                and self.mode.is_undone
+                and not self.is_within
+            ):
+                self.finisher.refuse_success()
             raise
         finally:
+            if self.mode.claimed is not None:
+                self.mode.claims.executing.pop(self.mode.claimed.pk, None)
             self._report(answer)
         if isinstance(answer, Exception):
             raise answer
@@ -150,6 +162,9 @@ class Execution:
         """Claim the key, or answer from its record; wait where the policy says so."""
         try:
             self.identity = self._identify()
+            if self._is_part_of_executed():
+                self.is_within = True
+                return self.mode.handler()
             give_up_at = time.monotonic()
             if self.policy.on_concurrent == "wait":
                 give_up_at += self.policy.wait_timeout.total_seconds()
@@ -166,6 +181,14 @@ class Execution:
                 self.finisher.headers["Retry-After"] = str(refusal.wait)
             raise
         return answer
+
+    def _is_part_of_executed(self) -> bool:
+        """Tell whether the handler of this very key has sent another request with it.
+
+        A batch does, whose parts have its own headers (E6).
+        """
+        fingerprint = self.mode.claims.executing.get(self.identity.record_id)
+        return fingerprint not in (None, self.identity.fingerprint.digest)
 
     def _report(self, answer: object) -> None:
         record, fate = self.mode.claimed, self.mode.fate

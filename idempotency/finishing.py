@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from django.db import transaction
 from django.http import HttpResponseBase
 
 from idempotency import client_warnings
 from idempotency.context import RequestContext
-from idempotency.exceptions import IdempotencyError
+from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.hooks import Hooks
+from idempotency.signals import extras
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
     from rest_framework.views import APIView
+
+logger = logging.getLogger("idempotency")
 
 
 class Finisher:
@@ -41,45 +46,55 @@ class Finisher:
         self.context = context
         self.warn_in_body = warn_in_body
         self.headers: dict[str, str] = {}
+        self._refuses_success = False
         self._finished: HttpResponseBase | None = None
         self._finalize = view.finalize_response
         view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
 
     def finish(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Finalise and render a handler's response.
+        """Finalise and render a handler's response."""
+        return self.render(self.finalize(response))
+
+    def finalize(self, response: HttpResponseBase) -> HttpResponseBase:
+        """Finalise a handler's response.
 
         What goes wrong is for Django to answer, as it would without the app: DRF has
         ended by then. The app's own refusals apart.
         """
-        view = self.view
-        try:
+        with self._errors_left_to_django():
+            view = self.view
             response = self._with_warnings(response, *view.args, **view.kwargs)
+            return self.let_pass(response)
+
+    def render(self, response: HttpResponseBase) -> HttpResponseBase:
+        """Render a finalised response; what goes wrong is Django's to answer, too."""
+        with self._errors_left_to_django():
             if hasattr(response, "render"):
                 response = response.render()
+            return self.let_pass(response)
+
+    @contextmanager
+    def _errors_left_to_django(self) -> Iterator[None]:
+        try:
+            yield
         except Exception:
-            handle_exception = view.handle_exception
+            handle_exception = self.view.handle_exception
 
             def leave_to_django(error: Exception) -> Any:
                 if isinstance(error, IdempotencyError):
                     return handle_exception(error)
                 raise error
 
-            view.handle_exception = leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
+            self.view.handle_exception = leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
             raise
-        return self.let_pass(response)
 
-    def unmark_while_answering(self, alias: str) -> None:
-        """Let a transaction that is to be undone be used to answer an error."""
-        handle_exception = self.view.handle_exception
+    def refuse_success(self) -> None:
+        """Let no answer below 400 out: the effects that it stands for are undone (O3).
 
-        def handle(error: Exception) -> Any:
-            transaction.set_rollback(False, using=alias)
-            try:
-                return handle_exception(error)
-            finally:
-                transaction.set_rollback(True, using=alias)
-
-        self.view.handle_exception = handle  # type: ignore[method-assign, assignment]  # of this instance
+        The project may make such an answer of a failure, in its EXCEPTION_HANDLER or
+        in the view's ``handle_exception`` or ``finalize_response``.
+        """
+        self._refuses_success = True
 
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
         """Take a response as finished already."""
@@ -104,8 +119,35 @@ class Finisher:
         """Do what ``dispatch`` expects of ``finalize_response``."""
         if response is not self._finished:
             response = self._with_warnings(response, *args, **kwargs)
+        if self._refuses_success and response.status_code < 400:
+            response = self._failure_instead_of(response, *args, **kwargs)
         for name, value in self.headers.items():
             response[name] = value
         if self.context.warnings:
             client_warnings.add_to_header(response, self.context.warnings)
         return response
+
+    def _failure_instead_of(
+        self, response: HttpResponseBase, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        logger.error(
+            "A failure was answered with status %d, but its effects were undone. The "
+            "client was told %s instead. Record %s, %s %s",
+            response.status_code,
+            TransactionFailed.default_code,
+            self.context.record_id,
+            self.request.method,
+            self.request.path,
+            extra=extras(
+                "success_refused",
+                record_id=self.context.record_id,
+                attempt=self.context.attempt,
+                status_code=response.status_code,
+            ),
+        )
+        self.headers["Retry-After"] = str(TransactionFailed.wait)
+        failure: HttpResponseBase = self.view.handle_exception(TransactionFailed())
+        failure = self._with_warnings(failure, *args, **kwargs)
+        # Where the project answers every error below 400, its words may stay.
+        failure.status_code = TransactionFailed.status_code
+        return failure

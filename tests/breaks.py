@@ -24,12 +24,8 @@ MADE = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
 AFTER_THE_HANDLER = """\
             except Exception as error:
                 if is_failure(error):
-                    self._let_be_answered()
                     raise
-                self._release(claimed)
-                return error
 """
-FINISHED = "            response = self.finisher.finish(response)\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +91,24 @@ BREAKS = (
     Break(
         name="an answer that can't be rendered taken for a refusal",
         file="idempotency/modes/atomic.py",
-        old="                response = self.handler()\n"
-        + AFTER_THE_HANDLER
-        + FINISHED,
+        old="                response = self.handler()\n" + AFTER_THE_HANDLER,
         new="                response = self.finisher.finish(self.handler())\n"
         + AFTER_THE_HANDLER,
         test="tests/test_execution.py::TestOutcomes::test_rendering_refuses",
+    ),
+    Break(
+        name="undo by a mark on somebody else's transaction",
+        file="idempotency/modes/atomic.py",
+        old="with transaction.atomic(using=self.alias):",
+        new="with transaction.atomic(using=self.alias, savepoint=False):",
+        test="tests/test_surroundings.py::TestTracking::test_failure",
+    ),
+    Break(
+        name="a success made of a failure",
+        file="idempotency/execution.py",
+        old="                self.finisher.refuse_success()\n",
+        new="                pass\n",
+        test="tests/test_surroundings.py::TestMadeAnswers::test_of_the_view",
     ),
     Break(
         name="take-over of an answer that came late",

@@ -4,7 +4,13 @@ from testproject.settings import *  # noqa: F403
 from testproject.settings import DATABASES, INSTALLED_APPS, VAR_DIR
 
 DEBUG = False
-INSTALLED_APPS = [*INSTALLED_APPS, "tests.app"]
+INSTALLED_APPS = [
+    *INSTALLED_APPS,
+    "tests.app",
+    # What stands around the views of many projects.
+    "rest_framework_tracking",
+    "reversion",
+]
 ROOT_URLCONF = "tests.urls"
 MIDDLEWARE = ["idempotency.middleware.IdempotencyMiddleware"]
 IDEMPOTENCY: dict[str, object] = {}

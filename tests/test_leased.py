@@ -7,11 +7,12 @@ import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.http import Http404, HttpResponse
 from django.test import TestCase, override_settings
 from django.urls import path, resolve
@@ -221,14 +222,20 @@ class TestRun:
 
     def test_claim_is_committed(self, client: Any, handle: Handle, door: str) -> None:
         """E7: While the handler runs, others see its claim; no transaction is open."""
-        others = []
+        others: list[Any] = []
+
+        def send_others() -> None:
+            for address, title in ((door, 1), (door, 2), ("/function/", 1)):
+                others.append(client.post(address, {"a": title}, **key()))
+            connections.close_all()
 
         def handler(request: Request) -> Any:
             assert not connection.in_atomic_block
             if not others:
-                others.append(client.post(door, {"a": 1}, **key()))
-                others.append(client.post(door, {"a": 2}, **key()))
-                others.append(client.post("/function/", {"a": 1}, **key()))
+                # On a connection of their own: on this one they would be parts (E6).
+                elsewhere = Thread(target=send_others)
+                elsewhere.start()
+                elsewhere.join()
             return create_effect(request)
 
         handle(handler)

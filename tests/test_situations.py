@@ -364,6 +364,43 @@ def marks_for_rollback(world: World) -> Callable[[], Any]:
     return world.send
 
 
+@scenario("Project answers a failure with a status below 400")
+def forgives(world: World) -> Callable[[], Any]:
+    """O3: whatever makes a success of it."""
+
+    def forgive(exc: Any, context: Any) -> Response | None:
+        if isinstance(exc, ValueError):
+            return Response({"ok": True}, status=200)
+        return answer_with_code(exc, context)
+
+    def work() -> Response:
+        world.act()
+        raise ValueError
+
+    world.monkeypatch.setattr(
+        drf_views.APIView, "get_exception_handler", lambda self: forgive
+    )
+    world.work = work
+    return world.send
+
+
+@scenario("Batch whose parts have its own key, with another content")
+def batch(world: World) -> Callable[[], Any]:
+    """E6: they run under its claim, as parts of its one run."""
+
+    def work() -> Response:
+        if world.work is not work:
+            return world.act()
+        world.work = world.act
+        part = world.send("Part")
+        world.runs -= 1
+        assert part.status_code == 201
+        return Response({"ran": world.name_of_run()}, status=201)
+
+    world.work = work
+    return world.send
+
+
 @scenario("Handler caught a database error without a savepoint and answers below 400")
 def swallows_and_succeeds(world: World) -> Callable[[], Any]:
     """E2: a success would be a lie."""

@@ -41,6 +41,8 @@ class Claims(Rows):
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
+        # The fingerprints of the records whose handlers run on this connection.
+        self.executing: dict[UUID, str] = {}
         quote = connection.ops.quote_name
         columns = {field.attname: quote(field.column) for field in FIELDS}
         by_id = f"WHERE {columns['id']} = %s"
@@ -184,8 +186,8 @@ class Claims(Rows):
         """Tell whether the database undid a transaction that may do well later (E4)."""
         return False
 
-    def is_aborted(self, error: Exception) -> bool:
-        """Tell whether an earlier error had ended the transaction already (O2)."""
+    def is_aborted(self) -> bool:
+        """Tell, without asking the server, whether it refuses every statement (E2)."""
         return False
 
     def _write(self, sql: str, values: list[Any]) -> None:

@@ -30,8 +30,8 @@ class PostgreSQLClaims(Claims):
 
     # serialization_failure, deadlock_detected
     TRANSIENT = ("40001", "40P01")
-    # in_failed_sql_transaction
-    ABORTED = ("25P02",)
+    # libpq's PQTRANS_INERROR and PQTRANS_UNKNOWN: an error, or no connection.
+    ABORTED = (3, 4)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
@@ -62,8 +62,9 @@ class PostgreSQLClaims(Claims):
     def is_transient(self, error: DatabaseError) -> bool:
         return self._has_state(error, self.TRANSIENT)
 
-    def is_aborted(self, error: Exception) -> bool:
-        return self._has_state(error, self.ABORTED)
+    def is_aborted(self) -> bool:
+        driver: Any = self.connection.connection
+        return driver is None or driver.info.transaction_status in self.ABORTED
 
     def _has_state(self, error: Exception, states: tuple[str, ...]) -> bool:
         return any(

@@ -23,37 +23,34 @@ logger = logging.getLogger("idempotency")
 class AtomicMode(Mode):
     """The handler's effects and its stored answer are committed together, or not."""
 
-    # Whether a transaction was open before, and whether it is that of ATOMIC_REQUESTS.
-    is_nested = joins = False
+    # Whether somebody else's transaction is open around this one's savepoint.
+    is_nested = False
     # Whether the transaction of the request's own was committed.
     is_committed = False
 
     def run(
         self, wanted: IdempotencyRecord, now: datetime
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
-        """Do all in one transaction (E1)."""
+        """Do all in one transaction, or in one savepoint of an open one (E1, E2)."""
         record = seen = None
         outcome: Outcome | None = None
         self.is_nested = self.connection.in_atomic_block
-        # ATOMIC_REQUESTS has opened the transaction: a savepoint would add nothing.
-        self.joins = self.is_nested and self.connection.settings_dict["ATOMIC_REQUESTS"]
         try:
             if self.claims.looks_up_first:
                 seen = self.claims.look_up(wanted.pk)
             if seen is not None and seen.is_in_force(now):
                 return seen, None
-            with transaction.atomic(using=self.alias, savepoint=not self.joins):
+            with transaction.atomic(using=self.alias):
                 record = self.claims.claim(wanted, now, seen)
                 if record is not None and record.token == wanted.token:
                     outcome = self._run_handler(record)
         except DatabaseError as error:
             if record is None and self.claims.is_busy(error):
-                if self.joins:
-                    # That statement alone was undone: the transaction is as it was.
-                    transaction.set_rollback(False, using=self.alias)
                 return None, None
             if self.is_committed:
                 raise  # by an on_commit hook (O5)
+            if outcome is not None and self._outlived_savepoint(record):
+                return record, outcome
             if self.claims.is_transient(error):
                 self.fate = self.fate and Fate.RELEASED
                 raise TransactionFailed from error
@@ -68,6 +65,11 @@ class AtomicMode(Mode):
         """Refuse: the run committed behind the app's back (E5)."""
         raise OutcomeUnknown
 
+    @property
+    def is_undone(self) -> bool:
+        """Whether a failure has left no effect of the handler's."""
+        return not self.is_committed
+
     def _run_handler(self, claimed: IdempotencyRecord) -> Outcome | None:
         """Run the handler under its claim; decide what becomes of both (O1 to O4)."""
         self.begin(claimed, Fate.RELEASED)
@@ -79,18 +81,23 @@ class AtomicMode(Mode):
                 response = self.handler()
             except Exception as error:
                 if is_failure(error):
-                    self._let_be_answered()
                     raise
-                self._release(claimed)
+                if self._is_doomed():
+                    self._undo(is_wanted=wish.is_wanted)
+                else:
+                    self._release(claimed)
                 return error
-            response = self.finisher.finish(response)
+            # An answer whose effects are undone is not rendered in a transaction that
+            # may refuse every query: Django does it afterwards (R1).
+            if self._is_doomed():
+                return self._answer_undone(response, wish, claimed)
+            response = self.finisher.finalize(response)
+            if response.status_code < 500:
+                response = self.finisher.render(response)
+            if self._is_doomed():
+                return self._answer_undone(response, wish, claimed)
         if response.status_code >= 500:
-            transaction.set_rollback(True, using=self.alias)
-        elif self.connection.needs_rollback:
-            if response.status_code < 400 and not wish.is_wanted:
-                # The effects are lost, and a success would be a lie.
-                lost = self.connection.rollback_exc or TransactionManagementError()
-                self._undo_because_of(lost, claimed)
+            self._undo(is_wanted=False)
         elif self.is_released_by(response):
             self._release(claimed)
         else:
@@ -100,24 +107,31 @@ class AtomicMode(Mode):
     def _note_commit(self) -> None:
         self.is_committed = True
 
-    def _let_be_answered(self) -> None:
-        """Let an EXCEPTION_HANDLER ask the database, as it can without a key (O4).
+    def _is_doomed(self) -> bool:
+        """Tell whether the transaction can only be rolled back."""
+        return self.connection.needs_rollback or self.claims.is_aborted()
 
-        Where no savepoint ends the handler's part, its failure marks the transaction
-        of ATOMIC_REQUESTS, and Django refuses every query from then on.
-        """
-        if self.joins and not self.connection.needs_rollback:
-            self.finisher.unmark_while_answering(self.alias)
+    def _undo(self, *, is_wanted: bool) -> None:
+        """Let the savepoint, or the transaction, be rolled back at its end (E2)."""
+        transaction.set_rollback(True, using=self.alias)
+        if not is_wanted:
+            self.finisher.refuse_success()
+
+    def _answer_undone(
+        self, response: HttpResponseBase, wish: RollbackWish, claimed: IdempotencyRecord
+    ) -> HttpResponseBase:
+        """Let an answer through whose effects are undone, unless it claims them."""
+        if response.status_code < 400 and not wish.is_wanted:
+            lost = self.connection.rollback_exc or TransactionManagementError()
+            self._undo_because_of(lost, claimed)
+        self._undo(is_wanted=wish.is_wanted)
+        return response
 
     def _complete(self, claimed: IdempotencyRecord, response: HttpResponseBase) -> None:
         stored = self.to_store(response)
         try:
             self.claims.complete(claimed, stored)
         except (ClaimLost, Error) as error:
-            if response.status_code >= 400 and self.claims.is_aborted(error):
-                # The handler answered a database error: nothing can be kept.
-                transaction.set_rollback(True, using=self.alias)
-                return
             self._undo_because_of(error, claimed)
         self.fate = Fate.STORED
 
@@ -142,14 +156,26 @@ class AtomicMode(Mode):
         raise TransactionFailed from error  # E4, E5
 
     def _release(self, claimed: IdempotencyRecord) -> None:
-        if self.connection.needs_rollback:
-            return  # the claim goes with everything else
         try:
             self.claims.release(claimed)
         except ClaimLost as error:
             raise TransactionFailed from error  # E5
-        except DatabaseError as error:
-            if not self.claims.is_aborted(error):
-                raise
-            # The handler made a refusal of a database error: nothing can be kept.
-            transaction.set_rollback(True, using=self.alias)
+
+    def _outlived_savepoint(self, record: IdempotencyRecord | None) -> bool:
+        """Tell whether a savepoint is gone, and what was written under it is there.
+
+        A handler that commits by itself ends every savepoint: DDL does on MariaDB (E5).
+        What came later is in the transaction around it.
+        """
+        if not self.is_nested or record is None:
+            return False
+        transaction.set_rollback(False, using=self.alias)
+        try:
+            found = self.claims.look_up(record.pk)
+        except Error:
+            is_there = False
+        else:
+            token = record.token if self.fate is Fate.STORED else None
+            is_there = (found and found.token) == token
+        transaction.set_rollback(not is_there, using=self.alias)
+        return is_there

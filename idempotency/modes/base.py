@@ -83,9 +83,15 @@ class Mode(ABC):
         Returns what ``run`` does. Raises ``OutcomeUnknown`` if it is to be left alone.
         """
 
+    @property
+    @abstractmethod
+    def is_undone(self) -> bool:
+        """Whether a failure that came out of ``run`` has left no effect (O3)."""
+
     def begin(self, claimed: IdempotencyRecord, fate: Fate) -> None:
         """Note that the claim is won, and its fate if nothing else is said."""
         self.claimed, self.fate = claimed, fate
+        self.claims.executing[claimed.pk] = claimed.fingerprint
         self.context.attempt = claimed.attempt
         self.reporter.claimed()
 

@@ -80,6 +80,11 @@ class LeasedMode(Mode):
             return None, None  # another retry was faster
         return wanted, self._run_handler(wanted, abandoned)
 
+    @property
+    def is_undone(self) -> bool:
+        """Whether nothing has run: what a leased handler has done, stays."""
+        return self.claimed is None
+
     def _is_in_transaction(self) -> bool:
         """Tell where ``atomic(durable=True)`` would refuse to begin."""
         blocks = self.connection.atomic_blocks
