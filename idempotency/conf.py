@@ -22,6 +22,8 @@ class Settings:
     USING: str | None = None
     SCOPE: str | Callable[..., str] | None = None
     RELEASED_STATUSES: Collection[int] = (400, 401, 403, 404, 409, 422, 429)
+    STORE: bool | str | Callable[..., bool] = True
+    CHECK_REPLAY: str | Callable[..., None] | None = None
     ON_CONCURRENT: str = "refuse"
     WAIT_TIMEOUT: timedelta = timedelta(seconds=5)
     LEASE: timedelta = timedelta(seconds=60)

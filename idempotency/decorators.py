@@ -53,6 +53,11 @@ def idempotent(handler: Any = None, /, **options: Any) -> Any:
     - ``using``: the alias of the database with the record and the effects
     - ``scope``: a callable (or its dotted path) from the request to whose key it is
     - ``released_statuses``: answers that give the key back
+    - ``store``: whether to keep answers, or a callable that takes the response and says
+      so; a retry of one that is not kept is refused (R4)
+    - ``check_replay``: a callable that takes the request and the record and raises an
+      ``APIException`` to refuse the replay; or ``"object"``, which calls the
+      ``get_object()`` of a generic view again
     - ``atomic``: True, claim, effects and response are one transaction; False, leased
       mode for handlers that act outside the database, needs ``on_abandoned``
     - ``lease``: how long a claim holds in leased mode, a ``timedelta``

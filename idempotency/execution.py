@@ -24,7 +24,7 @@ from idempotency.exceptions import (
 )
 from idempotency.fingerprints import custom_fingerprint, derivation_payload
 from idempotency.finishing import Finisher
-from idempotency.hooks import hooks_of, scope_of
+from idempotency.hooks import check_replay_by, hooks_of, scope_of
 from idempotency.identity import Identity
 from idempotency.models import (
     IdempotencyRecord,
@@ -115,6 +115,7 @@ class Execution:
         key: keys.ClientKey,
         context: RequestContext,
     ) -> None:
+        self.view = view
         self.request = request
         self.policy = policy
         self.context = context
@@ -245,6 +246,7 @@ class Execution:
 
     def _replay(self, record: IdempotencyRecord, now: datetime) -> HttpResponseBase:
         """Answer from a completed record, or say that its answer was not kept (R4)."""
+        check_replay_by(self.policy.check_replay, self.view, self.request, record)
         self.hooks.check_replay(self.request, record)
         self._name_expiry(record)
         stored: Any = record.stored_response

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
+from rest_framework.generics import GenericAPIView
 
 from idempotency import client_warnings
 from idempotency.client_warnings import ClientWarning
@@ -38,7 +39,7 @@ class Hooks:
 
     def get_idempotency_fingerprint(self, request: Request) -> Fingerprint | str:
         """Return what was asked: equal for equal requests, of any length (F1)."""
-        custom = _function(get_settings().FINGERPRINT)
+        custom = function_of(get_settings().FINGERPRINT)
         return custom(request) if custom else default_fingerprint(request)
 
     def should_store_response(self, response: HttpResponseBase) -> bool:
@@ -71,12 +72,40 @@ def hooks_of(view: APIView) -> Hooks:
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:
     """Return the scope that a ``scope`` option gives, or the default one for None."""
-    custom = _function(scope)
+    custom = function_of(scope)
     return custom(request) if custom else default_scope(request)
 
 
-def _function(value: Any) -> Callable[..., str] | None:
-    found: Callable[..., str] | None = (
-        import_string(value) if isinstance(value, str) else value
-    )
-    return found
+def may_store(
+    response: HttpResponseBase, store: bool | str | Callable[..., bool]
+) -> bool:
+    """Tell what a ``store`` option says of a rendered response (O4)."""
+    return store if isinstance(store, bool) else bool(function_of(store)(response))
+
+
+def check_replay_by(
+    option: str | Callable[..., None] | None,
+    view: APIView,
+    request: Request,
+    record: IdempotencyRecord,
+) -> None:
+    """Do what a ``check_replay`` option says (S2).
+
+    ``"object"`` asks ``get_object()`` again, as far as the view has one and its URL
+    names an object.
+
+    Raises what the check does: an ``APIException``, ``Http404``, ``PermissionDenied``.
+    """
+    if option == "object":
+        lookup = getattr(view, "lookup_url_kwarg", None) or getattr(
+            view, "lookup_field", None
+        )
+        if lookup in view.kwargs and isinstance(view, GenericAPIView):
+            view.get_object()
+    elif option is not None:
+        function_of(option)(request, record)
+
+
+def function_of(value: Any) -> Any:
+    """Return the function that an option names by its dotted path, or is itself."""
+    return import_string(value) if isinstance(value, str) else value

@@ -42,6 +42,8 @@ class IdempotencyMixin(Hooks):
     idempotency_retention: timedelta | None = None
     idempotency_using: str | None = None
     idempotency_released_statuses: Collection[int] | None = None
+    idempotency_store: bool | str | Callable[..., bool] | None = None
+    idempotency_check_replay: str | Callable[..., None] | None = None
     idempotency_atomic: bool | None = None
     idempotency_on_concurrent: str | None = None
     idempotency_wait_timeout: timedelta | None = None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         using: str
         scope: str | Callable[[Request], str]
         released_statuses: Collection[int]
+        store: bool | str | Callable[[HttpResponseBase], bool]
+        check_replay: str | Callable[[Request, IdempotencyRecord], None]
         on_concurrent: Literal["refuse", "wait"]
         wait_timeout: timedelta
         atomic: bool
@@ -100,6 +102,16 @@ RULES: Mapping[str, Rule] = {
             and all(_is_int(status) and 200 <= status <= 499 for status in value)
         ),
         "a collection of HTTP statuses from 200 to 499, such as (400, 404)",
+    ),
+    "store": Rule(
+        lambda value: isinstance(value, bool) or FUNCTION.holds(value),
+        "True, False, or a callable that takes the response and returns whether to "
+        "keep it, or its dotted path",
+    ),
+    "check_replay": Rule(
+        lambda value: value == "object" or FUNCTION.holds(value),
+        '"object", or a callable that takes the request and the record and raises an '
+        "APIException to refuse the replay, or its dotted path",
     ),
     "on_concurrent": Rule(
         lambda value: value in ("refuse", "wait"), '"refuse" or "wait"'
@@ -176,6 +188,8 @@ class Policy:
     using: str | None
     scope: str | Callable[..., str] | None
     released_statuses: Collection[int]
+    store: bool | str | Callable[..., bool]
+    check_replay: str | Callable[..., None] | None
     on_concurrent: str
     wait_timeout: timedelta
     atomic: bool
@@ -193,6 +207,8 @@ class Policy:
             using=get("using", settings.USING),
             scope=get("scope"),
             released_statuses=get("released_statuses", settings.RELEASED_STATUSES),
+            store=get("store", settings.STORE),
+            check_replay=get("check_replay", settings.CHECK_REPLAY),
             on_concurrent=get("on_concurrent", settings.ON_CONCURRENT),
             wait_timeout=get("wait_timeout", settings.WAIT_TIMEOUT),
             atomic=get("atomic", True),

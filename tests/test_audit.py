@@ -224,6 +224,8 @@ def test_json() -> None:
         "retention": 129600.0,
         "using": "other",
         "released_statuses": [400, 401, 403, 404, 409, 422, 429],
+        "store": True,
+        "check_replay": None,
         "on_concurrent": "wait",
         "wait_timeout": 1.5,
     }

@@ -20,7 +20,8 @@ from django.db import (
 from django.http import Http404
 from django.urls import path
 from django.utils.functional import SimpleLazyObject
-from rest_framework import exceptions, generics, throttling
+from rest_framework import exceptions, generics, serializers, throttling
+from rest_framework.decorators import api_view
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -186,6 +187,40 @@ def shared_scope(request: Request) -> str:
     return "shared"
 
 
+def is_small(response: Any) -> bool:
+    return len(response.content) < 20
+
+
+def refuse_replay(request: Request, record: IdempotencyRecord) -> None:
+    assert (request.idempotency.key, record.key) == (KEY, KEY)  # type: ignore[attr-defined]
+    raise exceptions.PermissionDenied("not any more")
+
+
+class KeepsSmall(IdempotencyMixin, APIView):
+    idempotency_store = is_small
+    idempotency_check_replay = refuse_replay
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
+@api_view(["POST"])
+@idempotent(store=f"{__name__}.is_small", check_replay=f"{__name__}.refuse_replay")
+def keeps_small(request: Request) -> Any:
+    return behave(request)
+
+
+class OnObjects(IdempotencyMixin, generics.GenericAPIView):
+    queryset = Effect.objects.exclude(note="hidden")
+    serializer_class = serializers.Serializer
+    idempotency_check_replay = "object"
+
+    def post(self, request: Request, pk: int | None = None) -> Any:
+        if pk is not None:
+            self.get_object()
+        return behave(request)
+
+
 urlpatterns = [
     *usual_urls,
     path("get-only/", GetOnly.as_view()),
@@ -194,6 +229,10 @@ urlpatterns = [
     path("hooked/", Hooked.as_view()),
     path("with-options/", WithOptions.as_view()),
     path("optional/", WithOptions.as_view(idempotency_required=False)),
+    path("keeps-small/", KeepsSmall.as_view()),
+    path("keeps-small-function/", keeps_small),
+    path("objects/", OnObjects.as_view()),
+    path("objects/<int:pk>/", OnObjects.as_view()),
     path("function-scope/", FunctionScope.as_view()),
     path("bulk/", Bulk.as_view()),
     path(
@@ -543,6 +582,50 @@ class TestHooks:
         """K7: A project with another body overrides where the warnings go."""
         answer = client.post("/hooked/?$idempotency=weak", {})
         assert answer.json()["told"] == ["IDEMPOTENCY_KEY_WEAK"]
+
+
+class TestReplayOptions:
+    """S2, O4: what hooks do for views with the mixin, options do for every door."""
+
+    @pytest.mark.parametrize("url", ["/keeps-small/", "/keeps-small-function/"])
+    def test_of_an_endpoint(self, client: Any, handle: Handle, url: str) -> None:
+        """O4, S2: A function may say what is kept, and who gets a replay."""
+        handle(lambda request: Response({"long": "x" * 30}, status=201))
+        assert client.post(url, {}, **key()).status_code == 201
+        assert IdempotencyRecord.objects.get().body is None
+        # Asked before tombstones are told of.
+        assert client.post(url, {}, **key()).data["detail"] == "not any more"
+        handle(lambda request: Response({}, status=201))
+        client.post(url, {}, **key("another-random-key"))
+        assert IdempotencyRecord.objects.get(key="another-random-key").body == b"{}"
+
+    def test_of_the_settings(self, client: Any, door: str, settings: Any) -> None:
+        """O4, S2: So may the project, for every endpoint."""
+        settings.IDEMPOTENCY = {"STORE": False}
+        assert client.post(door, {}, **key()).status_code == 201
+        answer = client.post(door, {}, **key())
+        assert code_of(answer) == "idempotency_response_not_kept"
+        settings.IDEMPOTENCY = {"CHECK_REPLAY": refuse_replay}
+        assert client.post(door, {}, **key()).status_code == 403
+        assert Effect.objects.count() == 1
+
+    def test_object(self, client: Any) -> None:
+        """S2: Who can't get the object any more gets no replay."""
+        effect = Effect.objects.create()
+        url = f"/objects/{effect.pk}/"
+        first = client.post(url, {}, **key())
+        assert client.post(url, {}, **key()).content == first.content
+        Effect.objects.filter(pk=effect.pk).update(note="hidden")
+        assert client.post(url, {}, **key()).status_code == 404
+        assert Effect.objects.count() == 2
+
+    def test_no_object(self, client: Any, settings: Any, door: str) -> None:
+        """S2: Where no object is named, there is none to get again."""
+        settings.IDEMPOTENCY = {"CHECK_REPLAY": "object"}
+        for url in ("/objects/", door):
+            first = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
+            again = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
+            assert again.content == first.content
 
 
 class TestVersions:

@@ -43,6 +43,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"released_statuses": 400}, "a collection of HTTP statuses"),
     ({"released_statuses": (500,)}, "from 200 to 499"),
     ({"released_statuses": (True,)}, "from 200 to 499"),
+    ({"store": "never"}, "store must be True, False, or a callable"),
+    ({"check_replay": "view"}, 'check_replay must be "object", or a callable'),
     ({"on_concurrent": "queue"}, '"refuse" or "wait"'),
     ({"wait_timeout": 5}, "wait_timeout must be a positive"),
     ({"retention": timedelta(days=40_000)}, "positive"),
@@ -62,7 +64,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         },
         "is not shorter than the retention",
     ),
-    ({"requird": True}, "The options are atomic, lease, methods"),
+    ({"requird": True}, "The options are atomic, check_replay, lease, methods"),
     (
         {"on_concurrent": "refuse", "wait_timeout": timedelta(seconds=1)},
         "wait_timeout means nothing",

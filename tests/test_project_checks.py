@@ -484,6 +484,21 @@ def test_wrong_settings_are_reported_once(project: Project) -> None:
     assert check_databases() == []
 
 
+@api_view(["POST"])
+@idempotent(store="tests.nowhere.store", check_replay="tests.nowhere.check")
+def lost_options(request: Request) -> Response:
+    return Response()
+
+
+def test_options_that_lead_nowhere(project: Project) -> None:
+    """X2: E008, whichever option has a dotted path."""
+    project.urls(lost_options)
+    found = check_endpoints()
+    assert ids(found) == ["idempotency.E008"] * 2
+    for message, name in zip(found, ("store", "check_replay"), strict=True):
+        assert f"nothing is found at its {name}, 'tests.nowhere." in message.msg
+
+
 def test_scope_of_the_settings(project: Project) -> None:
     """X2: A wrong SCOPE is a mistake of the settings alone."""
     project.urls(leased)

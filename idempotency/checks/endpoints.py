@@ -10,7 +10,13 @@ from django.core.checks import CheckMessage, Error
 from django.db import connections, router
 
 from idempotency import models
-from idempotency.checks.settings import FUNCTION, lease_error, settings_are_right
+from idempotency.checks.settings import (
+    FUNCTION,
+    KEEPING,
+    REPLAY_CHECK,
+    lease_error,
+    settings_are_right,
+)
 from idempotency.conf import get_settings
 from idempotency.decorators import OPTIONS_ATTRIBUTE, handlers_of
 from idempotency.hooks import Hooks
@@ -167,10 +173,14 @@ def _mistakes_of(endpoint: Endpoint) -> Iterator[CheckMessage]:
     policy, settings = endpoint.protection.policy, get_settings()
     if not policy.atomic and policy.lease >= policy.retention:
         yield lease_error(endpoint.name, policy.lease, policy.retention)
-    scope = endpoint.protection.scope
-    if scope is not None and scope != settings.SCOPE and not FUNCTION.holds(scope):
-        yield Error(
-            f"{endpoint.name}: nothing is found at its scope, {scope!r}.",
-            hint=f"It must be {FUNCTION.expected}.",
-            id="idempotency.E008",
-        )
+    for name, value, usual, rule in (
+        ("scope", endpoint.protection.scope, settings.SCOPE, FUNCTION),
+        ("store", policy.store, settings.STORE, KEEPING),
+        ("check_replay", policy.check_replay, settings.CHECK_REPLAY, REPLAY_CHECK),
+    ):
+        if value is not None and value != usual and not rule.holds(value):
+            yield Error(
+                f"{endpoint.name}: nothing is found at its {name}, {value!r}.",
+                hint=f"It must be {rule.expected}.",
+                id="idempotency.E008",
+            )

@@ -47,7 +47,7 @@ def _is_function(value: object) -> bool:
 
 def _failure(name: str, value: object) -> str:
     """Return why a dotted path leads nowhere, as a sentence, if it is one."""
-    if SETTINGS[name] is FUNCTION and isinstance(value, str):
+    if SETTINGS[name] in (FUNCTION, KEEPING, REPLAY_CHECK) and isinstance(value, str):
         try:
             import_string(value)
         except ImportError as error:
@@ -61,6 +61,16 @@ FUNCTION = Rule(
     "a callable that takes the request and returns a string, "
     "or a dotted path that leads to one",
 )
+KEEPING = Rule(
+    lambda value: isinstance(value, bool) or _is_function(value),
+    "True, False, or a callable that takes the response and returns whether to keep "
+    "it, or a dotted path that leads to one",
+)
+REPLAY_CHECK = Rule(
+    lambda value: value == "object" or _is_function(value),
+    '"object", or a callable that takes the request and the record, or a dotted path '
+    "that leads to one",
+)
 SETTINGS: dict[str, Rule] = {
     **{name.upper(): rule for name, rule in RULES.items() if name.upper() in NAMES},
     "ENABLED": BOOLEAN,
@@ -70,6 +80,8 @@ SETTINGS: dict[str, Rule] = {
     ),
     "SCOPE": FUNCTION,
     "FINGERPRINT": FUNCTION,
+    "STORE": KEEPING,
+    "CHECK_REPLAY": REPLAY_CHECK,
     "WARNINGS": Rule(
         lambda value: _are_texts(value) and {*value} <= {"body", "header"},
         'a collection of "body" and "header"',
@@ -86,6 +98,7 @@ NULLABLE = {
     "QUERY_PARAM",
     "HEADER",
     "FINGERPRINT",
+    "CHECK_REPLAY",
     "DERIVATION_SECRET",
 }
 

@@ -17,7 +17,7 @@ from rest_framework.exceptions import APIException
 from idempotency.claims import claims_in
 from idempotency.context import RequestContext
 from idempotency.finishing import Finisher
-from idempotency.hooks import Hooks
+from idempotency.hooks import Hooks, may_store
 from idempotency.models import IdempotencyRecord
 from idempotency.policy import Policy
 from idempotency.reporting import Reporter
@@ -101,7 +101,8 @@ class Mode(ABC):
 
     def to_store(self, response: HttpResponseBase) -> StoredResponse:
         """Return what is to be kept of an answer (O4, R4)."""
-        keep = self.hooks.should_store_response(response)
+        keep = may_store(response, self.policy.store)
+        keep = keep and self.hooks.should_store_response(response)
         return StoredResponse.from_http(response, keep=keep)
 
 
