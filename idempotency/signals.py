@@ -9,7 +9,7 @@ shares its fate.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -35,16 +35,37 @@ class LoggedSignal(Signal):
         return bool(self.receivers) or logger.isEnabledFor(self.level)
 
     def tell(self, sender: type, details: Any) -> None:
-        """Send the details, and write them as a line and as its extras."""
+        """Send the details, and write them as a line and as its extras.
+
+        No text in them has a control character: receivers write lines, too.
+        """
+        given = {field.name: getattr(details, field.name) for field in fields(details)}
+        texts = {name: text for name, text in given.items() if isinstance(text, str)}
+        details = replace(details, **{n: escaped(text) for n, text in texts.items()})
         self.send_robust(sender, details=details)
         if logger.isEnabledFor(self.level):
             extra = extras(self.name, **asdict(details))
             logger.log(self.level, "%s: %s", self.name, details, extra=extra)
 
 
+def escaped(text: str) -> str:
+    """Return text that stays on its line: what can't be printed as Python writes it.
+
+    Whatever a client chose goes through this on its way into the log, or it could write
+    lines of its own there. A backslash is doubled, so that nothing passes for escaped.
+    """
+    return "".join(
+        char if char.isprintable() and char != "\\" else ascii(char)[1:-1]
+        for char in text
+    )
+
+
 def extras(event: str, **details: Any) -> dict[str, Any]:
     """Return what every line of the log has beside its text, under one prefix."""
-    return {PREFIX + name: value for name, value in {"event": event, **details}.items()}
+    return {
+        PREFIX + name: escaped(value) if isinstance(value, str) else value
+        for name, value in {"event": event, **details}.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from django.db import (
@@ -23,7 +24,7 @@ from django.db import (
     transaction,
 )
 from django.http import Http404
-from django.urls import path
+from django.urls import path, re_path
 from rest_framework import exceptions
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -35,7 +36,7 @@ from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.signals import LoggedSignal
 from tests.app.models import Effect
-from tests.app.views import create_effect
+from tests.app.views import MixinView, create_effect
 from tests.conftest import KEY, key
 from tests.processes import ROOT
 from tests.records import make_records
@@ -48,6 +49,7 @@ urlpatterns = [
     *usual_urls,
     path("leased/", Leased.as_view()),
     path("rerun/", Rerun.as_view()),
+    re_path(r"(?s)^mixin-view/.+$", MixinView.as_view()),
 ]
 
 Handle = Callable[[Callable[[Request], Any]], None]
@@ -522,6 +524,74 @@ def test_log_of_lost_effects(
     assert card not in everything + caplog.text
 
 
+FORGED = "\n2026-11-29 ERROR idempotency: all keys are free\x1b[2J\u2028\\n"
+
+
+def test_log_of_a_path_that_forges_lines(
+    client: APIClient, handle: Handle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """X1: A path can't add a line to the log, nor steer a terminal that shows it."""
+
+    def swallow(request: Request) -> Response:
+        for _twice in range(2):
+            with suppress(IntegrityError):
+                Effect.objects.create(name="once")
+        return Response({}, 201)
+
+    handle(swallow)
+    assert post(client, ATOMIC + quote(FORGED)).status_code == 503
+    (line,) = [
+        record
+        for record in caplog.records
+        if (record.name, record.levelname) == ("idempotency", "ERROR")
+    ]
+    assert "all keys are free" in line.getMessage()
+    assert line.getMessage().isprintable()
+    assert line.getMessage().endswith(r"free\x1b[2J\u2028\\n")
+
+
+def test_signals_that_forge_lines(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    """X1: Whatever a detail says, receivers, the line and its extras get one line."""
+    purged = signals.RecordsPurged(
+        database=FORGED, deleted=1, batches=1, seconds=0.5, more=False
+    )
+    with caplog.at_level(logging.INFO, logger="idempotency"):
+        signals.records_purged.tell(IdempotencyRecord, purged)
+    (line,) = caplog.records
+    for text in (
+        told.last().database,
+        line.getMessage(),
+        vars(line)["idempotency_database"],
+    ):
+        assert text.isprintable()
+    assert told.last().seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/a b/é/世/%0A", "/a b/é/世/%0A"),
+        ("a\nb\r\tc\0", r"a\nb\r\tc\x00"),
+        ("\x7f\x85\u2028\u202e\ud83d", r"\x7f\x85\u2028\u202e\ud83d"),
+        (r"\n", r"\\n"),
+    ],
+)
+def test_escaped(text: str, said: str) -> None:
+    """X1: What can be printed stays as it is, and nothing passes for what it is not."""
+    assert signals.escaped(text) == said
+
+
+def test_lines_alone_escape() -> None:
+    """X1: No line of the app's has a word of the client's that is not escaped."""
+    calls = [call for call in log_calls() if call.args[1:]]
+    assert calls
+    for call in calls:
+        for argument in call.args[1:]:
+            written = ast.unparse(argument)
+            is_escaped = written.startswith("escaped(")
+            assert is_escaped or written in OF_THE_APP, written
+
+
 def test_silence(client: APIClient) -> None:
     """Where nobody listens, no details are made."""
     logger = logging.getLogger("idempotency")
@@ -595,18 +665,36 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
     )
 
 
-def lines_alone() -> Iterator[tuple[str, str, list[str]]]:
-    """Yield event, level and extras of each line that is no signal's."""
+# What log lines may say as it is, since no client has a say in it. The methods are
+# those that an endpoint is protected for.
+OF_THE_APP = (
+    "kind",
+    "claimed.pk",
+    "claimed.attempt",
+    "current",
+    "self.request.method",
+)
+
+
+def log_calls() -> Iterator[ast.Call]:
+    """Yield the calls that write a line which is no signal's."""
     for path_ in {*(ROOT / "idempotency").rglob("*.py")} - {Path(signals.__file__)}:
         for call in ast.walk(ast.parse(path_.read_text("utf-8"))):
             match call:
                 case ast.Call(func=ast.Attribute(ast.Name("logger"), attr=level)) if (
                     hasattr(logging, level.upper())
                 ):
-                    given = {each.arg: each.value for each in call.keywords}["extra"]
-                    assert isinstance(given, ast.Call)
-                    (event,) = map(ast.literal_eval, given.args)
-                    yield event, level.upper(), [str(n.arg) for n in given.keywords]
+                    yield call
+
+
+def lines_alone() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield event, level and extras of each line that is no signal's."""
+    for call in log_calls():
+        assert isinstance(call.func, ast.Attribute)
+        given = {each.arg: each.value for each in call.keywords}["extra"]
+        assert isinstance(given, ast.Call)
+        (event,) = map(ast.literal_eval, given.args)
+        yield event, call.func.attr.upper(), [str(n.arg) for n in given.keywords]
 
 
 def test_lines_on_the_page() -> None:

@@ -15,7 +15,7 @@ from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure
 from idempotency.modes.rollbacks import RollbackWish
-from idempotency.signals import extras
+from idempotency.signals import escaped, extras
 
 logger = logging.getLogger("idempotency")
 
@@ -145,7 +145,7 @@ class AtomicMode(Mode):
             kind,
             claimed.pk,
             self.request.method,
-            self.request.path,
+            escaped(self.request.path),
             extra=extras(
                 "effects_undone",
                 record_id=claimed.pk,
