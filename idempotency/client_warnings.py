@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from urllib.parse import quote
 
 from django.http import HttpResponseBase
 
@@ -34,6 +35,10 @@ KEY_IGNORED = ClientWarning(
     "IDEMPOTENCY_KEY_IGNORED",
     "Idempotency keys have no effect on requests of this method. The key was ignored.",
 )
+KEY_MISSPELLED = ClientWarning(
+    "IDEMPOTENCY_KEY_MISSPELLED",
+    "The idempotency key has no effect under a misspelled name. {right}",
+)
 KEY_UNSUPPORTED = ClientWarning(
     "IDEMPOTENCY_KEY_UNSUPPORTED",
     "This endpoint does not support idempotency keys. A retry can act again.",
@@ -42,6 +47,16 @@ KEY_WEAK = ClientWarning(
     "IDEMPOTENCY_KEY_WEAK",
     "The idempotency key is likely to collide. Use a UUID or another random string.",
 )
+
+
+def key_misspelled(place: Literal["query", "header"]) -> ClientWarning:
+    """Return the warning of a near miss, with the name that is right there (K1)."""
+    settings = get_settings()
+    right = f"In the header it is {settings.HEADER}."
+    if place == "query":
+        # As it stands in a URL: no quote ends the header's string, all is ASCII.
+        right = f"In the query it is {quote(settings.QUERY_PARAM or '', safe='$')}."
+    return replace(KEY_MISSPELLED, message=KEY_MISSPELLED.message.format(right=right))
 
 
 def add_to_header(

@@ -11,7 +11,7 @@ from django.utils import timezone
 from django.utils.http import http_date
 
 from idempotency import keys, scopes
-from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK
+from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
 from idempotency.exceptions import (
@@ -77,8 +77,10 @@ def execute(
         key = keys.find_key(request.META) if enabled else None
         if key is not None:
             return Execution(view, request, handler, policy, key, context).run()
-        if enabled and policy.required:
-            raise KeyRequired
+        if enabled:
+            warn_of_near_miss(view, request, context)
+            if policy.required:
+                raise KeyRequired
         return handler()
     except IdempotencyError as refusal:
         Reporter(view, request, policy, context).refused(refusal)
@@ -98,6 +100,18 @@ def ignore_key(view: APIView, request: Request) -> None:
     if in_query or in_header is not None:
         context.warnings = (KEY_IGNORED,)
         Finisher(view, request, hooks_of(view), context, warn_in_body=bool(in_query))
+
+
+def warn_of_near_miss(view: APIView, request: Request, context: RequestContext) -> None:
+    """Tell a client that misspelled its key's name that it sent no key (K1)."""
+    place = keys.find_near_miss(request.META)
+    if place is None:
+        return
+    context.warnings = (key_misspelled(place),)
+    # Another protected handler of the view may have had the request before (E6).
+    if not isinstance(view.finalize_response, Finisher):
+        in_body = place == "query"
+        Finisher(view, request, hooks_of(view), context, warn_in_body=in_body)
 
 
 class Execution:

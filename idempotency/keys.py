@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, unquote_plus
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, unquote_plus
 
 from idempotency.conf import get_settings
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
@@ -16,9 +17,14 @@ MAX_LENGTH = 255
 VALID = re.compile(rf"[\x21-\x7e]{{1,{MAX_LENGTH}}}")
 # RFC 9651 section 3.3.3: printable ASCII; only the quote and the backslash are escaped.
 QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
-# Joined by a server that received the header more than once (RFC 9110 section 5.3).
-JOINED = re.compile(rf"{QUOTED.pattern}(?:[ \t]*,[ \t]*{QUOTED.pattern})*")
+# One of those that a server joined, having received the header more than once (RFC 9110
+# section 5.3), with the comma behind it.
+MEMBER = re.compile(rf'(?:{QUOTED.pattern}[ \t]*|([^",][^,]*)?)(?:(,)[ \t]*|\Z)')
 ESCAPED = re.compile(r"\\(.)")
+
+# What clients put around a parameter's name: PHP's and jQuery's brackets, other signs.
+BRACKETS = re.compile(r"\[[0-9]*\]\Z")
+SIGNS = string.punctuation + string.whitespace
 
 MIN_STRONG_LENGTH = 8
 # Unix time in seconds, milliseconds, microseconds or nanoseconds.
@@ -55,10 +61,12 @@ def find_raw(meta: Mapping[str, Any]) -> tuple[list[str], str | None]:
     query = meta.get("QUERY_STRING")
     if query and param and param in unquote_plus(query):
         in_query = [value for name, value in query_pairs(meta) if name == param]
-    in_header = None
-    if header:
-        in_header = meta.get("HTTP_" + header.upper().replace("-", "_"))
+    in_header = meta.get(_meta_name(header)) if header else None
     return in_query, in_header
+
+
+def _meta_name(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
 
 
 def find_key(meta: Mapping[str, Any]) -> ClientKey | None:
@@ -83,13 +91,42 @@ def find_key(meta: Mapping[str, Any]) -> ClientKey | None:
 
 def _header_values(raw: str) -> set[str]:
     raw = raw.strip(" \t")
-    if raw.startswith('"'):
-        if not JOINED.fullmatch(raw):
+    values: set[str] = set()
+    start, comma = 0, ","
+    while comma:
+        member = MEMBER.match(raw, start)
+        if member is None:
             raise KeyInvalid
-        return {ESCAPED.sub(r"\1", value) for value in QUOTED.findall(raw)}
-    if "," in raw:
-        raise KeyAmbiguous
-    return {raw}
+        quoted, bare, comma = member.groups()
+        if quoted is None:
+            values.add((bare or "").rstrip(" \t"))
+        else:
+            values.add(ESCAPED.sub(r"\1", quoted))
+        start = member.end()
+    return values
+
+
+def find_near_miss(meta: Mapping[str, Any]) -> Literal["query", "header"] | None:
+    """Return where a request without a key has a name that nearly is the key's (K1)."""
+    settings = get_settings()
+    param, header = settings.QUERY_PARAM, settings.HEADER
+    query = meta.get("QUERY_STRING")
+    if query and param:
+        core = _core(param)
+        # Most queries have nothing of it, and are not taken apart.
+        near = core and core in unquote_plus(query).lower()
+        if near and any(_core(name) == core for name, _ in query_pairs(meta)):
+            return "query"
+    if header:
+        other = header[2:] if header.lower().startswith("x-") else f"x-{header}"
+        if _meta_name(other) in meta:
+            return "header"
+    return None
+
+
+def _core(name: str) -> str:
+    """Return a parameter's name in small letters, without signs around it."""
+    return BRACKETS.sub("", unquote(name)).strip(SIGNS).lower()
 
 
 def is_weak(key: str) -> bool:

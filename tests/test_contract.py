@@ -36,6 +36,7 @@ SEES_EVERY_METHOD = ["mixin on APIView", "mixin on ViewSet", "decorated function
 
 # Which rules hold at which door: every rule of a request's way is proved at each.
 RULES = {
+    "K1": EVERY_DOOR,
     "K4": EVERY_DOOR,
     "K5": SEES_EVERY_METHOD,
     "K6": EVERY_DOOR,
@@ -109,6 +110,103 @@ def test_without_a_key(
     assert seen[0] == (atomic_requests, None)
     assert response.content == bare.content
     assert {*response.headers} == {*bare.headers}
+
+
+@at_doors("K1")
+@pytest.mark.parametrize(
+    ("query", "headers", "right"),
+    [
+        ("?$idempotency[]=" + KEY, {}, "$idempotency"),
+        ("?$idempotency[0]=" + KEY, {}, "$idempotency"),
+        ("?$Idempotency=" + KEY, {}, "$idempotency"),
+        ("?idempotency=" + KEY, {}, "$idempotency"),
+        ("", {"HTTP_X_IDEMPOTENCY_KEY": KEY}, "Idempotency-Key"),
+    ],
+)
+def test_misspelled_key(
+    client: Any,
+    door: str,
+    handle: Callable[..., None],
+    atomic_requests: bool,
+    query: str,
+    headers: dict[str, str],
+    right: str,
+) -> None:
+    """K1, K4, K7: A near miss is warned about, and the request runs without a key."""
+    seen = []
+
+    def handler(request: Request) -> Any:
+        seen.append(connection.in_atomic_block)
+        return create_effect(request)
+
+    handle(handler)
+    for _ in range(2):
+        with CaptureQueriesContext(connection) as queries:
+            response = client.post(door + query, {}, **headers)
+        assert not [q for q in queries if "idempotency_" in q["sql"]]
+        warning = response["Idempotency-Warning"]
+        assert warning.startswith("IDEMPOTENCY_KEY_MISSPELLED;message=")
+        assert right in warning
+        in_body = response.json().get("$warnings", [])
+        assert [w["code"] for w in in_body] == (
+            ["IDEMPOTENCY_KEY_MISSPELLED"] if query else []
+        )
+        if door.endswith("strict/"):
+            assert_refused(response, 400, "idempotency_key_required")
+        else:
+            assert response.status_code == 201
+    assert seen == ([] if door.endswith("strict/") else [atomic_requests] * 2)
+    assert Effect.objects.count() == len(seen)
+    assert IdempotencyRecord.objects.count() == 0
+
+
+@at_doors("K1")
+@pytest.mark.parametrize("query", ["", "?idempotency=other"])
+def test_near_miss_beside_a_key(client: Any, door: str, query: str) -> None:
+    """K1: Who sends the key under its name, too, is protected and not warned."""
+    sent = {**key(), "HTTP_X_IDEMPOTENCY_KEY": "other"}
+    first, retry = (client.post(door + query, {}, **sent) for _ in range(2))
+    assert retry.content == first.content
+    assert "Idempotency-Warning" not in retry.headers
+    assert "$warnings" not in retry.json()
+    assert Effect.objects.count() == 1
+
+
+@at_doors("K1")
+def test_near_miss_while_disabled(client: Any, door: str, settings: Any) -> None:
+    """K1: An app that steps aside does not speak of keys."""
+    settings.IDEMPOTENCY = {"ENABLED": False}
+    response = client.post(f"{door}?idempotency={KEY}", {})
+    assert response.status_code == 201
+    assert "Idempotency-Warning" not in response.headers
+    assert "$warnings" not in response.json()
+
+
+@at_doors("K1")
+def test_near_miss_on_get(client: Any, door: str) -> None:
+    """K1: Where the right name means nothing, no wrong one is spoken of."""
+    response = client.get(door, {"idempotency": KEY}, HTTP_X_IDEMPOTENCY_KEY=KEY)
+    assert "Idempotency-Warning" not in response.headers
+    assert b"$warnings" not in response.content
+
+
+@at_doors("K4")
+@pytest.mark.parametrize("query", ["", "?page=2&q=$idempotency"])
+def test_nothing_around_a_view_without_a_key(
+    client: Any, door: str, handle: Callable[..., None], query: str
+) -> None:
+    """K4: The view finalises its answer by itself, as if the app were not there."""
+    seen = []
+
+    def handler(request: Request) -> Response:
+        seen.append("finalize_response" in vars(request.parser_context["view"]))
+        return Response()
+
+    handle(handler)
+    client.post(door + query)
+    client.post(door + query, **key())
+    expected = [True] if door.endswith("strict/") else [False, True]
+    assert seen == expected
 
 
 @at_doors("K5")

@@ -150,7 +150,7 @@ class Bulk(APIView):
         return create_effect(request)
 
     def put(self, request: Request) -> Response:
-        return Response([self.create(request).data for _ in range(2)])
+        return Response({"all": [self.create(request).data for _ in range(2)]})
 
     @idempotent
     def post(self, request: Request) -> Response:
@@ -523,6 +523,14 @@ class TestContext:
         first = client.post("/bulk/", {}, **key("another-key"))
         assert client.post("/bulk/", {}, **key("another-key")).content == first.content
         assert Effect.objects.count() == 4
+
+    def test_one_after_another_without_a_key(self, client: Any) -> None:
+        """E6, K1: Two protected handlers of one view warn of a near miss once."""
+        response = client.put(f"/bulk/?idempotency={KEY}", {})
+        (warning,) = response.json()["$warnings"]
+        assert warning["code"] == "IDEMPOTENCY_KEY_MISSPELLED"
+        assert response["Idempotency-Warning"].count("IDEMPOTENCY_") == 1
+        assert Effect.objects.count() == 2
 
     def test_view_within(self, client: Any, handle: Handle) -> None:
         """E6, E10: What a handler calls does not take its key away from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idempotency.client_warnings import key_misspelled
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
-from idempotency.keys import ClientKey, find_key, is_weak
+from idempotency.keys import ClientKey, find_key, find_near_miss, is_weak
 from tests.app.models import Effect
-from tests.conftest import KEY, assert_refused
+from tests.conftest import KEY, assert_refused, key
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
 
@@ -43,6 +45,11 @@ def test_no_key() -> None:
         meta(header='"abcdefgh"'),
         meta(header='  "abcdefgh"\t'),
         meta(header='"abcdefgh", "abcdefgh"'),
+        meta(header="abcdefgh,abcdefgh"),
+        meta(header="abcdefgh, abcdefgh ,\tabcdefgh"),
+        meta(header='abcdefgh, "abcdefgh"'),
+        meta(header='"abcdefgh" ,abcdefgh,"abcdefgh"'),
+        meta("$idempotency=abcdefgh", "abcdefgh, abcdefgh"),
     ],
 )
 def test_one_key(request_meta: dict[str, Any]) -> None:
@@ -59,13 +66,16 @@ def test_one_key(request_meta: dict[str, Any]) -> None:
         meta("$idempotency=abcdefgh&$idempotency=abcdefgi"),
         meta("$idempotency=abcdefgh", "ABCDEFGH"),
         meta(header="abcdefgh,abcdefgi"),
-        meta(header="abcdefgh, abcdefgh"),
         meta(header='"abcdefgh", "abcdefgi"'),
-        meta(header='abc, "abc"'),
+        meta(header='abcdefgh, "abcdefgi"'),
+        meta(header='"abcdefgh", abcdefgi'),
+        meta(header='"abcdefgh,abcdefgh", abcdefgh'),
+        meta(header="abcdefgh, abcdefgh, ABCDEFGH"),
+        meta("$idempotency=abcdefgi", "abcdefgh, abcdefgh"),
     ],
 )
 def test_ambiguous(request_meta: dict[str, Any]) -> None:
-    """K1: Different values, or a bare header that a server joined, are refused."""
+    """K1: Different values are refused, whatever joined them."""
     with pytest.raises(KeyAmbiguous):
         find_key(request_meta)
 
@@ -96,8 +106,13 @@ def test_ambiguous(request_meta: dict[str, Any]) -> None:
         meta(header='"abc\\"'),
         meta(header='""'),
         meta(header='"abc" "def"'),
-        meta(header='"abc", def'),
+        meta(header='"abc", "def'),
         meta(header='"abc";q=1'),
+        meta(header='"abc"   ;q=1, "abc"'),
+        meta(header="abc,"),
+        meta(header="abc, , abc"),
+        meta(header=", abc"),
+        meta(header="abc, a b"),
         meta(header='"é"'),
     ],
 )
@@ -149,6 +164,103 @@ def test_names_can_be_changed_or_turned_off(settings: Any) -> None:
     assert find_key({"HTTP_X_RETRY": "retry-me"}) == ClientKey("retry-me", False)
 
 
+@given(st.lists(st.sampled_from(["a,b", "a", '"', "b", "\\"]), min_size=1), st.data())
+def test_members_may_be_bare_or_quoted(keys: list[str], data: st.DataObject) -> None:
+    """K1, K2: Joined members are one key if all of them name it."""
+    members = []
+    for value in keys:
+        bare = "," not in value and not value.startswith('"')
+        if bare and data.draw(st.booleans()):
+            members.append(value)
+        else:
+            members.append('"{}"'.format(re.sub(r'(["\\])', r"\\\1", value)))
+    request_meta = meta(
+        header=data.draw(st.sampled_from([",", ", ", "\t,"])).join(members)
+    )
+    if len({*keys}) == 1:
+        assert find_key(request_meta) == ClientKey(keys[0], in_query=False)
+    else:
+        with pytest.raises(KeyAmbiguous):
+            find_key(request_meta)
+
+
+NEAR_MISSES = [
+    "$idempotency[]=abcdefgh",
+    "$idempotency[0]=abcdefgh",
+    "%24idempotency%5B12%5D=abcdefgh",
+    "$Idempotency=abcdefgh",
+    "$IDEMPOTENCY[]=abcdefgh",
+    "idempotency=abcdefgh",
+    "x=1&Idempotency=",
+    "idempotency[]",
+    "_idempotency=abcdefgh",
+    "$$idempotency=abcdefgh",
+    "$idempotency+=abcdefgh",
+    # Encoded twice.
+    "%2524idempotency=abcdefgh",
+    "%24%69dempotency%5B%5D=abcdefgh",
+]
+
+
+@pytest.mark.parametrize("query", NEAR_MISSES)
+def test_near_misses_in_the_query(query: str) -> None:
+    """K1: Another case, brackets and other signs around it do not make it the name."""
+    assert find_key(meta(query)) is None
+    assert find_near_miss(meta(query)) == "query"
+
+
+def test_near_miss_in_the_header() -> None:
+    """K1: So does the prefix that headers used to have."""
+    assert find_near_miss({"HTTP_X_IDEMPOTENCY_KEY": ""}) == "header"
+
+
+@pytest.mark.parametrize(
+    "request_meta",
+    [
+        {},
+        meta(""),
+        meta("a=1"),
+        meta("a=idempotency&b=$idempotency"),
+        meta("idempotency_key=abcdefgh"),
+        meta("no$idempotency=abcdefgh"),
+        meta("idempotency[key]=abcdefgh"),
+        meta("filter[idempotency]=abcdefgh"),
+        {"HTTP_IDEMPOTENCY": "abcdefgh", "HTTP_X_IDEMPOTENCY_KEYS": "abcdefgh"},
+    ],
+)
+def test_no_near_miss(request_meta: dict[str, Any]) -> None:
+    """K1: Other names are the endpoint's own."""
+    assert find_near_miss(request_meta) is None
+
+
+def test_near_misses_follow_the_names(settings: Any) -> None:
+    """K1: A near miss is one of the project's own names; None has none."""
+    settings.IDEMPOTENCY = {"QUERY_PARAM": "meta[key]", "HEADER": "X-Retry"}
+    assert find_near_miss(meta("Meta[Key]=a")) == "query"
+    assert find_near_miss(meta("meta[key][]=a")) == "query"
+    assert find_near_miss(meta("meta[page]=a&meta=b")) is None
+    assert find_near_miss(meta("idempotency=a")) is None
+    assert find_near_miss({"HTTP_RETRY": "a"}) == "header"
+    assert find_near_miss({"HTTP_X_X_RETRY": "a"}) is None
+    settings.IDEMPOTENCY = {"QUERY_PARAM": "$"}
+    assert find_near_miss(meta("=a&$$=b&-=c")) is None
+    settings.IDEMPOTENCY = {"QUERY_PARAM": None}
+    assert find_near_miss(meta("idempotency=a")) is None
+    settings.IDEMPOTENCY = {"HEADER": None}
+    assert find_near_miss({"HTTP_X_IDEMPOTENCY_KEY": "a"}) is None
+
+
+def test_right_spelling_is_fit_for_a_header(settings: Any) -> None:
+    """K1, K7: Whatever the name is, the warning is one well-formed ASCII member."""
+    assert "is $idempotency." in key_misspelled("query").message
+    assert "is Idempotency-Key." in key_misspelled("header").message
+    settings.IDEMPOTENCY = {"QUERY_PARAM": 'schlüssel "\\"'}
+    warning = key_misspelled("query")
+    assert "is schl%C3%BCssel%20%22%5C%22." in warning.message
+    assert warning.as_header().isascii()
+    assert warning.as_header().count('"') == 2
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -194,6 +306,7 @@ def test_strong(key: str) -> None:
         ("?$idempotency=", {}, "idempotency_key_invalid"),
         ("", {"HTTP_IDEMPOTENCY_KEY": "x" * 256}, "idempotency_key_invalid"),
         ("", {"HTTP_IDEMPOTENCY_KEY": "a,b"}, "idempotency_key_ambiguous"),
+        ("", {"HTTP_IDEMPOTENCY_KEY": "a,"}, "idempotency_key_invalid"),
         (
             "?$idempotency=abcdefgh",
             {"HTTP_IDEMPOTENCY_KEY": "other-key"},
@@ -228,6 +341,17 @@ def test_charset_of_the_body_hides_no_key(client: Any) -> None:
 @pytest.mark.usefixtures("atomic_requests")
 def test_keys_are_compared_exactly(client: Any) -> None:
     """K3: Case makes another key, on every database and collation."""
-    for key in ("abcdefgh", "ABCDEFGH", "abcdefgH"):
-        assert client.post(f"/function/?$idempotency={key}").status_code == 201
+    for value in ("abcdefgh", "ABCDEFGH", "abcdefgH"):
+        assert client.post(f"/function/?$idempotency={value}").status_code == 201
     assert Effect.objects.count() == 3
+
+
+@pytest.mark.parametrize("sent", [f"{KEY}, {KEY}", f'{KEY},"{KEY}"', f'"{KEY}"', KEY])
+@pytest.mark.usefixtures("atomic_requests")
+def test_joined_headers_are_one_key(client: Any, sent: str) -> None:
+    """K1, E1: However often a key stands in the headers, it acts once."""
+    first = client.post("/function/", {}, **key())
+    retry = client.post("/function/", {}, **key(sent))
+    assert retry.status_code == 201
+    assert retry.content == first.content
+    assert Effect.objects.count() == 1

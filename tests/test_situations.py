@@ -212,6 +212,15 @@ def required(world: World) -> Callable[[], Any]:
     return lambda: world.send(query="", url="/required/")
 
 
+MISSPELLED = "Key under a name that nearly is the right one, such as `$idempotency[]`"
+
+
+@scenario(MISSPELLED)
+def misspelled(world: World) -> Callable[[], Any]:
+    """K1: it is no key, and the client is told."""
+    return lambda: world.send(query=f"?$idempotency[]={KEY}")
+
+
 @scenario("Malformed key")
 def malformed_in_query(world: World) -> Callable[[], Any]:
     """K3: a key is visible ASCII."""
