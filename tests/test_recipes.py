@@ -467,6 +467,31 @@ class TestSeveralDatabases:
         assert records.count() == 0
 
 
+class TestLinks:
+    HEADING = "Links to further pages"
+
+    def test_pages_can_be_posted_to(self, cook: Cook, serve: Serve) -> None:
+        """F4: Neither link has the key, and every page can be asked for with one."""
+        pagination = cook(self.HEADING).pagination.KeylessPagination
+
+        @api_view(["POST"])
+        @idempotent
+        def search(request: Any) -> Response:
+            pages = pagination()
+            found = pages.paginate_queryset(Effect.objects.order_by("pk"), request)
+            return pages.get_paginated_response([effect.note for effect in found])
+
+        client = serve(search=search)
+        Effect.objects.bulk_create(Effect(note=str(n)) for n in range(101))
+        first = client.post(f"/search/?$idempotency={KEY}").json()
+        second = client.post(f"{first['next']}&$idempotency=second-{KEY}").json()
+        assert second["results"] == ["100"]
+        assert second["next"] is None
+        again = client.post(f"{second['previous']}?$idempotency=again-{KEY}").json()
+        assert again == first
+        assert KEY not in str([first, second])
+
+
 # Tasks
 
 
