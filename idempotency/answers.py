@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from idempotency.responses import StoredResponse
+from idempotency.responses import CHARSET, StoredResponse
 
 # What fits on a page that a browser still scrolls with ease.
 SHOWN_CHARACTERS = 50_000
 INDENT = "  "
 
-CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.ASCII | re.IGNORECASE)
 TEXT_TYPES = (
     "text/",
     "application/javascript",

@@ -35,6 +35,7 @@ from idempotency.models import (
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Fate, Handler, Outcome, is_failure
 from idempotency.policy import Options, Policy
+from idempotency.replays import replay
 from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 
@@ -271,7 +272,8 @@ class Execution:
             )
         self.finisher.headers[REPLAYED_HEADER] = "true"
         self.reporter.replayed(record, now)
-        return self.finisher.let_pass(stored.to_http())
+        again = replay(stored, self.finisher.view, self.request)
+        return self.finisher.let_pass(again)
 
     def _name_expiry(self, record: IdempotencyRecord) -> None:
         expires_at = record.expires_at.timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from idempotency.conf import get_settings
 
 EXPIRES_HEADER = "Idempotency-Expires"
 REPLAYED_HEADER = "Idempotent-Replayed"
+
+# Beside the headers of an answer that was no Response of Django REST framework's. A
+# version that knows nothing of it writes its own value over it.
+PLAIN = [REPLAYED_HEADER, "plain"]
 
 UNSTORED_HEADERS = frozenset(
     {
@@ -37,6 +42,8 @@ UNSTORED_HEADERS = frozenset(
     }
 )
 
+CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.ASCII | re.IGNORECASE)
+
 Headers = list[list[str]]
 
 
@@ -52,25 +59,29 @@ class StoredResponse:
     body: bytes | None
 
     @classmethod
-    def from_http(cls, response: HttpResponseBase, *, keep: bool) -> StoredResponse:
+    def from_http(
+        cls, response: HttpResponseBase, *, keep: bool, is_plain: bool = False
+    ) -> StoredResponse:
         """Take what is to be kept of a rendered response.
 
         Streaming and file responses, those over MAX_RESPONSE_BYTES or with NUL in a
         header, which PostgreSQL can't store, become tombstones, as everything does
-        where ``keep`` is false (O4).
+        where ``keep`` is false (O4). ``is_plain`` asks for a replay that is no Response
+        of Django REST framework's either (R2b).
         """
         headers = [[name, value] for name, value in response.items()]
         has_nul = any("\0" in value for _name, value in headers)
         if keep and isinstance(response, HttpResponse) and not has_nul:
             body = bytes(response.content)
             if len(body) <= get_settings().MAX_RESPONSE_BYTES:
+                kept = _without(_unstored(response), headers)
                 return cls(
                     status_code=response.status_code,
-                    headers=_without(_unstored(response), headers),
+                    headers=[*kept, PLAIN] if is_plain else kept,
                     body=body,
                 )
-        kept = cls(status_code=response.status_code, headers=headers, body=None)
-        return kept.as_tombstone()
+        all_of_it = cls(status_code=response.status_code, headers=headers, body=None)
+        return all_of_it.as_tombstone()
 
     def as_tombstone(self) -> StoredResponse:
         """Return what is kept of an answer whose body is not (R4)."""
@@ -91,12 +102,37 @@ class StoredResponse:
         }
 
     def to_http(self) -> HttpResponse:
-        """Make the answer again, byte for byte, without any renderer (R6)."""
+        """Make the answer again, byte for byte."""
         response = HttpResponse(self.body or b"", status=self.status_code)
-        del response["Content-Type"]
-        for name, value in self.headers:
-            response[name] = value
+        self.put_headers(response)
         return response
+
+    def put_headers(self, response: HttpResponse) -> None:
+        """Give a new response the headers of the answer, and no others."""
+        del response["Content-Type"]
+        for name, value in replayed_headers(self.headers):
+            response[name] = value
+
+    @property
+    def content_type(self) -> str:
+        """The answer's Content-Type, or an empty string."""
+        headers = {name.lower(): value for name, value in self.headers}
+        return headers.get("content-type", "")
+
+    @property
+    def media_type(self) -> str:
+        """The same without its parameters."""
+        return self.content_type.partition(";")[0].strip().lower()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the answer was no Response of Django REST framework's (R2b)."""
+        return PLAIN in self.headers
+
+
+def replayed_headers(headers: Headers) -> Headers:
+    """Return what a client gets of a record's headers."""
+    return [pair for pair in headers if pair != PLAIN]
 
 
 def _unstored(response: HttpResponse) -> set[str]:

@@ -57,6 +57,7 @@ SAMPLES = (
 
 CHAPTERS = {"K": 7, "S": 2, "F": 5, "E": 11, "O": 5, "R": 6, "P": 3, "A": 4, "X": 2}
 RULES = [f"{letter}{n + 1}" for letter, size in CHAPTERS.items() for n in range(size)]
+RULES.insert(RULES.index("R2") + 1, "R2b")
 
 Rows = list[dict[str, str]]
 
@@ -190,7 +191,7 @@ def test_tests_name_known_rules_only() -> None:
     named = {
         rule
         for docstring in docstrings_of_tests()
-        for rule in re.findall(r"\b[KSFEORPAX]\d{1,2}\b", docstring)
+        for rule in re.findall(r"\b[KSFEORPAX]\d{1,2}b?\b", docstring)
     }
     assert named <= {*RULES}
 
@@ -563,7 +564,7 @@ def test_decorator_sample() -> None:
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].content == answers[1].content
     assert answers[1][REPLAYED_HEADER] == "true"
-    assert not hasattr(answers[1], "data")
+    assert answers[0].data == answers[1].data
     assert Effect.objects.count() == 1
 
 

@@ -14,6 +14,7 @@ from django.utils.translation import gettext, ngettext
 
 from idempotency.answers import SHOWN_CHARACTERS, decode
 from idempotency.models import IdempotencyRecord, State
+from idempotency.responses import replayed_headers
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
@@ -59,7 +60,8 @@ def in_bytes(size: int) -> str:
 
 def headers(record: IdempotencyRecord) -> SafeString | str:
     """Return the headers that are replayed, one to a line."""
-    lines = "\n".join(f"{name}: {value}" for name, value in record.headers or [])
+    replayed = replayed_headers(record.headers or [])
+    lines = "\n".join(f"{name}: {value}" for name, value in replayed)
     return preformatted(lines) if lines else "-"
 
 

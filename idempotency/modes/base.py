@@ -13,6 +13,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.http import Http404, HttpResponseBase
 from rest_framework.exceptions import APIException
+from rest_framework.response import Response
 
 from idempotency.claims import claims_in
 from idempotency.context import RequestContext
@@ -103,7 +104,8 @@ class Mode(ABC):
         """Return what is to be kept of an answer (O4, R4)."""
         keep = may_store(response, self.policy.store)
         keep = keep and self.hooks.should_store_response(response)
-        return StoredResponse.from_http(response, keep=keep)
+        is_plain = not isinstance(response, Response)
+        return StoredResponse.from_http(response, keep=keep, is_plain=is_plain)
 
 
 def is_failure(error: Exception) -> bool:
