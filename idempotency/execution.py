@@ -272,7 +272,7 @@ class Execution:
             )
         self.finisher.headers[REPLAYED_HEADER] = "true"
         self.reporter.replayed(record, now)
-        again = replay(stored, self.finisher.view, self.request)
+        again = replay(stored, self.view, self.request)
         return self.finisher.let_pass(again)
 
     def _name_expiry(self, record: IdempotencyRecord) -> None:

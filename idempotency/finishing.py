@@ -13,7 +13,7 @@ from idempotency import client_warnings
 from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.hooks import Hooks
-from idempotency.signals import extras
+from idempotency.signals import escaped, extras
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -137,7 +137,7 @@ class Finisher:
             TransactionFailed.default_code,
             self.context.record_id,
             self.request.method,
-            self.request.path,
+            escaped(self.request.path),
             extra=extras(
                 "success_refused",
                 record_id=self.context.record_id,

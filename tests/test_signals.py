@@ -668,6 +668,9 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
 # What log lines may say as it is, since no client has a say in it. The methods are
 # those that an endpoint is protected for.
 OF_THE_APP = (
+    "TransactionFailed.default_code",
+    "response.status_code",
+    "self.context.record_id",
     "kind",
     "claimed.pk",
     "claimed.attempt",
