@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
 from idempotency.claims.errors import kind_of
+from idempotency.claims.leases import Leases
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Fate, Mode, Outcome, is_failure
@@ -46,6 +47,10 @@ def opt_out_of_atomic_requests(alias: str) -> str:
 class LeasedMode(Mode):
     """The claim has a lease; whatever it says later carries its token."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.leases = Leases(self.claims)
+
     def run(
         self, wanted: IdempotencyRecord, now: datetime
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
@@ -53,11 +58,8 @@ class LeasedMode(Mode):
         if self._is_in_transaction():  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
-        seen = None
         try:
-            if self.claims.looks_up_first:
-                seen = self.claims.look_up(wanted.pk)
-            record = self.claims.claim(wanted, now, seen, lease=self.policy.lease)
+            record = self.leases.claim(wanted, now, self.policy.lease)
         except DatabaseError as error:
             return self._not_claimed(error)
         if record is None or record.token != wanted.token:
@@ -73,7 +75,7 @@ class LeasedMode(Mode):
         wanted.attempt = abandoned.attempt + 1
         wanted.created_at = abandoned.created_at
         try:
-            is_taken = self.claims.take_over(abandoned, wanted, self.policy.lease)
+            is_taken = self.leases.take_over(abandoned, wanted, self.policy.lease)
         except DatabaseError as error:
             return self._not_claimed(error)
         if not is_taken:
@@ -137,7 +139,7 @@ class LeasedMode(Mode):
             self._give_up(claimed)  # whatever it is, it is no refusal of the handler's
             raise
         if stored is not None:
-            self._write(claimed, lambda: self.claims.complete(claimed, stored))
+            self._write(claimed, lambda: self.leases.complete(claimed, stored))
             self.fate = Fate.STORED
         elif response.status_code >= 500:
             self._give_up(claimed)
@@ -155,14 +157,14 @@ class LeasedMode(Mode):
 
     def _renew(self, claimed: IdempotencyRecord, lease: timedelta | None) -> None:
         lease = lease or self.policy.lease
-        self._write(claimed, lambda: self.claims.renew(claimed, lease))
+        self._write(claimed, lambda: self.leases.renew(claimed, lease))
 
     def _end_in_error(self, claimed: IdempotencyRecord) -> None:
         """Give the key back, unless the handler may have acted outside (O2, E9)."""
         if self.context.is_acting and not self.context.is_released:
-            self._write(claimed, lambda: self.claims.abandon(claimed))
+            self._write(claimed, lambda: self.leases.abandon(claimed))
             return
-        self._write(claimed, lambda: self.claims.release(claimed), leaves_record=False)
+        self._write(claimed, lambda: self.leases.release(claimed))
         self.fate = Fate.RELEASED
 
     def _give_up(self, claimed: IdempotencyRecord) -> None:
@@ -188,14 +190,8 @@ class LeasedMode(Mode):
                 ),
             )
 
-    def _write(
-        self,
-        claimed: IdempotencyRecord,
-        write: Callable[[], None],
-        *,
-        leaves_record: bool = True,
-    ) -> None:
-        """Write under the claim's token, and once more if the connection was lost.
+    def _write(self, claimed: IdempotencyRecord, write: Callable[[], None]) -> None:
+        """Write under the claim's token.
 
         Raises ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
         transaction, and what the database does.
@@ -203,37 +199,16 @@ class LeasedMode(Mode):
         if self._is_in_transaction():
             raise RuntimeError(LEFT_OPEN)
         try:
-            try:
-                write()
-            except Error:
-                if self.connection.in_atomic_block:
-                    raise
-                with suppress(Error):
-                    self.connection.close()
-                self._write_again(claimed, write, leaves_record=leaves_record)
+            write()
         except ClaimLost:
             self.fate = None
             self._tell_of_loss(claimed)
             raise
 
-    def _write_again(
-        self,
-        claimed: IdempotencyRecord,
-        write: Callable[[], None],
-        *,
-        leaves_record: bool,
-    ) -> None:
-        """Repeat a write, which may have been done: its reply alone was lost then."""
-        try:
-            write()
-        except ClaimLost:
-            if leaves_record or self.claims.look_up(claimed.pk) is not None:
-                raise
-
     def _tell_of_loss(self, claimed: IdempotencyRecord) -> None:
         current: int | str | None = "unknown"
         with suppress(Error):
-            found = self.claims.look_up(claimed.pk)
+            found = self.leases.look_up(claimed.pk)
             current = None if found is None else found.attempt
         logger.warning(
             "A handler had lost its claim, and its answer was not stored: "

@@ -1,0 +1,133 @@
+"""What leased mode writes: all of it outlives a lost connection (contract E7)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import DatabaseError, DataError, Error, IntegrityError
+
+from idempotency import reconnecting
+from idempotency.claims.base import Claims
+from idempotency.exceptions import ClaimLost
+from idempotency.models import IdempotencyRecord
+from idempotency.responses import StoredResponse
+
+# Of a statement that the database has answered, and not done. The other classes of
+# errors have the drivers' own among them.
+REFUSED = (DataError, IntegrityError)
+# In seconds. The server may still be at work on what it was sent on a connection that
+# is lost, and hold the key meanwhile.
+PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+
+
+class Leases:
+    """Claims with a lease. Each write commits by itself.
+
+    One whose connection was lost is tried once more on a new one, and one that was
+    done before its reply was lost counts as done.
+    """
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+        # The stubs do not know all of its attributes.
+        self.connection: Any = claims.connection
+
+    def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
+        """Return the visible record."""
+        return self.claims.look_up(record_id)
+
+    def claim(
+        self, wanted: IdempotencyRecord, now: datetime, lease: timedelta
+    ) -> IdempotencyRecord | None:
+        """Return the record that stands for the key, as ``Claims.claim`` does."""
+
+        def claim() -> IdempotencyRecord | None:
+            seen = None
+            if self.claims.looks_up_first:
+                seen = self.claims.look_up(wanted.pk)
+            return self.claims.claim(wanted, now, seen, lease=lease)
+
+        return self._win(claim, wanted, lease)
+
+    def take_over(
+        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord, lease: timedelta
+    ) -> bool:
+        """Put ``wanted`` in the place of an abandoned record (E9)."""
+
+        def take_over() -> IdempotencyRecord | None:
+            return wanted if self.claims.take_over(abandoned, wanted, lease) else None
+
+        return self._win(take_over, wanted, lease) is not None
+
+    def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
+        """Let the lease end ``lease`` from now (E8)."""
+        self._write(lambda: self.claims.renew(claimed, lease))
+
+    def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
+        """Store the response."""
+        self._write(lambda: self.claims.complete(claimed, stored))
+
+    def abandon(self, claimed: IdempotencyRecord) -> None:
+        """Give the claim up, its outcome unknown (E9)."""
+        self._write(lambda: self.claims.abandon(claimed))
+
+    def release(self, claimed: IdempotencyRecord) -> None:
+        """Give the key back with nothing stored."""
+
+        def release_again() -> None:
+            try:
+                self.claims.release(claimed)
+            except ClaimLost:
+                if self.claims.look_up(claimed.pk) is not None:
+                    raise
+
+        self._write(lambda: self.claims.release(claimed), release_again)
+
+    def _write(
+        self, once: Callable[[], None], again: Callable[[], None] | None = None
+    ) -> None:
+        reconnecting.write(self.connection, once, again)
+
+    def _win(
+        self,
+        claim: Callable[[], IdempotencyRecord | None],
+        wanted: IdempotencyRecord,
+        lease: timedelta,
+    ) -> IdempotencyRecord | None:
+        """Claim, and look for the claim first if that has to be repeated."""
+
+        def look_and_claim() -> IdempotencyRecord | None:
+            found = self.claims.look_up(wanted.pk)
+            if found is None or found.token != wanted.token:
+                return claim()
+            if found.is_leased or self.claims.take_over(found, wanted, lease):
+                return wanted
+            return None
+
+        def claim_again() -> IdempotencyRecord | None:
+            for pause in PAUSES:
+                try:
+                    record = look_and_claim()
+                except DatabaseError as error:
+                    if not self.claims.is_busy(error):
+                        raise
+                else:
+                    if record is not None:
+                        return record
+                time.sleep(pause)
+            return None
+
+        return reconnecting.write(
+            self.connection, claim, claim_again, is_certain=self._is_refused
+        )
+
+    def _is_refused(self, error: Error) -> bool:
+        """Tell whether a claim failed for certain, with nothing done."""
+        return isinstance(error, REFUSED) or (
+            isinstance(error, DatabaseError)
+            and (self.claims.is_busy(error) or self.claims.is_transient(error))
+        )
