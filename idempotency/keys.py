@@ -27,10 +27,24 @@ BRACKETS = re.compile(r"\[[0-9]*\]\Z")
 SIGNS = string.punctuation + string.whitespace
 
 MIN_STRONG_LENGTH = 8
-# Unix time in seconds, milliseconds, microseconds or nanoseconds.
-UNIX_TIME = re.compile(r"\d{10}|\d{13}|\d{16}|\d{19}")
-ISO_DATE_TIME = re.compile(
-    r"\d{4}-?\d\d-?\d\d[Tt]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?([Zz]|[+-]\d\d(:?\d\d)?)?"
+# Nanoseconds of a clock have 19. A UUID that happens to have no letter has 32.
+MAX_WEAK_DIGITS = 19
+SEPARATORS = re.compile(r"[^0-9A-Za-z]+")
+# With what people put between, such as hyphens where a file's name can't have colons.
+ISO_8601 = re.compile(
+    r"""
+    [-+]?\d{4,6}                                           # more than 4 have a sign
+    [-/.]?
+    (?: (?:0[1-9]|1[0-2]) (?: [-/.]?(?:0[1-9]|[12]\d|3[01]) )?           # month, day
+      | W(?:0[1-9]|[1-4]\d|5[0-3]) (?: -?[1-7] )?                         # week, day
+      | [0-3]\d\d )                                             # day of the year
+    (?: [-T_]? (?:[01]\d|2[0-4])                                              # hour
+        (?: [-:.]?[0-5]\d (?: [-:.]?(?:[0-5]\d|60) )? )?           # minute, second
+        (?: [-.,]\d+ )? )?                              # a fraction of the last one
+    (?: Z | [-+](?:[01]\d|2[0-4])(?: :?[0-5]\d )? )?
+    (?: \[[^][]+\] )*                                         # RFC 9557: its zone
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 
 
@@ -131,8 +145,10 @@ def _core(name: str) -> str:
 
 def is_weak(key: str) -> bool:
     """Tell whether another client is likely to choose the same key (K6)."""
+    core = SEPARATORS.sub("", key)
     return (
         len(key) < MIN_STRONG_LENGTH
-        or UNIX_TIME.fullmatch(key) is not None
-        or ISO_DATE_TIME.fullmatch(key) is not None
+        or len({*core}) < 2
+        or (core.isdecimal() and len(core) <= MAX_WEAK_DIGITS)
+        or ISO_8601.fullmatch(key) is not None
     )

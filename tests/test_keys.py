@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from idempotency.client_warnings import key_misspelled
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
-from idempotency.keys import ClientKey, find_key, find_near_miss, is_weak
+from idempotency.keys import ClientKey, find_key, find_near_miss
 from tests.app.models import Effect
 from tests.conftest import KEY, assert_refused, key
 
@@ -259,44 +259,6 @@ def test_right_spelling_is_fit_for_a_header(settings: Any) -> None:
     assert "is schl%C3%BCssel%20%22%5C%22." in warning.message
     assert warning.as_header().isascii()
     assert warning.as_header().count('"') == 2
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "a",
-        "1234567",
-        "1732420800",
-        "1732420800123",
-        "1732420800123456",
-        "1732420800123456789",
-        "2026-11-24T03:41:53Z",
-        "2026-11-24T03:41:53.123456+01:00",
-        "20261124T034153",
-        "20261124T034153,5Z",
-        "2026-11-24t03:41",
-        "2026-11-24T03",
-    ],
-)
-def test_weak(key: str) -> None:
-    """K6: Short keys and points in time are likely to collide."""
-    assert is_weak(key)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        KEY,
-        "12345678",
-        "173242080012",
-        "2026-11-24",
-        "order-2026-11-24T03:41:53Z",
-        "7f0c1f8e-2f2c-4c0e-9f60-5f8f3d1f9b11",
-    ],
-)
-def test_strong(key: str) -> None:
-    """K6: Everything else is the client's choice."""
-    assert not is_weak(key)
 
 
 @pytest.mark.parametrize("door", ["/mixin-view/", "/function/"])

@@ -467,6 +467,9 @@ class TestSeveralDatabases:
         assert records.count() == 0
 
 
+# Links
+
+
 class TestLinks:
     HEADING = "Links to further pages"
 
