@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponseBase
 
@@ -28,7 +29,7 @@ class IdempotencyMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Add the header."""
         response = self.get_response(request)
-        context = _unprotected_context(request)
+        context = _unprotected_context(request, response)
         if context is not None:
             client_warnings.add_to_header(response, context.warnings)
         return response
@@ -37,7 +38,7 @@ class IdempotencyMiddleware:
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
         """Add the warning to the data of an answer that is about to be rendered."""
-        context = _unprotected_context(request)
+        context = _unprotected_context(request, response)
         if context is not None:
             # For renderers with an envelope of their own.
             request.idempotency = context  # type: ignore[attr-defined]  # by this app
@@ -46,7 +47,9 @@ class IdempotencyMiddleware:
         return response
 
 
-def _unprotected_context(request: HttpRequest) -> RequestContext | None:
+def _unprotected_context(
+    request: HttpRequest, response: HttpResponseBase
+) -> RequestContext | None:
     """Return a context with the warning that a request earned, if any."""
     known = getattr(request, "idempotency", None)
     if isinstance(known, UnprotectedContext):
@@ -56,8 +59,11 @@ def _unprotected_context(request: HttpRequest) -> RequestContext | None:
     in_query, in_header = keys.find_raw(request.META)
     if (not in_query and in_header is None) or _is_protected(request):
         return None
-    warning = KEY_UNSUPPORTED if request.method == "POST" else KEY_IGNORED
-    return UnprotectedContext(warnings=(warning,))
+    if request.method != "POST":
+        return UnprotectedContext(warnings=(KEY_IGNORED,))
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return None  # nothing has acted, and nothing will
+    return UnprotectedContext(warnings=(KEY_UNSUPPORTED,))
 
 
 class UnprotectedContext(RequestContext):
@@ -69,7 +75,8 @@ class UnprotectedContext(RequestContext):
 def _is_protected(request: HttpRequest) -> bool:
     """Tell whether the handler would have seen the key, had the view got that far.
 
-    So it may be where no view was looked for: another middleware answered.
+    So it may be where no view was found or looked for: the resolver says 404, which
+    CommonMiddleware may turn into a redirect, or another middleware answers.
     """
     if request.resolver_match is None:
         return True

@@ -263,6 +263,22 @@ def unsupported(world: World) -> Callable[[], Any]:
     return lambda: world.send(url="/unprotected/")
 
 
+NO_HANDLER = "Key on a POST that no handler answers: 405, 404 of the URLconf"
+
+
+@scenario(NO_HANDLER)
+def not_allowed(world: World) -> Callable[[], Any]:
+    """K5: a retry would not act either, so nobody is warned."""
+    world.monkeypatch.delattr(MixinView, "post")
+    return world.send
+
+
+@scenario(NO_HANDLER)
+def not_found(world: World) -> Callable[[], Any]:
+    """K5: nor is anybody where there is no endpoint."""
+    return lambda: world.send(url="/nowhere/")
+
+
 @scenario("Key that another caller has used, too")
 def of_another_caller(world: World) -> Callable[[], Any]:
     """S1: it is another key."""
@@ -743,6 +759,7 @@ def is_refused(world: World, cell: str, response: Any) -> None:
 def is_by_project(world: World, cell: str, response: Any) -> None:
     assert response.status_code >= 400
     assert b"idempotency_" not in response.content
+    assert "Idempotency-Warning" not in response.headers
     assert "Idempotent-Replayed" not in response.headers
 
 
