@@ -8,9 +8,10 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
+from idempotency.handlers import dotted_name
 from idempotency.policy import LEASED, Policy
 from idempotency.protection import Protection, is_exempt, protection_of
-from idempotency.routes import Route, dotted_name, find_routes
+from idempotency.routes import Route, find_routes
 
 HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
 # What is told of a policy in a column or an entry of its own.
@@ -132,14 +133,14 @@ def _duration(value: timedelta) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "default"
-    return value if isinstance(value, str) else dotted_name(value)
+    return dotted_name(value) if callable(value) else str(value)
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
     if callable(value):
         return dotted_name(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, Collection) and not isinstance(value, str):
         return sorted(value)
     return value

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, wraps
-from types import CellType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.request import Request
 
 from idempotency.execution import execute
+from idempotency.handlers import (
+    Mark,
+    dotted_name,
+    function_of,
+    is_class,
+    is_coroutine_function,
+    leave_mark,
+    mark_of,
+    parts_of,
+)
 from idempotency.hooks import hooks_of
 from idempotency.policy import validate_options
 
@@ -21,21 +29,6 @@ if TYPE_CHECKING:
     from idempotency.policy import TypedOptions
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-OPTIONS_ATTRIBUTE = "idempotency_options"
-EXEMPT_ATTRIBUTE = "idempotency_exempt"
-
-# What Django REST framework's own methods hand on to: projects override these.
-DELEGATES = {
-    ("rest_framework.generics", "post"): "create",
-    ("rest_framework.generics", "put"): "update",
-    ("rest_framework.generics", "patch"): "partial_update",
-    ("rest_framework.generics", "delete"): "destroy",
-    ("rest_framework.mixins", "partial_update"): "update",
-}
-
-# Of a name that is not bound, any more or so far.
-EMPTY_CELL = CellType()
 
 
 @overload
@@ -87,7 +80,7 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
         if request is None or view is None:
             raise ImproperlyConfigured(
                 f"@idempotent protects handlers of Django REST framework only. "
-                f"{handler.__qualname__} was called without its request: put "
+                f"{dotted_name(handler)} was called without its request: put "
                 "@api_view above @idempotent, or decorate the method of an APIView "
                 "that takes the request, such as post() or create()."
             )
@@ -95,72 +88,41 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
         run = partial(handler, *args, **kwargs)
         return execute(view, request, run, {**inherited, **options})
 
-    setattr(protected, OPTIONS_ATTRIBUTE, options)
+    leave_mark(protected, Mark(options))
     return protected
 
 
 def idempotency_exempt(handler: Handler) -> Handler:
     """Leave one POST action of a view with the mixin unprotected."""
     _check_place(handler, "idempotency_exempt")
-    setattr(handler, EXEMPT_ATTRIBUTE, True)
+    if function_of(handler) is None:
+        raise TypeError(
+            "@idempotency_exempt belongs above a function, not above "
+            f"{dotted_name(handler)}: nobody would look for its mark there."
+        )
+    # One that @idempotent has made protects itself.
+    if mark_of(handler) is None:
+        leave_mark(handler, Mark(None))
     return handler
 
 
-def handlers_of(view: Any, method: str) -> Iterator[Any]:
-    """Yield the handler of a view that ``as_view`` or ``@api_view`` has made.
-
-    ``@api_view`` keeps the function that it wraps in a closure, and so does every
-    decorator around a handler: what is there comes after it, outer ones first.
-    """
-    actions = getattr(view, "actions", None) or {}
-    name = actions.get(method.lower(), method.lower())
-    cls = getattr(view, "cls", None)
-    handlers = [answering(cls, getattr(cls, name, None))]
-    # It grows while it is walked; functions may well hold each other.
-    for handler in handlers:
-        yield handler
-        handlers += [
-            found
-            for found in _enclosed_by(handler)
-            if not any(found is known for known in handlers)
-        ]
-
-
-def answering(view: Any, handler: Any) -> Any:
-    """Return the method of a view, or of its class, that a handler hands on to.
-
-    That is the handler itself, unless it is one of Django REST framework's generic
-    views.
-    """
-    while True:
-        place = getattr(handler, "__module__", ""), getattr(handler, "__name__", "")
-        if place not in DELEGATES:
-            return handler
-        handler = getattr(view, DELEGATES[place])
-
-
-def _enclosed_by(handler: Any) -> Iterator[Any]:
-    for cell in getattr(handler, "__closure__", None) or ():
-        if cell != EMPTY_CELL and callable(cell.cell_contents):
-            yield cell.cell_contents
-
-
 def _check_place(handler: Any, decorator: str) -> None:
-    if hasattr(handler, "cls"):
+    parts = parts_of(handler)
+    if parts is not None and parts.is_drf:
         raise TypeError(
             f"@{decorator} must stand below @api_view. The right order is:\n\n"
             '    @api_view(["POST"])\n'
             f"    @{decorator}\n"
-            f"    def {handler.cls.__name__}(request):\n"
+            f"    def {parts.cls.__name__}(request):\n"
             "        ..."
         )
-    if inspect.isclass(handler) or not callable(handler):
+    if is_class(handler) or not callable(handler):
         raise TypeError(
             f"@{decorator} belongs above a handler, not above {handler!r}. "
             "For a whole view there is IdempotencyMixin."
         )
-    if inspect.iscoroutinefunction(handler):
+    if is_coroutine_function(handler):
         raise TypeError(
-            f"@{decorator} can't protect {handler.__qualname__}: it is a coroutine, "
+            f"@{decorator} can't protect {dotted_name(handler)}: it is a coroutine, "
             "and Django has no transactions for those."
         )

@@ -31,7 +31,7 @@ class Hooks:
         """Return whose key it is: at most 512 characters (S1)."""
         # From the class: a function would come from the instance as a method.
         own = vars(self).get("idempotency_scope", type(self).idempotency_scope)
-        return scope_of(request, own or get_settings().SCOPE)
+        return scope_of(request, get_settings().SCOPE if own is None else own)
 
     def get_idempotency_options(self) -> dict[str, Any]:
         """Return the options that the view itself has an opinion on."""
@@ -39,8 +39,8 @@ class Hooks:
 
     def get_idempotency_fingerprint(self, request: Request) -> Fingerprint | str:
         """Return what was asked: equal for equal requests, of any length (F1)."""
-        custom = function_of(get_settings().FINGERPRINT)
-        return custom(request) if custom else default_fingerprint(request)
+        custom = imported(get_settings().FINGERPRINT)
+        return default_fingerprint(request) if custom is None else custom(request)
 
     def should_store_response(self, response: HttpResponseBase) -> bool:
         """Tell whether to keep a rendered response. If not, retries get a 409 (O4)."""
@@ -72,15 +72,17 @@ def hooks_of(view: APIView) -> Hooks:
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:
     """Return the scope that a ``scope`` option gives, or the default one for None."""
-    custom = function_of(scope)
-    return custom(request) if custom else default_scope(request)
+    custom = imported(scope)
+    return default_scope(request) if custom is None else custom(request)
 
 
 def may_store(
     response: HttpResponseBase, store: bool | str | Callable[..., bool]
 ) -> bool:
     """Tell what a ``store`` option says of a rendered response (O4)."""
-    return store if isinstance(store, bool) else bool(function_of(store)(response))
+    if store is True or store is False:
+        return store
+    return bool(imported(store)(response))
 
 
 def check_replay_by(
@@ -96,16 +98,19 @@ def check_replay_by(
 
     Raises what the check does: an ``APIException``, ``Http404``, ``PermissionDenied``.
     """
-    if option == "object":
+    if callable(option):
+        option(request, record)
+    elif option == "object":
         lookup = getattr(view, "lookup_url_kwarg", None) or getattr(
             view, "lookup_field", None
         )
         if lookup in view.kwargs and isinstance(view, GenericAPIView):
             view.get_object()
     elif option is not None:
-        function_of(option)(request, record)
+        imported(option)(request, record)
 
 
-def function_of(value: Any) -> Any:
+def imported(value: Any) -> Any:
     """Return the function that an option names by its dotted path, or is itself."""
-    return import_string(value) if isinstance(value, str) else value
+    # Callables are not asked whether they are strings: proxies would answer for others.
+    return value if value is None or callable(value) else import_string(value)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
-from functools import partial, update_wrapper
+from functools import partial, update_wrapper, wraps
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
-from django.utils.decorators import classonlymethod
 from django.views import View
 from rest_framework.views import APIView
 
 from idempotency import keys
 from idempotency.conf import get_settings
-from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE, answering
 from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
+from idempotency.handlers import (
+    answering,
+    attribute_of,
+    attributes_of,
+    dotted_name,
+    is_coroutine_function,
+    mark_of,
+)
 from idempotency.hooks import Hooks
 from idempotency.policy import RULES, Options, validate_options
+from idempotency.protection import protection_of_request
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -50,9 +56,6 @@ class IdempotencyMixin(Hooks):
     idempotency_lease: timedelta | None = None
     idempotency_on_abandoned: str | Callable[..., Any] | None = None
 
-    # Set by as_view() where a handler of the view is leased.
-    _idempotency_opts_out = False
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         mro = cls.__mro__
@@ -65,12 +68,12 @@ class IdempotencyMixin(Hooks):
             )
         _validate(cls, {}, where=cls.__qualname__)
 
-    @classonlymethod
+    @classmethod
     def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
         """Check the options among ``initkwargs``, as those of ``@action`` are.
 
-        A view with a leased handler is opted out of ATOMIC_REQUESTS (E11); its other
-        requests get their transaction from ``dispatch``.
+        A view with a leased handler is opted out of ATOMIC_REQUESTS (E11), and gives
+        its other requests their transaction.
 
         Raises ``TypeError`` for a view of Django's own kind and for handlers that are
         coroutines, which it can't protect.
@@ -83,45 +86,8 @@ class IdempotencyMixin(Hooks):
             )
         _refuse_coroutines(cls, *args, **initkwargs)
         _validate(cls, initkwargs, where=f"{cls.__qualname__}.as_view()")
-        if not _has_leased_handler(cls, initkwargs):
-            return super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
-        initkwargs["_idempotency_opts_out"] = True
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
-        # A copy: where the class's dispatch has such marks, the view shares its set.
-        view._non_atomic_requests = {*getattr(view, "_non_atomic_requests", ())}
-        for alias in connections:
-            view = transaction.non_atomic_requests(using=alias)(view)
-        return view
-
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        """Give a request that is not leased the transaction that Django would."""
-        dispatch = super().dispatch  # type: ignore[misc]  # of the view class
-        if self._idempotency_opts_out and not self._is_leased(request):
-            # Django looks for the same mark on the view that as_view() returns.
-            own = getattr(type(self).dispatch, "_non_atomic_requests", ())
-            for alias, database in connections.settings.items():
-                if database["ATOMIC_REQUESTS"] and alias not in own:
-                    dispatch = transaction.atomic(using=alias)(dispatch)
-        return dispatch(request, *args, **kwargs)
-
-    def _is_leased(self, request: HttpRequest) -> bool:
-        """Tell whether a request is going to be executed in leased mode."""
-        handler = answering(self, getattr(self, (request.method or "").lower(), None))
-        settings = get_settings()
-        if (
-            not settings.ENABLED
-            or handler is None
-            or hasattr(handler, EXEMPT_ATTRIBUTE)
-        ):
-            return False
-        own = getattr(handler, OPTIONS_ATTRIBUTE, {})
-        options = {**self.get_idempotency_options(), **own}
-        if request.method not in options.get("methods", settings.METHODS):
-            return False
-        try:
-            return not options.get("atomic", True) and bool(keys.find_key(request.META))
-        except IdempotencyError:
-            return False  # it will be refused
+        return _opted_out(view) if _has_leased_handler(cls, initkwargs) else view
 
     def initialize_request(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -130,8 +96,7 @@ class IdempotencyMixin(Hooks):
         drf_request: Request = super().initialize_request(request, *args, **kwargs)  # type: ignore[misc]  # of the view class
         name = (request.method or "").lower()
         handler = getattr(self, name, None)
-        own = answering(self, handler)
-        if hasattr(own, OPTIONS_ATTRIBUTE) or hasattr(own, EXEMPT_ATTRIBUTE):
+        if mark_of(answering(self, handler)) is not None:
             return drf_request
         options = self.get_idempotency_options()
         settings = get_settings()
@@ -174,10 +139,10 @@ OPTION_NAMES = tuple(name for name in RULES if name != "scope")
 def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
     """Refuse what a view or a ViewSet answers with, if there is a coroutine in it."""
     for name in (actions or {}).values() or View.http_method_names:
-        handler = answering(cls, getattr(cls, name, None))
-        if inspect.iscoroutinefunction(handler):
+        handler = answering(cls, attribute_of(cls, name))
+        if is_coroutine_function(handler):
             raise TypeError(
-                f"IdempotencyMixin can't protect {handler.__qualname__}(): it is a "
+                f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
                 "coroutine, and Django has no transactions for those."
             )
 
@@ -185,9 +150,52 @@ def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> Non
 def _has_leased_handler(cls: type[Hooks], initkwargs: Options) -> bool:
     if not _attributes(cls, initkwargs).get("idempotency_atomic", True):
         return True
-    handlers = (getattr(cls, name, None) for name in dir(cls))
-    options = (getattr(handler, OPTIONS_ATTRIBUTE, {}) for handler in handlers)
-    return any(not own.get("atomic", True) for own in options)
+    marks = map(mark_of, attributes_of(cls).values())
+    options = (mark.options for mark in marks if mark is not None)
+    return any(not (own or {}).get("atomic", True) for own in options)
+
+
+class _OptedOut(set[str]):
+    """All databases, for Django to see, and those that the project itself has named.
+
+    A decorator in the URLconf adds to what ``as_view()`` returns.
+    """
+
+    def __init__(self, own: Iterable[str]) -> None:
+        super().__init__(connections)
+        self.own = {*own}
+
+    def add(self, alias: str) -> None:
+        self.own.add(alias)
+        super().add(alias)
+
+
+def _opted_out(view: Any) -> Any:
+    """Opt a view out of ATOMIC_REQUESTS; what is not leased gets what Django gives."""
+
+    @wraps(view)
+    def opted_out(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        run = view
+        if not _is_leased(view, request, *args, **kwargs):
+            for alias, database in connections.settings.items():
+                if database["ATOMIC_REQUESTS"] and alias not in aliases.own:
+                    run = transaction.atomic(using=alias)(run)
+        return run(request, *args, **kwargs)
+
+    aliases = _OptedOut(getattr(view, "_non_atomic_requests", ()))
+    vars(opted_out)["_non_atomic_requests"] = aliases
+    return opted_out
+
+
+def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
+    """Tell whether a request is going to be executed in leased mode."""
+    try:
+        if not get_settings().ENABLED or keys.find_key(request.META) is None:
+            return False
+    except IdempotencyError:
+        return False  # it will be refused
+    protection = protection_of_request(view, request, *args, **kwargs)
+    return protection is not None and not protection.policy.atomic
 
 
 def _validate(cls: type, initkwargs: Options, *, where: str) -> None:
@@ -201,7 +209,8 @@ def _validate(cls: type, initkwargs: Options, *, where: str) -> None:
 
 def _attributes(cls: type, initkwargs: Options) -> dict[str, Any]:
     """Return the options among a class's attributes, its base classes' too."""
-    own = {name: getattr(cls, name) for name in dir(cls) if name.startswith(PREFIX)}
+    names = [name for name in attributes_of(cls) if name.startswith(PREFIX)]
+    own = {name: getattr(cls, name) for name in names}
     arguments = {
         name: initkwargs[name] for name in initkwargs if name.startswith(PREFIX)
     }

@@ -109,7 +109,7 @@ RULES: Mapping[str, Rule] = {
         "keep it, or its dotted path",
     ),
     "check_replay": Rule(
-        lambda value: value == "object" or FUNCTION.holds(value),
+        lambda value: FUNCTION.holds(value) or value == "object",
         '"object", or a callable that takes the request and the record and raises an '
         "APIException to refuse the replay, or its dotted path",
     ),

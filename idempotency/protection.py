@@ -1,17 +1,20 @@
-"""How a handler is protected, asked from outside: middleware, schema, audit."""
+"""How a handler is protected: for the mixin, middleware, schema, checks and audit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idempotency.conf import get_settings
-from idempotency.decorators import EXEMPT_ATTRIBUTE, OPTIONS_ATTRIBUTE, handlers_of
+from idempotency.handlers import Parts, attribute_of, handlers_of, mark_of, parts_of
 from idempotency.hooks import Hooks, hooks_of
-from idempotency.mixins import IdempotencyMixin
-from idempotency.policy import Policy
+from idempotency.policy import Options, Policy
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+Door: TypeAlias = Literal["mixin", "decorator"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class Protection:
     app's own rule (S1).
     """
 
-    door: Literal["mixin", "decorator"]
+    door: Door
     policy: Policy
     scope: str | Callable[..., str] | None
 
@@ -33,64 +36,83 @@ def protection_of(callback: Any, method: str) -> Protection | None:
     Takes what a URL pattern calls, and an HTTP method in capitals. Whether the app is
     ``ENABLED`` at all is not asked here.
     """
-    handlers = [*handlers_of(callback, method)]
-    if not _may_be_protected(handlers, getattr(callback, "cls", None)):
-        return None
-    view = callback.cls(**callback.initkwargs)
-    # What an override may look at, as in views that are made for DRF's own schemas.
-    view.request = None
-    if actions := getattr(callback, "actions", None):
-        view.action = actions.get(method.lower())
-    return _protection(handlers, view, method)
+    return _protection(parts_of(callback), method)
+
+
+def protection_of_request(
+    callback: Any, request: HttpRequest, *args: Any, **kwargs: Any
+) -> Protection | None:
+    """Return the same for a request that is about to reach what a URL pattern calls."""
+    return _protection(
+        parts_of(callback),
+        request.method or "",
+        request=request,
+        args=args,
+        kwargs=kwargs,
+    )
 
 
 def protection_of_view(view: Any, method: str) -> Protection | None:
     """Return the same for a view that somebody has made of what a URL pattern calls."""
-    actions = getattr(view, "action_map", None)
-    handlers = [*handlers_of(SimpleNamespace(cls=type(view), actions=actions), method)]
-    if not _may_be_protected(handlers, type(view)):
-        return None
-    return _protection(handlers, view, method)
+    actions = attribute_of(view, "action_map") or {}
+    parts = Parts(cls=type(view), arguments={}, actions=actions)
+    return _protection(parts, method, view)
 
 
 def is_exempt(callback: Any, method: str) -> bool:
     """Tell whether a handler that is not protected is so on purpose."""
+    marks = map(mark_of, handlers_of(parts_of(callback), method))
     return protection_of(callback, method) is None and any(
-        hasattr(handler, EXEMPT_ATTRIBUTE) for handler in handlers_of(callback, method)
+        mark is not None and mark.options is None for mark in marks
     )
 
 
-def _may_be_protected(handlers: list[Any], cls: Any) -> bool:
-    """Tell whether it takes a view to find out."""
-    if handlers[0] is None:
-        return False
-    return issubclass(cls, IdempotencyMixin) or any(
-        hasattr(handler, OPTIONS_ATTRIBUTE) for handler in handlers
-    )
-
-
-def _protection(handlers: list[Any], view: Any, method: str) -> Protection | None:
-    handler, *wrapped = handlers
-    has_mixin = isinstance(view, IdempotencyMixin)
-    # The mixin looks at the handler alone, and protects what is hidden within (E6).
-    candidates = [handler] if has_mixin else [handler, *wrapped]
-    decorated = (getattr(each, OPTIONS_ATTRIBUTE, None) for each in candidates)
-    options = next((own for own in decorated if own is not None), None)
-    if options is None and hasattr(handler, EXEMPT_ATTRIBUTE):
+def _protection(
+    parts: Parts | None, method: str, view: Any = None, **attributes: Any
+) -> Protection | None:
+    handlers = handlers_of(parts, method)
+    if parts is None or not handlers:
         return None
+    door, options = _door_of(parts, handlers)
+    if options is None:
+        return None
+    if view is None:
+        view = _made(parts, method, attributes)
     hooks = hooks_of(view)
-    policy = Policy.resolve({**hooks.get_idempotency_options(), **(options or {})})
+    policy = Policy.resolve({**hooks.get_idempotency_options(), **options})
     if method not in policy.methods:
         return None
-    return Protection(
-        door="mixin" if options is None else "decorator",
-        policy=policy,
-        scope=policy.scope or _scope_of(hooks),
-    )
+    scope = _scope_of(hooks) if policy.scope is None else policy.scope
+    return Protection(door=door, policy=policy, scope=scope)
+
+
+def _door_of(parts: Parts, handlers: list[Any]) -> tuple[Door, Options | None]:
+    """Return what protects a handler, and the options there; None where nothing does.
+
+    The mixin looks at the handler alone, and protects what is hidden within (E6).
+    """
+    marks = [mark_of(handler) for handler in handlers]
+    if issubclass(parts.cls, Hooks) and marks[0] is None:
+        return "mixin", {}
+    decorated = (mark.options for mark in marks if mark is not None)
+    return "decorator", next((own for own in decorated if own is not None), None)
+
+
+def _made(parts: Parts, method: str, attributes: dict[str, Any]) -> Any:
+    """Return a view with what an override of a hook may look at.
+
+    Without a request, that is what views have that are made for DRF's own schemas.
+    """
+    view = parts.cls(**parts.arguments)
+    for name, value in {"request": None, **attributes}.items():
+        setattr(view, name, value)
+    if parts.actions:
+        view.action = parts.actions.get(method.lower())
+    return view
 
 
 def _scope_of(hooks: Hooks) -> str | Callable[..., str] | None:
     if type(hooks).get_idempotency_scope is not Hooks.get_idempotency_scope:
         return hooks.get_idempotency_scope
     own = vars(hooks).get("idempotency_scope", type(hooks).idempotency_scope)
-    return own or get_settings().SCOPE
+    return get_settings().SCOPE if own is None else own

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from types import FunctionType
 from typing import Any
 
 from django.conf import settings
@@ -18,9 +18,15 @@ from django.contrib.admindocs.utils import (
 from django.urls import get_resolver
 from django.urls.resolvers import RegexPattern, URLResolver
 from django.views import View
+from django.views.decorators import http
+
+from idempotency.handlers import Parts, attribute_of, dotted_name, function_of, parts_of
 
 # What Django REST framework's format suffixes end in, as regex and as converter.
 FORMAT_SUFFIX = re.compile(r"(\.<format>|<drf_format_suffix\w*:format>)/?$")
+
+# The name by which require_http_methods knows what it was told.
+REQUIRED = "request_method_list"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,36 +42,24 @@ class Route:
     callback: Any
 
     @property
-    def view_class(self) -> Any:
-        """The class of the view, or None for a function of Django's own kind."""
-        return _class_of(self.callback)
+    def parts(self) -> Parts | None:
+        """What the view is made of, or None for a function of Django's own kind."""
+        return parts_of(self.callback)
 
     def view(self, method: str) -> str:
         """Return the dotted name of what answers a method, a ViewSet's action too."""
-        view, view_class = self.callback, self.view_class
-        if view_class is not None:
-            action = (getattr(view, "actions", None) or {}).get(method.lower())
-            ends = [view_class.__name__, *([action] if action else [])]
-            return ".".join([view_class.__module__, *ends])
-        return dotted_name(view)
+        parts = self.parts
+        if parts is None:
+            return dotted_name(self.callback)
+        action = parts.actions.get(method.lower())
+        ends = [parts.cls.__name__, *([action] if action else [])]
+        return ".".join([parts.cls.__module__, *ends])
 
     def methods(self) -> Iterator[str]:
         """Yield the HTTP methods that it answers, in capitals."""
         for method in map(str.upper, View.http_method_names):
             if answers(self.callback, method):
                 yield method
-
-
-def _class_of(view: Any) -> Any:
-    return getattr(view, "cls", None) or getattr(view, "view_class", None)
-
-
-def dotted_name(function: Any) -> str:
-    """Return where a callable stands; one that has no name stands for its class."""
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def find_routes() -> list[Route]:
@@ -79,7 +73,7 @@ def find_routes() -> list[Route]:
     found: list[Route] = []
     seen = set()
     for route in _walk(get_resolver().url_patterns, "/", ()):
-        view = (route.name, route.callback)
+        view = (route.name, id(route.callback))
         if view not in seen or not FORMAT_SUFFIX.search(route.path):
             found.append(route)
             seen.add(view)
@@ -119,23 +113,26 @@ def answers(callback: Any, method: str) -> bool:
     A function of Django's own kind answers all that ``require_http_methods`` and its
     like let through.
     """
-    view_class = _class_of(callback)
-    if view_class is None:
+    parts = parts_of(callback)
+    if parts is None:
         return all(method in allowed for allowed in _required_methods(callback))
-    name = method.lower()
-    arguments = getattr(callback, "initkwargs", None)
-    if arguments is None:
-        arguments = getattr(callback, "view_initkwargs", {})
-    allowed = arguments.get("http_method_names", view_class.http_method_names)
-    handlers = getattr(callback, "actions", None) or {}
-    return name in allowed and (name in handlers or hasattr(view_class, name))
+    return method.lower() in _allowed(parts) and parts.handler(method) is not None
 
 
-def _required_methods(view: Any) -> Iterator[Iterable[str]]:
+def _allowed(parts: Parts) -> Collection[str]:
+    own = attribute_of(parts.cls, "http_method_names")
+    allowed = parts.arguments.get("http_method_names", own)
+    # What is made for each view, by a property, only a view can tell.
+    is_plain = type(allowed) in (list, tuple, set, frozenset)
+    return allowed if is_plain else View.http_method_names
+
+
+def _required_methods(view: Any) -> Iterator[Collection[str]]:
     """Yield what each ``require_http_methods`` around a function was told."""
-    while view is not None:
-        code = getattr(view, "__code__", None)
-        if code is not None and "request_method_list" in code.co_freevars:
-            cell = view.__closure__[code.co_freevars.index("request_method_list")]
-            yield cell.cell_contents
-        view = getattr(view, "__wrapped__", None)
+    while type(function := function_of(view)) is FunctionType:
+        if function.__globals__ is vars(http):
+            names, cells = function.__code__.co_freevars, function.__closure__ or ()
+            held = dict(zip(names, cells, strict=True))
+            if REQUIRED in held:
+                yield held[REQUIRED].cell_contents
+        view = vars(function).get("__wrapped__")

@@ -10,9 +10,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
+from idempotency.handlers import dotted_name
 from idempotency.models import IdempotencyRecord, NextAnswer
 from idempotency.protection import protection_of
-from idempotency.routes import dotted_name
 
 NOT_ENABLED = _(
     "Keys have no effect now (ENABLED is False): the next request with this key acts."

@@ -18,16 +18,21 @@ from idempotency.checks.settings import (
     settings_are_right,
 )
 from idempotency.conf import get_settings
-from idempotency.decorators import OPTIONS_ATTRIBUTE, handlers_of
+from idempotency.handlers import (
+    attributes_of,
+    dotted_name,
+    function_of,
+    handlers_of,
+    mark_of,
+)
 from idempotency.hooks import Hooks
 from idempotency.mixins import PREFIX, IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
 from idempotency.policy import RULES
 from idempotency.protection import Protection, protection_of
-from idempotency.routes import Route, dotted_name, find_routes
+from idempotency.routes import Route, find_routes
 
-# @idempotent leaves an attribute of its own on functions, which is none of these.
 ATTRIBUTES = tuple(PREFIX + name for name in RULES)
 # Its names are unmistakable only where a handler is protected.
 HOOKS = tuple(name for name in vars(Hooks) if not name.startswith(("_", PREFIX)))
@@ -61,10 +66,10 @@ def find_endpoints() -> Iterator[Endpoint]:
     for route in find_routes():
         for method in route.methods():
             protection = protection_of(route.callback, method)
-            endpoint = (route.view(method), route.callback)
+            endpoint = (route.view(method), id(route.callback))
             if protection is not None and endpoint not in seen:
                 seen.add(endpoint)
-                yield Endpoint(*endpoint, protection)
+                yield Endpoint(route.view(method), route.callback, protection)
 
 
 @checks.register("idempotency")
@@ -96,6 +101,7 @@ def _wrapped(name: str, opt_out: str) -> CheckMessage:
 
 
 def _is_in_transaction(endpoint: Endpoint) -> bool:
+    # As Django looks for it.
     opted_out = getattr(endpoint.callback, "_non_atomic_requests", ())
     alias = endpoint.alias
     return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
@@ -106,12 +112,13 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
     """Report options and hooks that a view has and nobody reads."""
     without: dict[str, str] = {}
     for route in find_routes():
-        cls = route.view_class
-        if cls is not None and not issubclass(cls, IdempotencyMixin):
+        parts = route.parts
+        if parts is not None and not issubclass(parts.cls, IdempotencyMixin):
             names = [*ATTRIBUTES, *(HOOKS if [*_decorated(route)] else ())]
-            found = [name for name in names if hasattr(cls, name)]
+            own = attributes_of(parts.cls)
+            found = [name for name in names if name in own]
             if found:
-                without[dotted_name(cls)] = found[0]
+                without[dotted_name(parts.cls)] = found[0]
     return [
         Error(
             f"{name} has {option}, and not the mixin that reads it.",
@@ -128,9 +135,10 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
 def _decorated(route: Route) -> Iterator[tuple[str, Any]]:
     """Yield a route's methods with what @idempotent has made of their handlers."""
     for method in route.methods():
-        for handler in handlers_of(route.callback, method):
-            if hasattr(handler, OPTIONS_ATTRIBUTE):
-                yield method, handler
+        for handler in handlers_of(route.parts, method):
+            mark = mark_of(handler)
+            if mark is not None and mark.options is not None:
+                yield method, function_of(handler)
 
 
 @checks.register("idempotency")
@@ -178,7 +186,7 @@ def _mistakes_of(endpoint: Endpoint) -> Iterator[CheckMessage]:
         ("store", policy.store, settings.STORE, KEEPING),
         ("check_replay", policy.check_replay, settings.CHECK_REPLAY, REPLAY_CHECK),
     ):
-        if value is not None and value != usual and not rule.holds(value):
+        if value is not None and value is not usual and not rule.holds(value):
             yield Error(
                 f"{endpoint.name}: nothing is found at its {name}, {value!r}.",
                 hint=f"It must be {rule.expected}.",

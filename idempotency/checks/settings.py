@@ -37,7 +37,8 @@ def _is_header_name(value: object) -> bool:
 
 
 def _is_function(value: object) -> bool:
-    if not isinstance(value, str):
+    # Callables first: a proxy is not to be asked whether it is a string.
+    if callable(value) or not isinstance(value, str):
         return callable(value)
     try:
         return callable(import_string(value))
@@ -67,7 +68,7 @@ KEEPING = Rule(
     "it, or a dotted path that leads to one",
 )
 REPLAY_CHECK = Rule(
-    lambda value: value == "object" or _is_function(value),
+    lambda value: _is_function(value) or value == "object",
     '"object", or a callable that takes the request and the record, or a dotted path '
     "that leads to one",
 )

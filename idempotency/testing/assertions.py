@@ -9,8 +9,8 @@ from django.db.models import Model
 from django.test import Client
 
 from idempotency.conf import get_settings
-from idempotency.decorators import EXEMPT_ATTRIBUTE, handlers_of
 from idempotency.modes import AtomicMode, LeasedMode
+from idempotency.protection import is_exempt
 from idempotency.responses import REPLAYED_HEADER
 from idempotency.testing.effects import (
     Effects,
@@ -208,8 +208,7 @@ class IdempotencyTrial(Trial):
         if not get_settings().ENABLED:
             return "The settings switch the app off: ENABLED is False."
         match = getattr(acted.response, "resolver_match", None)
-        handlers = handlers_of(match and match.func, self.request.method)
-        if any(hasattr(handler, EXEMPT_ATTRIBUTE) for handler in handlers):
+        if match and is_exempt(match.func, self.request.method.upper()):
             return "The handler is left alone on purpose, by @idempotency_exempt."
         return (
             "No protected handler has stored an answer: is the view without "
