@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.http import HttpResponse, HttpResponseBase
+from django.middleware.locale import LocaleMiddleware
+from django.utils.module_loading import import_string
+from django.utils.translation import get_language
 
 from idempotency.client_warnings import WARNING_HEADER
 from idempotency.conf import get_settings
@@ -60,16 +65,24 @@ class StoredResponse:
 
     @classmethod
     def from_http(
-        cls, response: HttpResponseBase, *, keep: bool, is_plain: bool = False
+        cls,
+        response: HttpResponseBase,
+        *,
+        keep: bool,
+        is_plain: bool = False,
+        language: str | None = None,
     ) -> StoredResponse:
         """Take what is to be kept of a rendered response.
 
         Streaming and file responses, those over MAX_RESPONSE_BYTES or with NUL in a
         header, which PostgreSQL can't store, become tombstones, as everything does
         where ``keep`` is false (O4). ``is_plain`` asks for a replay that is no Response
-        of Django REST framework's either (R2b).
+        of Django REST framework's either (R2b). ``language`` is that of a body whose
+        view names none.
         """
         headers = [[name, value] for name, value in response.items()]
+        if language and "Content-Language" not in response.headers:
+            headers.append(["Content-Language", language])
         has_nul = any("\0" in value for _name, value in headers)
         if keep and isinstance(response, HttpResponse) and not has_nul:
             body = bytes(response.content)
@@ -128,6 +141,23 @@ class StoredResponse:
     def is_plain(self) -> bool:
         """Whether the answer was no Response of Django REST framework's (R2b)."""
         return PLAIN in self.headers
+
+
+def language_to_be_named() -> str | None:
+    """Return what LocaleMiddleware is going to say of an answer's language, if it is.
+
+    Of a replay it would say what the retry speaks (R2).
+    """
+    is_named = _has_locale_middleware(tuple(django_settings.MIDDLEWARE))
+    return get_language() if is_named else None
+
+
+@lru_cache
+def _has_locale_middleware(middleware: tuple[str, ...]) -> bool:
+    found = map(import_string, middleware)
+    return any(
+        isinstance(each, type) and issubclass(each, LocaleMiddleware) for each in found
+    )
 
 
 def replayed_headers(headers: Headers) -> Headers:

@@ -19,11 +19,12 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
+from django.middleware.locale import LocaleMiddleware
 from django.template import engines
 from django.template.response import SimpleTemplateResponse
 from django.urls import path
 from django.utils.http import parse_http_date
-from django.utils.translation import gettext, override
+from django.utils.translation import activate, deactivate_all, gettext, override
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -449,17 +450,121 @@ def test_gzip(client: Any, handle: Callable[..., None], settings: Any) -> None:
     assert gzip.decompress(zipped.content) == plain.content
 
 
-def test_locale(client: Any, handle: Callable[..., None], settings: Any) -> None:
-    """F1, R2: The language of the first answer is the language of the replay."""
-    settings.MIDDLEWARE = ["django.middleware.locale.LocaleMiddleware"]
+class OwnLocaleMiddleware(LocaleMiddleware):
+    """As a project derives one, to take the language from elsewhere."""
+
+
+def no_class(get_response: Any) -> Any:
+    """Do nothing, as a middleware that is a function."""
+    return get_response
+
+
+LOCALE = "django.middleware.locale.LocaleMiddleware"
+
+
+@pytest.fixture
+def language() -> Iterator[None]:
+    """Put back the language, which the middleware leaves behind."""
+    with override("en"):
+        yield
+
+
+@pytest.mark.usefixtures("language")
+@pytest.mark.parametrize("locale", [LOCALE, f"{__name__}.OwnLocaleMiddleware"])
+@pytest.mark.parametrize("door", DOORS)
+def test_locale(
+    client: Any, handle: Callable[..., None], settings: Any, door: str, locale: str
+) -> None:
+    """F1, R2: The language of the first answer is that of the replay, which says so."""
+    settings.MIDDLEWARE = [f"{__name__}.no_class", locale]
     handle(lambda request: Response({"text": gettext("Monday")}))
-    with override("en"):  # the middleware leaves its languages behind
-        first = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
-        retry = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
+    first = client.post(door, {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    retry = client.post(door, {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
     with override("de"):
         assert first.json() == retry.json() == {"text": gettext("Monday")}
     assert first.content == retry.content
-    assert retry["Content-Language"]
+    assert first["Content-Language"] == retry["Content-Language"] == "de"
+    assert first["Vary"] == retry["Vary"]
+    assert "Accept-Language" in retry["Vary"]
+
+
+@pytest.mark.usefixtures("language")
+def test_language_of_the_view(
+    client: Any, handle: Callable[..., None], settings: Any
+) -> None:
+    """R2: What the view says of the language stays as it is."""
+    settings.MIDDLEWARE = [LOCALE]
+    handle(lambda request: Response({}, headers={"content-language": "gsw"}))
+    first = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    retry = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
+    assert first["Content-Language"] == retry["Content-Language"] == "gsw"
+
+
+@pytest.mark.usefixtures("language")
+def test_without_locale_middleware(client: Any, handle: Callable[..., None]) -> None:
+    """R2: No language is named where the project names none."""
+
+    def answer(request: Request) -> Response:
+        activate("de")
+        return Response({})
+
+    handle(answer)
+    for _ in range(2):
+        assert "Content-Language" not in client.post("/function/", {}, **key())
+
+
+@pytest.mark.usefixtures("language")
+def test_language_that_is_not_kept(client: Any, settings: Any) -> None:
+    """R2: A project may leave the language to the middleware."""
+    settings.MIDDLEWARE = [LOCALE]
+    settings.IDEMPOTENCY = {"UNSTORED_HEADERS": ("Content-Language",)}
+    for spoken in ("de", "fr"):
+        answer = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE=spoken, **key())
+        assert answer["Content-Language"] == spoken
+
+
+@pytest.mark.usefixtures("language")
+def test_without_any_language(
+    client: Any, handle: Callable[..., None], settings: Any
+) -> None:
+    """R2: A handler that switches translations off leaves nothing to name."""
+    settings.MIDDLEWARE = [LOCALE]
+
+    def answer(request: Request) -> Response:
+        deactivate_all()
+        return Response({})
+
+    handle(answer)
+    client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    kept = [name for name, _value in IdempotencyRecord.objects.get().headers]
+    assert "Content-Language" not in kept
+
+
+@pytest.mark.usefixtures("language")
+def test_language_of_refusals(
+    client: Any, handle: Callable[..., None], settings: Any
+) -> None:
+    """R2, R4: A refusal, that of a tombstone included, speaks its own caller's."""
+    settings.MIDDLEWARE = [LOCALE]
+    handle(lambda request: stream())
+    client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    refused = client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
+    assert code_of(refused) == "idempotency_response_not_kept"
+    assert refused["Content-Language"] == "fr"
+
+
+@pytest.mark.usefixtures("language")
+def test_language_of_a_persons_answer(client: Any, settings: Any) -> None:
+    """R2, E9: Who resolves a record speaks another language than its answer may."""
+    settings.MIDDLEWARE = [LOCALE]
+    client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    IdempotencyRecord.objects.update(
+        state="in_progress", status_code=None, headers=None, body=None, body_size=None
+    )
+    IdempotencyRecord.objects.get().resolve(HttpResponse("Ja"))
+    assert IdempotencyRecord.objects.get().headers == [
+        ["Content-Type", "text/html; charset=utf-8"]
+    ]
 
 
 class RenderedAlready:

@@ -22,7 +22,7 @@ from idempotency.hooks import Hooks, may_store
 from idempotency.models import IdempotencyRecord
 from idempotency.policy import Policy
 from idempotency.reporting import Reporter
-from idempotency.responses import StoredResponse
+from idempotency.responses import StoredResponse, language_to_be_named
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -104,8 +104,12 @@ class Mode(ABC):
         """Return what is to be kept of an answer (O4, R4)."""
         keep = may_store(response, self.policy.store)
         keep = keep and self.hooks.should_store_response(response)
-        is_plain = not isinstance(response, Response)
-        return StoredResponse.from_http(response, keep=keep, is_plain=is_plain)
+        return StoredResponse.from_http(
+            response,
+            keep=keep,
+            is_plain=not isinstance(response, Response),
+            language=language_to_be_named(),
+        )
 
 
 def is_failure(error: Exception) -> bool:
