@@ -23,6 +23,7 @@ from django.urls import include, path
 from rest_framework.decorators import api_view
 from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework_tracking.models import APIRequestLog
 
 from idempotency.decorators import idempotent
 from idempotency.models import IdempotencyRecord
@@ -654,3 +655,51 @@ class TestOutbox:
                 may_go_on.set()
             slow.result(PATIENCE)
         assert sent == [(1, "k1"), (0, "k0")]
+
+
+# What happens
+
+
+@pytest.mark.usefixtures("atomic_requests")
+class TestRequestLogs:
+    HEADING = "Request logs with replays"
+
+    @pytest.fixture
+    def view(self, cook: Cook) -> Iterator[Any]:
+        recipe = cook(self.HEADING, models={"Assignment": Assignment})
+        yield recipe.views.AssignmentView
+        APIRequestLog.objects.all().delete()
+
+    @staticmethod
+    def logged() -> list[tuple[int, bytes]]:
+        rows = APIRequestLog.objects.order_by("pk")
+        return [(row.status_code, row.response.encode()) for row in rows]
+
+    def test_each_request(self, view: Any, serve: Serve) -> None:
+        """R2b: First answer, replay and refusal have a row each, the bytes as sent."""
+        client = serve(assignments=view.as_view(authentication_classes=[]))
+        first = client.post("/assignments/", {"title": "Essay"}, **key())
+        retry = client.post("/assignments/", {"title": "Essay"}, **key())
+        refused = client.post("/assignments/", {"title": "Poem"}, **key())
+        assert is_replay(retry)
+        assert retry.content == first.content
+        answers = (first, retry, refused)
+        assert [each.status_code for each in answers] == [201, 201, 422]
+        assert self.logged() == [(each.status_code, each.content) for each in answers]
+        assert notes() == ["Essay"]
+
+    def test_an_envelope(self, view: Any, serve: Serve) -> None:
+        """R2b: An envelope left of it is put around the first answer alone."""
+
+        class Enveloped(view):  # type: ignore[misc]  # from the page
+            def finalize_response(self, *args: Any, **kwargs: Any) -> Any:
+                response = super().finalize_response(*args, **kwargs)
+                response.data = {"data": response.data}
+                return response
+
+        client = serve(assignments=Enveloped.as_view(authentication_classes=[]))
+        first = client.post("/assignments/", {"title": "Essay"}, **key())
+        retry = client.post("/assignments/", {"title": "Essay"}, **key())
+        assert [*first.json()] == ["data"]
+        assert retry.content == first.content
+        assert self.logged()[1] == (201, retry.content)
