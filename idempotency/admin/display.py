@@ -61,8 +61,9 @@ def in_bytes(size: int) -> str:
 def headers(record: IdempotencyRecord) -> SafeString | str:
     """Return the headers that are replayed, one to a line."""
     replayed = replayed_headers(record.headers or [])
-    lines = "\n".join(f"{name}: {value}" for name, value in replayed)
-    return preformatted(lines) if lines else "-"
+    lines = "
+".join(f"{name}: {value}" for name, value in replayed)
+    return preformatted(Truncator(lines).chars(SHOWN_CHARACTERS)) if lines else "-"
 
 
 def answer(record: IdempotencyRecord, download: str) -> SafeString | str:
@@ -91,7 +92,7 @@ def answer(record: IdempotencyRecord, download: str) -> SafeString | str:
     if decoded.text is None:
         return facts
     rest = gettext("The text goes on. The first %(number)d characters are shown.")
-    end = format_html("<p>{}</p>", rest % {"number": SHOWN_CHARACTERS})
+    end = format_html("<p>{}</p>", rest % {"number": len(decoded.text)})
     return format_html(
         "{}{}{}", facts, preformatted(decoded.text), end if decoded.is_cut else ""
     )
