@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import get_lib_doc_excludes
 from drf_spectacular.settings import patched_settings
 from drf_spectacular.utils import (
     OpenApiCallback,
@@ -44,6 +45,7 @@ from rest_framework.viewsets import ViewSet
 from idempotency import schema
 from idempotency.decorators import idempotent
 from idempotency.exceptions import IdempotencyError
+from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
 from tests.app import views
 from tests.processes import PATIENCE, ROOT
@@ -662,6 +664,41 @@ def test_descriptions_are_the_projects() -> None:
     assert operation_of(Spoken.as_view(), "get")["description"] == "The view."
 
 
+def with_the_mixin() -> list[type]:
+    return [*get_lib_doc_excludes(), IdempotencyMixin]
+
+
+def with_the_hooks() -> list[type]:
+    return [*get_lib_doc_excludes(), Hooks]
+
+
+@pytest.mark.parametrize(
+    ("project", "inherited"),
+    [
+        ({"DISABLE_DOCSTRING_DESCRIPTIONS": True}, None),
+        ({"GET_LIB_DOC_EXCLUDES": with_the_mixin}, Documented.__doc__),
+        ({"GET_LIB_DOC_EXCLUDES": with_the_hooks}, Documented.__doc__),
+    ],
+    ids=["no docstrings", "without the mixin's", "without its hooks'"],
+)
+def test_a_project_that_says_which_docstrings_count(
+    project: Json, inherited: str | None
+) -> None:
+    """Whatever it says, there is a schema, and nothing of the mixin in it."""
+    bare = type("Bare", (APIView,), {"post": post()})
+    behind = type("Behind", (IdempotencyMixin, Documented), {"post": post()})
+    views_ = {
+        "bare": bare.as_view(),  # type: ignore[attr-defined]
+        "protected": view_with(post()),
+        "behind": behind.as_view(),  # type: ignore[attr-defined]
+    }
+    described = {
+        name: operation_of(view, **project).get("description")
+        for name, view in views_.items()
+    }
+    assert described == {"bare": None, "protected": None, "behind": inherited}
+
+
 def test_callbacks_are_not_protected() -> None:
     """What the project calls at its clients' is no view of its own."""
     called = OpenApiCallback(
@@ -713,6 +750,21 @@ def test_golden(tmp_path: Path) -> None:
     )
     golden = ROOT / "tests" / "golden" / "openapi.yaml"
     assert made.read_text("utf-8") == golden.read_text("utf-8")
+
+
+def test_without_docstrings(tmp_path: Path) -> None:
+    """``python -OO`` leaves the descriptions out, and nothing else."""
+    made = tmp_path / "openapi.json"
+    run(
+        *("-OO", "manage.py", "spectacular", "--validate", "--fail-on-warn"),
+        *("--format", "openapi-json", "--file", str(made)),
+        DJANGO_SETTINGS_MODULE="testproject.settings",
+        DEMO_VAR_DIR=str(tmp_path),
+        DATABASE_URL="sqlite://:memory:",
+    )
+    paths = json.loads(made.read_text("utf-8"))["paths"]
+    assert QUERY in places(paths["/api/v2/user/payments"]["post"])
+    assert not mentions(paths["/api/v2/user/classes"])
 
 
 WITHOUT = """
