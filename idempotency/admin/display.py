@@ -61,8 +61,7 @@ def in_bytes(size: int) -> str:
 def headers(record: IdempotencyRecord) -> SafeString | str:
     """Return the headers that are replayed, one to a line."""
     replayed = replayed_headers(record.headers or [])
-    lines = "
-".join(f"{name}: {value}" for name, value in replayed)
+    lines = "\n".join(f"{name}: {value}" for name, value in replayed)
     return preformatted(Truncator(lines).chars(SHOWN_CHARACTERS)) if lines else "-"
 
 
