@@ -10,12 +10,12 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID, uuid4
 
-from django.db import models, router
+from django.db import connections, models, router
 from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from idempotency import keys, scopes
+from idempotency import keys, reconnecting, scopes
 from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
 from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
@@ -270,8 +270,8 @@ class IdempotencyRecord(models.Model):
             "token": uuid4(),
         }
         row = self._unchanged().abandoned().filter(expires_at__gt=now)
-        if not row.update(**values):
-            raise RecordChanged(self.pk)
+        mine = self._rows().filter(token=values["token"])
+        self._decide(lambda: row.update(**values), mine.exists)
         for name, value in values.items():
             setattr(self, name, value)
 
@@ -284,13 +284,27 @@ class IdempotencyRecord(models.Model):
         when it was read.
         """
         # delete() would read the row for its signals, and delete whatever it is then.
-        if not self._unchanged().without_live_lease()._raw_delete(self._alias()):
+        row = self._unchanged().without_live_lease()
+        self._decide(
+            lambda: row._raw_delete(self._alias()), lambda: not self._rows().exists()
+        )
+
+    def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
+        """Write, also if that has to be repeated on a new connection (E7)."""
+        found = reconnecting.write(
+            connections[self._alias()], write, lambda: write() or is_done()
+        )
+        if not found:
             raise RecordChanged(self.pk)
+
+    def _rows(self) -> IdempotencyRecordQuerySet:
+        """Return the row of the record's key, whichever run it is by now."""
+        rows = IdempotencyRecordQuerySet(type(self), using=self._alias())
+        return rows.filter(pk=self.pk)
 
     def _unchanged(self) -> IdempotencyRecordQuerySet:
         """Return the record's row if it still is the run that was read."""
-        rows = IdempotencyRecordQuerySet(type(self), using=self._alias())
-        return rows.filter(pk=self.pk, token=self.token, state=self.state)
+        return self._rows().filter(token=self.token, state=self.state)
 
     def _alias(self) -> str:
         return self._state.db or router.db_for_write(type(self), instance=self)

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db import (
+    DatabaseError,
     DataError,
     IntegrityError,
     InterfaceError,
     OperationalError,
     connection,
+    transaction,
 )
+from django.http import HttpResponse
 from django.test import TestCase
 from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.test import APIClient
 
-from idempotency.claims import claims_in
+from idempotency import claims
+from idempotency.claims import Claims, claims_in
 from idempotency.claims.leases import PAUSES
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import code_of, key
+from tests.meetings import session_id
+from tests.processes import wait_until
 from tests.test_docs import run_case
-from tests.test_leased import Settled, end_lease, lease_left, refuse, the_record
+from tests.test_leased import (
+    Settled,
+    end_lease,
+    is_abandoned,
+    lease_left,
+    refuse,
+    the_record,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("atomic_requests"),
@@ -60,10 +73,35 @@ class Cut:
         if self.when == "after":
             execute(sql, params, *more)
         self.then(sql, params)
-        self.lost.close()
+        end_session()
         if self.when == "before" and connection.vendor != "sqlite":
             return execute(sql, params, *more)  # the driver finds out
         raise OperationalError("the connection is lost")
+
+
+def end_session() -> None:
+    """Let the server end the connection. SQLite has none, and can't lose any."""
+    if connection.vendor == "sqlite":
+        return
+    end, look = {
+        "postgresql": (
+            "SELECT pg_terminate_backend(%s)",
+            "SELECT 1 FROM pg_stat_activity WHERE pid = %s",
+        ),
+        "mysql": (
+            "KILL CONNECTION %s",
+            "SELECT 1 FROM information_schema.processlist WHERE id = %s",
+        ),
+    }[connection.vendor]
+    number = session_id()
+    with closing(connection.copy()) as other, other.cursor() as cursor:
+
+        def is_over() -> bool:
+            cursor.execute(look, [number])
+            return cursor.fetchone() is None
+
+        cursor.execute(end, [number])
+        wait_until(is_over, "the database to end a session")
 
 
 @contextmanager
@@ -180,6 +218,17 @@ def test_cut_at_every_statement(
         IdempotencyRecord.objects.all()._raw_delete("default")
     # The claim and one more write, each of which has been cut.
     assert number > 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", ["new", "expired", "abandoned"])
+def test_any_database(
+    client: Any, handle: Handle, monkeypatch: pytest.MonkeyPatch, name: str, when: str
+) -> None:
+    """E7: So it is with the statements that any database has."""
+    plain = Claims(connection)
+    monkeypatch.setattr(connection, claims.ATTRIBUTE, plain, raising=False)
+    test_cut_at_every_statement(client, handle, name, when)
 
 
 class TestClaims:
@@ -322,6 +371,60 @@ class TestErrors:
             "idempotency_transaction_failed",
         )
         assert not left
+
+
+class TestDecisions:
+    """E7, E9: what a person decides in code."""
+
+    @pytest.fixture
+    def stuck(self, client: Any, handle: Handle) -> IdempotencyRecord:
+        """Return an abandoned record."""
+        run_and_fail(client, handle)
+        return the_record()
+
+    @staticmethod
+    def decide(record: IdempotencyRecord, verb: str) -> None:
+        if verb == "resolve":
+            record.resolve(HttpResponse(b"paid"))
+        else:
+            record.release()
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("verb", ["resolve", "release"])
+    def test_lost(self, stuck: IdempotencyRecord, verb: str, when: str) -> None:
+        """E7, E9: A decision whose connection was lost is made, once."""
+        with cut(1, when):
+            self.decide(stuck, verb)
+        bodies = [bytes(found.body or b"") for found in IdempotencyRecord.objects.all()]
+        assert bodies == ([b"paid"] if verb == "resolve" else [])
+
+    @pytest.mark.parametrize("verb", ["resolve", "release"])
+    def test_another_run(
+        self, client: Any, handle: Handle, stuck: IdempotencyRecord, verb: str
+    ) -> None:
+        """E7, E9: What has come since is not decided about."""
+        handle(create_effect)
+
+        def rerun(*statement: Any) -> None:
+            assert post(client).status_code == 201
+
+        with cut(1, "before", rerun), pytest.raises(RecordChanged):
+            self.decide(stuck, verb)
+        assert the_record().attempt == 2
+
+    @pytest.mark.parametrize("how", ["atomic", "autocommit is off"])
+    def test_in_a_transaction(self, stuck: IdempotencyRecord, how: str) -> None:
+        """E9: In a transaction of the caller's own nothing is repeated."""
+        with ExitStack() as stack:
+            if how == "atomic":
+                stack.enter_context(transaction.atomic())
+            else:
+                transaction.set_autocommit(False)
+            with pytest.raises(DatabaseError), cut(1, "before"):
+                stuck.release()
+            connection.close()
+            connection.needs_rollback = False
+        assert is_abandoned()
 
 
 def test_in_a_testcase(monkeypatch: Any) -> None:
