@@ -44,13 +44,16 @@ class Passage:
         if self.is_over:
             return
         self.labels.append(label)
-        if len(self.labels) == self.stop_at:
-            self.tell()
+        if len(self.labels) == self.stop_at and self.tell():
+            raise connection.Database.OperationalError("the reply is lost")
 
-    def tell(self, **more: int) -> None:
-        """Tell the test, and wait to be let go. It is told once."""
+    def tell(self, **more: int) -> bool:
+        """Tell the test, and wait to be let go. It is told once.
+
+        Returns whether the reply before this is to be lost.
+        """
         self.is_over = True
-        meet(self.place, labels=self.labels, **more)
+        return meet(self.place, labels=self.labels, **more)
 
 
 @dataclass(frozen=True)

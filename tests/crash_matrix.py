@@ -8,8 +8,9 @@ too, if it has to wait), no answer was unexpected, and no database was left out.
 
 In leased mode it is retried while the lease is live, and twice after that, under each
 policy: what clients were told, how many outside calls there were, and under how many
-derived keys at most. The command fails unless all is as the policies promise, on
-every database.
+derived keys at most. There a statement is also done, and its reply lost. The command
+fails unless all is as the policies promise, on every database, and unless a handler
+runs whose process goes on.
 
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
     python -m tests.crash_matrix --mode leased
@@ -32,7 +33,7 @@ from typing import Any
 from tests.database_servers import DatabaseServer, NotInstalled, mariadb, postgresql
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
-HOWS = ("kill", "hang-up", "terminate", "restart")
+HOWS = ("kill", "hang-up", "terminate", "lose-reply", "restart")
 HANDLERS = {
     "atomic": ("plain", "released", "expired", "savepoint"),
     "leased": (
@@ -119,7 +120,7 @@ def _run_matrix(
 
 def say(columns: Sequence[str], *cells: object) -> None:
     """Print one row of the table."""
-    widths = (11, 16, 10, *(len(column) + 2 for column in columns))
+    widths = (11, 16, 12, *(len(column) + 2 for column in columns))
     row = (f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True))
     print("".join(row).rstrip(), flush=True)  # noqa: T201  # for people
 
@@ -138,6 +139,8 @@ def parse_arguments() -> argparse.Namespace:
         )
     arguments = parser.parse_args()
     arguments.handler = arguments.handler or [*HANDLERS[arguments.mode]]
+    if arguments.mode == "atomic" and "lose-reply" in (arguments.how or ()):
+        parser.error("lose-reply is for leased mode")
     for handler in arguments.handler:
         if handler not in HANDLERS[arguments.mode]:
             parser.error(f"{arguments.mode} mode has no handler {handler}")

@@ -106,6 +106,10 @@ class Cuts:
 
     def _terminate(self, visit: Visit, request: UnixConnection) -> None:
         """End the request's connection to the database; the request goes on."""
+        self._end_session(visit)
+        visit.close()
+
+    def _end_session(self, visit: Visit) -> None:
         by_vendor = {
             "postgresql": "SELECT pg_terminate_backend(%s)",
             "mysql": "KILL CONNECTION %s",
@@ -113,7 +117,11 @@ class Cuts:
         with connection.cursor() as cursor:
             cursor.execute(by_vendor[connection.vendor], [visit.guest.session])
         visit.guest.wait_until_rolled_back()
-        visit.close()
+
+    def _lose_reply(self, visit: Visit, request: UnixConnection) -> None:
+        """End the connection before the reply to what was done has come."""
+        self._end_session(visit)
+        visit.guest.lose_reply()
 
     def _restart(self, visit: Visit, request: UnixConnection) -> None:
         """Let the database server crash and come back; the request goes on."""

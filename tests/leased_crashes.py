@@ -82,6 +82,12 @@ class Crashes(Cuts):
         super().__init__(server, meeting, database)
         self.ledger = Ledger(meeting.address.with_name("ledger"))
 
+    def hows(self) -> list[str]:
+        """Return the ways in which a request can be cut here."""
+        names = super().hows()
+        # Each write commits by itself, so each reply may be that of a commit.
+        return [*names, "lose-reply"] if "terminate" in names else names
+
     def rows(self, how: str, handlers: Iterable[Handler]) -> Iterator[Tally]:
         """Yield what became of all handlers under each policy, a row of the table."""
         handlers = [*handlers]
@@ -95,6 +101,8 @@ class Crashes(Cuts):
         """Cut one request at each boundary."""
         labels = self.record(policy, handler).labels
         for number in range(1, len(labels) + 1):
+            if how == "lose-reply" and not labels[number - 1].startswith("after "):
+                continue  # no reply to lose
             where = f"{how} of {handler.name} at {number}, {labels[number - 1]}"
             outcome = self.cut(policy, handler, how, labels[:number])
             tally.count(f"{policy}: {where}", outcome)
@@ -135,6 +143,7 @@ class Crashes(Cuts):
         return Outcome(
             policy=policy,
             handler=handler,
+            went_on=how != "kill",
             before=before,
             first=first,
             early=early,

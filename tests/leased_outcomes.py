@@ -88,6 +88,8 @@ class Outcome:
 
     policy: str
     handler: Handler
+    # Whether the process of the first request went on.
+    went_on: bool
     before: Moment
     first: Step
     # The retry while the lease of the first request was live, if it was.
@@ -98,6 +100,7 @@ class Outcome:
     def faults(self) -> Iterator[str]:
         """Yield what is not as the policy promises (E7, E9)."""
         yield from self._faults_of_first()
+        yield from self._faults_of_going_on()
         for step in filter(None, (self.early, self.retry, self.again)):
             if step.answer and (why := waits_in(step.answer)):
                 yield why
@@ -137,6 +140,16 @@ class Outcome:
             yield f"an answer of its own left the record {then.state}"
         if then.charges and then.state is None:
             yield "a charge was forgotten"
+
+    def _faults_of_going_on(self) -> Iterator[str]:
+        """Whatever else was lost, a process that goes on runs its handler (E7)."""
+        kind = self.first.kind(self.handler)
+        if not self.went_on or kind in (expect(self.policy, self.before), "nothing"):
+            return
+        made = len(self.first.then.charges) - len(self.before.charges)
+        # The handler's own statement, after its outside call, may have failed.
+        if not self.handler.calls or made != self.handler.calls:
+            yield f"the first request was {kind} with {made} outside calls"
 
     def _faults_of_retry(self, step: Step, before: Moment) -> Iterator[str]:
         """The answer, its outside call and its record follow from what was there."""

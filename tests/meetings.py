@@ -69,6 +69,11 @@ class Guest:
         """Let the handler go on."""
         self.line.close()
 
+    def lose_reply(self) -> None:
+        """Let the handler go on, as if what it has just asked were not answered."""
+        self.line.sendall(b"!")
+        self.line.close()
+
     def kill(self) -> None:
         """End the handler's process as a power cut would."""
         os.kill(self.pid, signal.SIGKILL)
@@ -95,13 +100,16 @@ class Guest:
             wait_until(is_over, "the database to end a session")
 
 
-def meet(address: str, **more: Any) -> None:
-    """Say who is here, and wait to be let go. Called in the server's processes."""
+def meet(address: str, **more: Any) -> bool:
+    """Say who is here, and wait to be let go. Called in the server's processes.
+
+    Returns whether the reply before this is to be lost.
+    """
     told = {"pid": os.getpid(), "session": session_id(), **more}
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(address)
         line.sendall(json.dumps(told).encode() + b"\n")
-        line.recv(1)
+        return bool(line.recv(1))
 
 
 def session_id() -> int | None:

@@ -14,7 +14,7 @@ from tests.servers import Server
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":
-    HOWS.append("terminate")
+    HOWS += ["terminate", "lose-reply"]
 
 
 @pytest.fixture
