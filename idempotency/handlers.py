@@ -189,13 +189,14 @@ def hidden_in(handler: Any) -> list[Any]:
     found = [function_of(handler)]
     # It grows while it is walked; functions may well hold each other.
     for function in found:
-        for held in map(function_of, _held_by(function)):
+        for held in map(function_of, contents_of(function)):
             if held is not None and not any(held is known for known in found):
                 found.append(held)
     return found[1:]
 
 
-def _held_by(function: Any) -> list[Any]:
+def contents_of(function: Any) -> list[Any]:
+    """Return what a function holds, of whatever kind: what it encloses or binds."""
     if type(function) is partial:
         return [function.func]
     found = []

@@ -28,6 +28,7 @@ from rest_framework.views import APIView
 
 from idempotency.checks import (
     check_databases,
+    check_doors,
     check_enabled,
     check_endpoints,
     check_leased_views,
@@ -129,6 +130,11 @@ def never(request: Request) -> Response:
 @idempotent
 def sometimes(request: Request) -> Response:
     return Response()
+
+
+@idempotent
+def no_api_view(request: Request) -> Response:
+    raise AssertionError
 
 
 @api_view(["POST"])
@@ -286,6 +292,11 @@ def e012(project: Project) -> Messages:
     return check_servers(databases=["default"])
 
 
+def e013(project: Project) -> Messages:
+    project.urls(no_api_view, no_api_view, sometimes)
+    return check_doors()
+
+
 def w001(project: Project) -> Messages:
     project.without_beat_tables()
     current_app.conf.beat_schedule = {}
@@ -389,6 +400,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_settings(),
         *check_settings_of_their_own(),
         *check_views_without_the_mixin(),
+        *check_doors(),
         *check_methods(),
         *check_leased_views(),
         *check_endpoints(),
@@ -424,6 +436,7 @@ def test_when_the_checks_run(project: Project) -> None:
         check_settings,
         check_settings_of_their_own,
         check_views_without_the_mixin,
+        check_doors,
         check_leased_views,
         check_methods,
         check_endpoints,

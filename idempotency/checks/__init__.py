@@ -10,6 +10,7 @@ from idempotency.checks.databases import (
     check_servers,
     check_tested_databases,
 )
+from idempotency.checks.doors import check_doors
 from idempotency.checks.endpoints import (
     check_endpoints,
     check_leased_views,
@@ -32,6 +33,7 @@ __all__ = [
     "NULLABLE",
     "SETTINGS",
     "check_databases",
+    "check_doors",
     "check_enabled",
     "check_endpoints",
     "check_leased_views",
