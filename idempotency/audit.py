@@ -39,6 +39,12 @@ class Finding:
         return self.protection is None and not self.exempt
 
     @property
+    def is_drf(self) -> bool:
+        """Whether it is a view of Django REST framework."""
+        parts = self.route.parts
+        return parts is not None and parts.is_drf
+
+    @property
     def door(self) -> str:
         """``mixin``, ``decorator``, ``exempt`` or ``none``."""
         if self.protection is not None:
@@ -92,6 +98,18 @@ class Finding:
 def audit() -> list[Finding]:
     """Return what answers POST, and whatever else is protected, as the URLconf goes."""
     return [finding for route in find_routes() for finding in _findings(route)]
+
+
+def news(findings: list[Finding], *, all_kinds: bool) -> list[Finding]:
+    """Return what a project wants to know, what it has to decide on first.
+
+    That is what Django REST framework's views answer, and what is decided on. What
+    else there is, such as the admin, comes last, and with ``all_kinds`` alone.
+    """
+    undecided = [each for each in findings if each.unprotected and each.is_drf]
+    decided = [each for each in findings if not each.unprotected]
+    others = [each for each in findings if each.unprotected and not each.is_drf]
+    return [*undecided, *decided, *(others if all_kinds else ())]
 
 
 def _findings(route: Route) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ from rest_framework.response import Response
 from rest_framework.routers import DefaultRouter
 from rest_framework.viewsets import ViewSet
 
-from idempotency.audit import Finding, audit
+from idempotency.audit import Finding, audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.routes import find_routes
@@ -86,6 +86,11 @@ def drf_get(request: Request) -> Response:
     return Response()
 
 
+@api_view(["POST"])
+def bare(request: Request) -> Response:
+    return Response()
+
+
 def django_function(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     return HttpResponse()
 
@@ -113,6 +118,7 @@ urlpatterns = [
     path("partial", partial(partial(django_function, a=1), b=2)),
     path("called", Answering()),
     path("form", Form.as_view()),
+    path("bare", bare),
     path("form/get", Form.as_view(http_method_names=["get"])),
     path("require/get", csrf_exempt(require_GET(django_function))),
     path("require/post", csrf_exempt(require_POST(django_function))),
@@ -150,6 +156,7 @@ def test_every_post_route_once() -> None:
         ("POST", "/partial"),
         ("POST", "/called"),
         ("POST", "/form"),
+        ("POST", "/bare"),
         ("POST", "/require/post"),
     ]
     assert len(audit()) == len(found())
@@ -174,6 +181,7 @@ def test_views_and_names() -> None:
         "/partial": (None, f"{HERE}.django_function"),
         "/called": (None, f"{HERE}.Answering"),
         "/form": (None, f"{HERE}.Form"),
+        "/bare": (None, f"{HERE}.bare"),
         "/require/post": (None, f"{HERE}.django_function"),
     }
 
@@ -203,21 +211,45 @@ def test_how_it_is_protected(address: str, row: tuple[str, ...]) -> None:
     assert found()["POST", address].as_row()[2:-1] == row
 
 
+# What is listed: undecided, decided, and of other kinds.
+UNDECIDED = ["/bare"]
+DECIDED = [
+    "/shop/v1/orders/",
+    "/shop/v1/orders/search/",
+    "/shop/v1/orders/<pk>/pay/",
+    "/shop/v1/orders/<pk>/pay/",
+    "/shop/charge",
+]
+OTHERS = ["/archive/<year>/", "/partial", "/called", "/form", "/require/post"]
+
+
 def test_table() -> None:
     """Columns below their heads, and how many there are of each kind."""
-    head, *rows, summary = run()[0].splitlines()
-    assert summary == "4 protected, 1 exempt, 5 not protected"
-    assert len(rows) == 10
-    for row, finding in zip(rows, audit(), strict=True):
+    head, *rows, summary, more = run()[0].splitlines()
+    assert summary == "4 protected, 1 exempt, 1 not protected"
+    assert more == "5 more, of other kinds, with --all"
+    listed = news(audit(), all_kinds=False)
+    assert [each.route.path for each in listed] == [*UNDECIDED, *DECIDED]
+    for row, finding in zip(rows, listed, strict=True):
         cells = (row[head.index(name) :].split("  ")[0] for name in head.split())
         assert tuple(cells) == finding.as_row()
+
+
+def test_all() -> None:
+    """The admin and the like come last, where they are asked for."""
+    head, *rows, summary = run("--all")[0].splitlines()
+    assert summary == "4 protected, 1 exempt, 6 not protected"
+    paths = [row[head.index("PATH") :].split("  ")[0] for row in rows]
+    assert paths == [*UNDECIDED, *DECIDED, *OTHERS]
+    told = json.loads(run("--all", "--format", "json")[0])["routes"]
+    assert [each["path"] for each in told] == paths
 
 
 def test_json() -> None:
     """Each line as an object, durations in seconds, without what means nothing."""
     told = json.loads(run("--format", "json")[0])
     assert told["enabled"] is True
-    assert len(told["routes"]) == 10
+    assert [each["path"] for each in told["routes"]] == [*UNDECIDED, *DECIDED]
     routes = {(each["method"], each["path"]): each for each in told["routes"]}
     assert routes["DELETE", "/shop/v1/orders/<pk>/pay/"]["policy"] == {
         "required": True,
@@ -234,11 +266,11 @@ def test_json() -> None:
     assert charged["scope"] == f"{HERE}.tenant"
     assert charged["policy"]["lease"] == 90.0
     assert charged["policy"]["on_abandoned"] == f"{HERE}.ask"
-    assert routes["POST", "/form"] == {
+    assert routes["POST", "/bare"] == {
         "method": "POST",
-        "path": "/form",
+        "path": "/bare",
         "name": None,
-        "view": f"{HERE}.Form",
+        "view": f"{HERE}.bare",
         "door": "none",
     }
 
@@ -251,7 +283,7 @@ def test_json() -> None:
         ("shop:order-*", 4),
         (f"{HERE}.Orders.*", 4),
         ("/shop/v1/orders/<[!q]k>/pay?", 2),
-        ("*", 10),
+        ("*", 11),
         # Not the whole of it, or other capitals.
         ("form", 0),
         ("order-*", 0),
@@ -260,19 +292,35 @@ def test_json() -> None:
 )
 def test_exclude(pattern: str, excluded: int) -> None:
     """A shell pattern that fits the whole of path, name or view."""
-    told, complaint = run("--exclude", pattern, "--format", "json")
-    assert 10 - len(json.loads(told)["routes"]) == excluded
-    assert complaint == ("" if excluded else f"--exclude {pattern!r} fits no route.\n")
+    told, note = run("--all", "--exclude", pattern, "--format", "json")
+    assert 11 - len(json.loads(told)["routes"]) == excluded
+    assert note == ("" if excluded else f"Note: --exclude {pattern!r} fits no route.\n")
+
+
+def test_a_pattern_that_fits_nothing_is_a_note() -> None:
+    """It is told in no colour of errors, and the command succeeds."""
+    err = StringIO()
+    arguments = ["--exclude", "/gone/*", "--exclude", "/bare", "--exclude", "/form"]
+    call_command(
+        *("idempotency_audit", "--fail-unprotected", *arguments),
+        stdout=StringIO(),
+        stderr=err,
+        force_color=True,
+    )
+    # What is not listed without --all is known all the same.
+    assert err.getvalue() == "Note: --exclude '/gone/*' fits no route.\n"
 
 
 def test_fail_unprotected() -> None:
     """Fail while one is left that is neither protected nor exempt, naming it."""
     excludes = ["--exclude", "/archive/*", "--exclude", "/[pcr]*"]
-    with pytest.raises(CommandError, match=r"^Not protected: /form$") as refusal:
-        run("--fail-unprotected", *excludes)
+    with pytest.raises(CommandError, match=r"^Not protected: /bare$") as refusal:
+        run("--fail-unprotected")
     assert refusal.value.returncode == 1
-    told, _ = run("--fail-unprotected", *excludes, "--exclude", "/form")
-    assert told.endswith("4 protected, 1 exempt, 0 not protected\n")
+    with pytest.raises(CommandError, match=r"^Not protected: /bare, /form$"):
+        run("--fail-unprotected", "--all", *excludes)
+    told, _ = run("--fail-unprotected", "--exclude", "/bare")
+    assert "\n4 protected, 1 exempt, 0 not protected\n" in told
 
 
 def test_not_enabled(settings: Any) -> None:
@@ -306,7 +354,11 @@ def test_the_example_of_the_page() -> None:
         text=True,
         timeout=PATIENCE,
     )
-    assert done.stdout == output
+    # How many the admin has is Django's to say.
+    told, shown = (
+        re.sub(r"(?m)^\d+ more", "N more", each) for each in (done.stdout, output)
+    )
+    assert told == shown
 
 
 def test_the_columns_of_the_page() -> None:

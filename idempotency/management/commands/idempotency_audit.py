@@ -9,24 +9,30 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from idempotency.audit import HEAD, Finding, audit
+from idempotency.audit import HEAD, Finding, audit, news
 from idempotency.conf import get_settings
 
 
 class Command(BaseCommand):
-    """List the routes that answer POST, with how they are protected."""
+    """List the routes that answer POST, those first that are not protected."""
 
     help = (
-        "Lists every route that answers POST, and what else is protected, with how it "
-        "is protected, or that it is not."
+        "Lists the routes of Django REST framework that answer POST: first those that "
+        "are not protected, then the others, and whatever else is protected, with how "
+        "it is."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take what to leave out, what to fail on, and how to say it."""
         parser.add_argument(
+            "--all",
+            action="store_true",
+            help="list, as the last, routes of other kinds, such as the admin's",
+        )
+        parser.add_argument(
             "--fail-unprotected",
             action="store_true",
-            help="exit with status 1 if a route is neither protected nor exempt",
+            help="exit with status 1 if a listed route is neither protected nor exempt",
         )
         parser.add_argument(
             "--exclude",
@@ -48,24 +54,30 @@ class Command(BaseCommand):
         found = audit()
         for pattern in options["exclude"]:
             if not any(finding.matches(pattern) for finding in found):
-                self.stderr.write(f"--exclude {pattern!r} fits no route.")
+                # In no colour: nothing is wrong.
+                self.stderr.write(f"Note: --exclude {pattern!r} fits no route.", str)
         left = [
             finding
             for finding in found
             if not any(map(finding.matches, options["exclude"]))
         ]
+        listed = news(left, all_kinds=options["all"])
         enabled = get_settings().ENABLED
         if options["format"] == "json":
-            routes = [finding.as_json() for finding in left]
+            routes = [finding.as_json() for finding in listed]
             self.stdout.write(
                 json.dumps({"enabled": enabled, "routes": routes}, indent=2)
             )
         else:
-            self.print_table(left)
+            self.print_table(listed)
+            if len(left) > len(listed):
+                self.stdout.write(
+                    f"{len(left) - len(listed)} more, of other kinds, with --all"
+                )
         if not enabled:
             self.stderr.write("IDEMPOTENCY has ENABLED False: no key has an effect.")
         if options["fail_unprotected"]:
-            self.fail(left, enabled=enabled)
+            self.fail(listed, enabled=enabled)
 
     def print_table(self, findings: list[Finding]) -> None:
         """Print a line for each, and how many there are of each kind."""
