@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db.models import Model
+from rest_framework.authentication import BasicAuthentication
 
 from idempotency.conf import get_secret
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 ANONYMOUS = "anonymous"
 MAX_LENGTH = 512
+PLAIN = (int, str, UUID)
 
 
 def default_scope(request: Request) -> str:
@@ -27,14 +31,11 @@ def default_scope(request: Request) -> str:
     """
     user: Any = request.user
     is_known = user is not None and getattr(user, "is_authenticated", True)
-    pk = getattr(user, "pk", None)
-    if is_known and pk is not None:
-        meta = getattr(user, "_meta", None)
-        kind = user.__class__  # also of a lazy one
-        label = meta.label_lower if meta else f"{kind.__module__}.{kind.__qualname__}"
-        return f"user:{label}:{pk}"
+    scope = user_scope(user) if is_known else None
+    if scope is not None:
+        return scope
     authorization = request.META.get("HTTP_AUTHORIZATION")
-    if authorization:
+    if authorization and _names_the_caller(request):
         digest = hmac.digest(
             get_secret(),
             b"idempotency.scope.v1\0" + authorization.encode(errors="backslashreplace"),
@@ -45,11 +46,42 @@ def default_scope(request: Request) -> str:
         # Strangers share the anonymous scope, and with it their answers.
         raise ImproperlyConfigured(
             f"The user of this request, a {type(user).__qualname__}, has no primary "
-            "key, and there is no Authorization header either to tell callers apart. "
-            "Say whose keys these are with the option scope of the endpoint, or with "
-            'IDEMPOTENCY = {"SCOPE": ...}.'
+            "key of a saved row, or of plain text, a number or a UUID, and "
+            "authentication did not succeed by an Authorization header that would "
+            "tell callers apart. Say whose keys these are with the option scope of "
+            'the endpoint, or with IDEMPOTENCY = {"SCOPE": ...}.'
         )
     return ANONYMOUS
+
+
+def user_scope(user: Any) -> str | None:
+    """Return the scope of a user who has a primary key, or None.
+
+    An object that is not saved may make a new key up for each request, and a key that
+    is not plain may have an address in memory in its text.
+    """
+    pk = getattr(user, "pk", None)
+    if not isinstance(pk, PLAIN) or pk == "":
+        return None
+    kind = user.__class__  # also of a lazy one
+    if not issubclass(kind, Model):
+        return f"user:{kind.__module__}.{kind.__qualname__}:{pk}"
+    if user._state.adding:
+        return None
+    # A proxy is another way to look at the same people.
+    return f"user:{kind._meta.concrete_model._meta.label_lower}:{pk}"
+
+
+def _names_the_caller(request: Request) -> bool:
+    """Tell whether authentication succeeded by the Authorization header.
+
+    Otherwise anybody has written it, such as a gateway, the same for all.
+    """
+    authenticator = getattr(request, "successful_authenticator", None)
+    # DRF's basic authentication reads nothing but the header, and sets no auth.
+    return authenticator is not None and (
+        request.auth is not None or isinstance(authenticator, BasicAuthentication)
+    )
 
 
 def validate_scope(scope: object) -> str:

@@ -141,6 +141,7 @@ class TestInHandlers:
     def test_secret_in_bytes(self, derive: Callable[..., str], client: Any) -> None:
         """E10, S1: SECRET_KEY may be text or bytes, which name the same secret."""
         client.credentials(HTTP_AUTHORIZATION="Bearer 1")
+        client.force_authenticate(token="1")
         found = set()
         for secret in ("sécret", "sécret".encode()):
             with override_settings(SECRET_KEY=secret):

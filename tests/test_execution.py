@@ -319,6 +319,7 @@ class TestScope:
         for token, secret in (("a", None), ("b", None), ("a", "other")):
             settings.IDEMPOTENCY = {"DERIVATION_SECRET": secret}
             client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}\udcff")
+            client.force_authenticate(token=token)
             assert client.post(door, {}, **key()).status_code == 201
             scopes = {*IdempotencyRecord.objects.values_list("scope", flat=True)}
         assert len(scopes) == 3
@@ -327,6 +328,7 @@ class TestScope:
     def test_users(self, client: Any, django_user_model: Any) -> None:
         """S1: A user of a model is named by its label and primary key, not a token."""
         user = django_user_model(pk=7, username="ada")
+        user._state.adding = False  # as read from the database
         client.force_authenticate(user)
         first = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 1", **key())
         retry = client.post("/function/", {}, HTTP_AUTHORIZATION="Bearer 2", **key())
@@ -348,11 +350,13 @@ class TestScope:
         self, client: Any, attributes: dict[str, Any]
     ) -> None:
         """S1: No user is taken for a stranger, whose answers all strangers get."""
-        client.force_authenticate(SimpleNamespace(name="ada", **attributes))
+        user = SimpleNamespace(name="ada", **attributes)
+        client.force_authenticate(user)
         client.raise_request_exception = True
         with pytest.raises(ImproperlyConfigured, match="option scope"):
             client.post("/function/", {}, **key())
         assert Effect.objects.count() == 0
+        client.force_authenticate(user, "by the header")
         first = client.post("/function/", {}, HTTP_AUTHORIZATION="Key 1", **key())
         other = client.post("/function/", {}, HTTP_AUTHORIZATION="Key 2", **key())
         assert (first.status_code, other.status_code) == (201, 201)

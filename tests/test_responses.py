@@ -593,6 +593,7 @@ def test_template_response_middleware(client: Any, settings: Any) -> None:
 def test_secrets_are_not_stored(client: Any) -> None:
     """F5: Neither the body of a request nor its credentials are in the record."""
     client.credentials(HTTP_AUTHORIZATION="Bearer s3cr3t-token")
+    client.force_authenticate(token="s3cr3t-token")
     client.post("/function/", {"card": "visa-card"}, **key())
     record = IdempotencyRecord.objects.values().get()
     assert Effect.objects.get().note == "{'card': 'visa-card'}"
