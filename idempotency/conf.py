@@ -32,6 +32,7 @@ class Settings:
     ENABLED: bool = True
     QUERY_PARAM: str | None = "$idempotency"
     HEADER: str | None = "Idempotency-Key"
+    ANONYMOUS: str = "allow"
     FINGERPRINT: str | Callable[..., str] | None = None
     WARNINGS: Collection[str] = ("body", "header")
     UNSTORED_HEADERS: Collection[str] = ()

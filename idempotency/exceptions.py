@@ -47,14 +47,25 @@ class KeyAmbiguous(IdempotencyError):
 
 
 class KeyWeak(IdempotencyError):
-    """A key that is likely to collide, in the scope that strangers share (K6)."""
+    """A key that does not look random, in the scope that strangers share (K6, S1)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
-        "The idempotency key is likely to collide with another client's. "
-        "Use a UUID or another random string."
+        "The idempotency key does not look random, and another client may choose it, "
+        "too. Use a random UUID, or at least 20 random characters."
     )
     default_code = "idempotency_key_weak"
+
+
+class CallerUnknown(IdempotencyError):
+    """A key in the scope that strangers share, where the project wants none (S1)."""
+
+    status_code = status.HTTP_400_BAD_REQUEST
+    default_detail = _(
+        "An idempotency key needs a caller who is known. Send the request with your "
+        "credentials, or without a key."
+    )
+    default_code = "idempotency_caller_unknown"
 
 
 class KeyReused(IdempotencyError):

@@ -19,7 +19,6 @@ from idempotency.exceptions import (
     InProgress,
     KeyRequired,
     KeyReused,
-    KeyWeak,
     ResponseNotKept,
 )
 from idempotency.fingerprints import custom_fingerprint, derivation_payload
@@ -224,9 +223,9 @@ class Execution:
         else:
             scope = self.hooks.get_idempotency_scope(self.request)
         context.scope = scopes.validate_scope(scope)
-        if keys.is_weak(key):
-            if scope == scopes.ANONYMOUS:
-                raise KeyWeak
+        if scope == scopes.ANONYMOUS:
+            scopes.admit_stranger(key)
+        elif keys.is_weak(key):
             context.warnings = (KEY_WEAK,)
         context.record_id = record_id(scope, key)
         found = self.hooks.get_idempotency_fingerprint(self.request)

@@ -12,6 +12,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.views import APIView, exception_handler
 
 from idempotency import exceptions
+from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError, ResponseNotKept
 from idempotency.policy import Policy
 
@@ -25,7 +26,10 @@ def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
         yield exceptions.KeyRequired()
     yield exceptions.KeyInvalid()
     yield exceptions.KeyAmbiguous()
-    yield exceptions.KeyWeak()
+    if get_settings().ANONYMOUS == "refuse":
+        yield exceptions.CallerUnknown()
+    else:
+        yield exceptions.KeyWeak()
     yield exceptions.InProgress()
     if not policy.atomic:
         yield exceptions.ClaimLost()

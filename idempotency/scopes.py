@@ -11,7 +11,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 from rest_framework.authentication import BasicAuthentication
 
-from idempotency.conf import get_secret
+from idempotency.conf import get_secret, get_settings
+from idempotency.exceptions import CallerUnknown, KeyWeak
+from idempotency.keys import looks_random
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -82,6 +84,17 @@ def _names_the_caller(request: Request) -> bool:
     return authenticator is not None and (
         request.auth is not None or isinstance(authenticator, BasicAuthentication)
     )
+
+
+def admit_stranger(key: str) -> None:
+    """Refuse a key of the anonymous scope that another stranger may choose, too.
+
+    Raises ``KeyWeak``, or ``CallerUnknown`` where the project wants no such keys.
+    """
+    if get_settings().ANONYMOUS == "refuse":
+        raise CallerUnknown
+    if not looks_random(key):
+        raise KeyWeak
 
 
 def validate_scope(scope: object) -> str:

@@ -36,6 +36,7 @@ from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
 from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
+from tests.conftest import KEY
 from tests.processes import PATIENCE, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
@@ -556,7 +557,7 @@ def test_settings_samples(settings: Any) -> None:
 def test_decorator_sample() -> None:
     """The sample's function acts once and replays."""
     view = create_assignment()
-    key = {"Idempotency-Key": "from-the-readme"}
+    key = {"Idempotency-Key": KEY}
     answers = [
         view(APIRequestFactory().post("/", {"title": "Essay"}, headers=key))
         for _attempt in range(2)
@@ -572,7 +573,7 @@ def test_decorator_sample() -> None:
 def test_mixin_sample() -> None:
     """The sample's view set protects creation and leaves its search alone."""
     (view_set,) = [v["AssignmentViewSet"] for v in views() if "AssignmentViewSet" in v]
-    key = {"Idempotency-Key": "from-the-readme"}
+    key = {"Idempotency-Key": KEY}
     for action, expected in (("create", [201, 201]), ("search", [200, 200])):
         view = view_set.as_view({"post": action})
         answers = [
@@ -637,7 +638,7 @@ def test_what_the_readers_tests_need(
 
     class Case(TestCase):
         def test_handler(self) -> None:
-            key = {"Idempotency-Key": "from-the-readme"}
+            key = {"Idempotency-Key": KEY}
             request = APIRequestFactory().post("/", {}, headers=key)
             try:
                 if has_own_transaction:

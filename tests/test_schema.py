@@ -371,14 +371,18 @@ def test_media_types_with_a_version(version: str) -> None:
         assert [*response["content"]] == [asked_for]
 
 
-def test_every_code_is_shown() -> None:
+def test_every_code_is_shown(settings: Any) -> None:
     """X1: Between them, endpoints show each refusal, under the status that it has."""
     leased: Any = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
     operation = operation_of(view_with(post(), **leased, idempotency_required=True))
+    settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
+    strict = operation_of(views.function)
+    assert "idempotency_key_weak" not in examples(strict, "400")
     shown = {
         (int(status), code)
+        for each in (operation, strict)
         for status in REFUSED
-        for code in examples(operation, status)
+        for code in examples(each, status)
     }
     assert shown == {
         (each.status_code, each.default_code)

@@ -24,7 +24,7 @@ from idempotency.models import IdempotencyRecord
 from idempotency.scopes import default_scope, user_scope
 from tests.app.models import Device, Effect, Tablet
 from tests.app.views import create_effect
-from tests.conftest import key
+from tests.conftest import KEY, assert_refused, key
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
@@ -198,3 +198,57 @@ def test_requests_of_django() -> None:
     request.user = AnonymousUser()
     request.META["HTTP_AUTHORIZATION"] = "Bearer a"
     assert default_scope(request) == "anonymous"
+
+
+# Strangers, who share a scope.
+
+NOT_RANDOM = [
+    "order-1234567890123",  # 19 characters
+    "01234567-8901-1234-8123-456789012345",  # a UUID of version 1
+    "6fa459ea-ee8a-3ca4-894e-db77e160355e",
+    "6FA459EAEE8A5CA4894EDB77E160355E",
+    "6fa459ea-ee8a-4ca4-c94e-db77e160355e",  # not of RFC 9562's variant
+    "00000000-0000-0000-0000-000000000000",
+    "2026-11-29T10:00:00.000000Z",
+]
+RANDOM = [
+    "6fa459ea-ee8a-4ca4-894e-db77e160355e",
+    "6FA459EA-EE8A-7CA4-894E-DB77E160355E",
+    "6fa459eaee8a4ca4894edb77e160355e",
+    "12345678-1234-4234-8234-123456789012",
+    "V1StGXR8_Z5jdHi6B-myT",  # a nanoid
+    "order-12345678901234",  # 20 characters
+    "6fa459ea-ee8a-1ca4-894edb77e160355e",  # not spelled as a UUID is
+]
+
+
+@pytest.mark.parametrize("value", NOT_RANDOM)
+def test_keys_that_do_not_look_random(value: str) -> None:
+    """S1: A stranger's key that another stranger may choose is refused."""
+    answer = APIClient().post("/function/", {}, **key(value))
+    assert_refused(answer, 400, "idempotency_key_weak")
+    assert Effect.objects.count() == 0
+    # Nobody else has the keys of a caller who is known.
+    assert APIClient().post("/function/", {}, HTTP_X_USER="ada", **key(value)).data
+    assert Effect.objects.count() == 1
+
+
+@pytest.mark.parametrize("value", RANDOM)
+def test_keys_that_look_random(value: str) -> None:
+    """S1: Strangers may use keys that only one of them knows."""
+    first, retry = (APIClient().post("/function/", {}, **key(value)) for _ in "12")
+    assert first.status_code == 201
+    assert retry.content == first.content
+    assert Effect.objects.count() == 1
+
+
+def test_strangers_are_refused(settings: Any) -> None:
+    """S1: With ANONYMOUS = "refuse" no stranger's key has an effect."""
+    settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
+    for value in ("weak", KEY):
+        answer = APIClient().post("/function/", {}, **key(value))
+        assert_refused(answer, 400, "idempotency_caller_unknown")
+    assert Effect.objects.count() == 0
+    assert APIClient().post("/function/", {}).status_code == 201
+    assert APIClient().post("/function/", {}, HTTP_X_USER="ada", **key()).data
+    assert Effect.objects.count() == 2

@@ -245,10 +245,23 @@ def weak(world: World) -> Callable[[], Any]:
     return lambda: world.send(query="?$idempotency=1700000000")
 
 
-@scenario("Weak key of a caller without credentials")
+@scenario("Key of a caller without credentials that does not look random")
 def weak_and_anonymous(world: World) -> Callable[[], Any]:
     """K6: strangers share their scope."""
     return lambda: world.send(query="?$idempotency=1700000000", user=None)
+
+
+@scenario("Key of a caller without credentials that does not look random")
+def short_and_anonymous(world: World) -> Callable[[], Any]:
+    """S1: what is strong enough for one caller is not for all strangers."""
+    return lambda: world.send(query="?$idempotency=x7Pq-order-1a2b3c", user=None)
+
+
+@scenario('Any key of a caller without credentials, with `ANONYMOUS = "refuse"`')
+def refused_and_anonymous(world: World) -> Callable[[], Any]:
+    """S1: the project wants to know whose key it is."""
+    world.settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
+    return lambda: world.send(user=None)
 
 
 @scenario("Key on another method, such as GET")

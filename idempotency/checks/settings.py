@@ -80,6 +80,9 @@ SETTINGS: dict[str, Rule] = {
         _is_header_name, "a header's name, of letters, digits and hyphens, or None"
     ),
     "SCOPE": FUNCTION,
+    "ANONYMOUS": Rule(
+        lambda value: value in ("allow", "refuse"), '"allow" or "refuse"'
+    ),
     "FINGERPRINT": FUNCTION,
     "STORE": KEEPING,
     "CHECK_REPLAY": REPLAY_CHECK,
