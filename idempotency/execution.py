@@ -22,7 +22,7 @@ from idempotency.exceptions import (
     ResponseNotKept,
 )
 from idempotency.fingerprints import custom_fingerprint, derivation_payload
-from idempotency.finishing import Finisher
+from idempotency.finishing import Finisher, finisher_of
 from idempotency.hooks import check_replay_by, hooks_of, scope_of
 from idempotency.identity import Identity
 from idempotency.models import (
@@ -84,6 +84,7 @@ def execute(
         return handler()
     except IdempotencyError as refusal:
         Reporter(view, request, policy, context).refused(refusal)
+        finisher_of(view, request, context).refuse(refusal)
         raise
     finally:
         context.executing = False
@@ -175,26 +176,20 @@ class Execution:
 
     def _answer(self) -> Outcome:
         """Claim the key, or answer from its record; wait where the policy says so."""
-        try:
-            self.identity = self._identify()
-            if self._is_part_of_executed():
-                self.is_within = True
-                return self.mode.handler()
-            give_up_at = time.monotonic()
-            if self.policy.on_concurrent == "wait":
-                give_up_at += self.policy.wait_timeout.total_seconds()
-            pause = FIRST_PAUSE
-            while (answer := self._attempt()) is None:
-                left = give_up_at - time.monotonic()
-                if left <= 0:
-                    raise InProgress
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, LONGEST_PAUSE)
-        except IdempotencyError as refusal:
-            if refusal.wait is not None:
-                # DRF's exception handler says so too; a project's own may not.
-                self.finisher.headers["Retry-After"] = str(refusal.wait)
-            raise
+        self.identity = self._identify()
+        if self._is_part_of_executed():
+            self.is_within = True
+            return self.mode.handler()
+        give_up_at = time.monotonic()
+        if self.policy.on_concurrent == "wait":
+            give_up_at += self.policy.wait_timeout.total_seconds()
+        pause = FIRST_PAUSE
+        while (answer := self._attempt()) is None:
+            left = give_up_at - time.monotonic()
+            if left <= 0:
+                raise InProgress
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
         return answer
 
     def _is_part_of_executed(self) -> bool:

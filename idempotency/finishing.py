@@ -12,7 +12,9 @@ from django.http import HttpResponseBase
 from idempotency import client_warnings
 from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
-from idempotency.hooks import Hooks
+from idempotency.hooks import Hooks, hooks_of
+from idempotency.refusing import exception_handler_of
+from idempotency.responses import ERROR_HEADER
 from idempotency.signals import escaped, extras
 
 if TYPE_CHECKING:
@@ -96,6 +98,15 @@ class Finisher:
         """
         self._refuses_success = True
 
+    def refuse(self, refusal: IdempotencyError) -> None:
+        """Let the answer to a refusal of the app's say which it is (X1)."""
+        self.headers[ERROR_HEADER] = refusal.default_code
+        if refusal.wait is not None:
+            # DRF's exception handler says so too; a project's own may not.
+            self.headers["Retry-After"] = str(refusal.wait)
+        handler = exception_handler_of(self.view)
+        self.view.get_exception_handler = lambda: handler  # type: ignore[method-assign]  # of this instance
+
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
         """Take a response as finished already."""
         self._finished = response
@@ -145,9 +156,18 @@ class Finisher:
                 status_code=response.status_code,
             ),
         )
-        self.headers["Retry-After"] = str(TransactionFailed.wait)
-        failure: HttpResponseBase = self.view.handle_exception(TransactionFailed())
+        refusal = TransactionFailed()
+        self.refuse(refusal)
+        failure: HttpResponseBase = self.view.handle_exception(refusal)
         failure = self._with_warnings(failure, *args, **kwargs)
         # Where the project answers every error below 400, its words may stay.
         failure.status_code = TransactionFailed.status_code
         return failure
+
+
+def finisher_of(view: APIView, request: Request, context: RequestContext) -> Finisher:
+    """Return what finishes a view's answers already, or a new one."""
+    finalize = view.finalize_response
+    if isinstance(finalize, Finisher):
+        return finalize
+    return Finisher(view, request, hooks_of(view), context, warn_in_body=False)

@@ -15,6 +15,7 @@ from idempotency import exceptions
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError, ResponseNotKept
 from idempotency.policy import Policy
+from idempotency.refusing import exception_handler_of
 
 
 def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
@@ -52,10 +53,10 @@ def body_of(refusal: IdempotencyError, view: APIView) -> Any:
     """
     if refusal.status_code >= 500 and has_own_format(view):
         return None
-    handler = view.get_exception_handler()
+    handler = exception_handler_of(view)
     try:
         with _rollback_as_it_was():
-            response = handler(refusal, view.get_exception_handler_context())
+            response: Any = handler(refusal, view.get_exception_handler_context())
         return json.loads(JSONRenderer().render(response.data))
     except Exception:  # noqa: BLE001  # whatever it needs, that was not there
         return None

@@ -17,6 +17,7 @@ from django.utils.translation import get_language
 from idempotency.client_warnings import WARNING_HEADER
 from idempotency.conf import get_settings
 
+ERROR_HEADER = "Idempotency-Error"
 EXPIRES_HEADER = "Idempotency-Expires"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
@@ -41,6 +42,7 @@ UNSTORED_HEADERS = frozenset(
         "transfer-encoding",
         "upgrade",
         # The app's own belong to one answer, not to the record.
+        ERROR_HEADER.lower(),
         EXPIRES_HEADER.lower(),
         REPLAYED_HEADER.lower(),
         WARNING_HEADER.lower(),

@@ -20,7 +20,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.policy import Policy
 from idempotency.protection import protection_of_view
 from idempotency.refusals import body_of, has_own_format, refusals_of
-from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
+from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 
 Json = dict[str, Any]
 
@@ -164,6 +164,7 @@ RETRY_AFTER = {
 LOCATION = {
     "Location": _header("string", "Repeated from a first answer that was not kept.")
 }
+ERROR = {ERROR_HEADER: _header("string", "The code, if idempotency is why.")}
 HEADERS_OF_REFUSALS = {409: RETRY_AFTER | LOCATION | EXPIRES, 503: RETRY_AFTER}
 
 
@@ -190,8 +191,9 @@ def _may_be_stored(status: str, policy: Policy) -> bool:
 class IdempotencyErrorSerializer(serializers.Serializer[Any]):
     """Why the request was refused."""
 
-    # As Django REST framework's own EXCEPTION_HANDLER has it.
+    # As Django REST framework's own EXCEPTION_HANDLER has it, and the code beside it.
     detail = serializers.CharField()
+    code = serializers.CharField()
 
 
 def _add_refusals(
@@ -200,7 +202,8 @@ def _add_refusals(
     lines = [f"- `{each.default_code}`: {each.detail}" for each in refusals]
     texts = [response.get("description"), _("Idempotency:"), "\n".join(lines)]
     response["description"] = "\n\n".join(filter(None, texts))
-    _add_headers(response, HEADERS_OF_REFUSALS.get(refusals[0].status_code, {}))
+    more = HEADERS_OF_REFUSALS.get(refusals[0].status_code, {})
+    _add_headers(response, ERROR | more)
     # Of a format of the project's own nothing is known but its examples.
     schema: Json = {}
     if not has_own_format(auto_schema.view):

@@ -18,6 +18,7 @@ COLOURS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"
 SHOWN_HEADERS = (
     "Location",
     "Retry-After",
+    "Idempotency-Error",
     "Idempotent-Replayed",
     "Idempotency-Expires",
     "Idempotency-Warning",

@@ -32,7 +32,7 @@ from idempotency import checks, client_warnings, context, exceptions, hooks, pol
 from idempotency.admin import SEE_BODY
 from idempotency.conf import NAMES, Settings, get_settings
 from idempotency.models import IdempotencyRecord
-from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
+from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
 from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
@@ -300,6 +300,7 @@ def test_headers_table() -> None:
     named = {code(row["header"]) for row in table("header", "on", "meaning")}
     assert named == {
         get_settings().HEADER,
+        ERROR_HEADER,
         REPLAYED_HEADER,
         EXPIRES_HEADER,
         client_warnings.WARNING_HEADER,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connection
+from django.db import connection, connections
 from rest_framework.authtoken.models import Token
 
 from idempotency.models import IdempotencyRecord
@@ -142,6 +142,29 @@ class TestPython:
         assert len({*proxy.keys}) == 1
         assert len(proxy.keys) == 3
         assert waits[1] == pytest.approx(1.0)
+
+    def test_done_and_not_kept(self, run: Any, proxy: Proxy) -> None:
+        """X1, R4: By its code the client sees that another key would act again."""
+
+        def lose_for_good(ask: Callable[[], Answer]) -> None:
+            """Lose the answer, on its way and in the record."""
+            ask()
+            IdempotencyRecord.objects.update(body=None, body_size=None)
+            connections.close_all()  # of this thread
+
+        assert run(lose_for_good).example.answer is None
+        assert len(proxy.keys) == 2
+        assert Effect.objects.count() == 1
+
+    def test_refused_by_the_example(self, run: Any) -> None:
+        """X1: Every other error is the caller's to see."""
+        import httpx  # noqa: PLC0415  # may be missing
+
+        def refuse(ask: Callable[[], Answer]) -> Answer:
+            return Answer(409, {"Idempotency-Error": "idempotency_key_reused"}, b"")
+
+        with pytest.raises(httpx.HTTPStatusError, match="409"):
+            run(refuse)
 
     def test_other_errors_are_raised(self, run: Any, proxy: Proxy, waits: Any) -> None:
         """What would be refused again is not sent again."""

@@ -396,14 +396,15 @@ def test_every_code_is_shown(settings: Any) -> None:
 
 
 def test_headers_of_refusals() -> None:
-    """R3, R4, E3, E4."""
+    """R3, R4, E3, E4, X1."""
     responses = operation_of(views.function)["responses"]
     headers = {status: {*responses[status].get("headers", {})} for status in REFUSED}
+    code = {"Idempotency-Error"}
     assert headers == {
-        "400": set(),
-        "409": {"Retry-After", "Location", "Idempotency-Expires"},
-        "422": set(),
-        "503": {"Retry-After"},
+        "400": code,
+        "409": code | {"Retry-After", "Location", "Idempotency-Expires"},
+        "422": code,
+        "503": code | {"Retry-After"},
     }
 
 
@@ -412,12 +413,13 @@ def test_headers_of_refusals() -> None:
 
 def test_format_of_rest_framework() -> None:
     found = schema_of(views.function)
-    detail = {"detail": "A request with this idempotency key is still in progress."}
-    shown = examples(found["paths"]["/here/"]["post"], "409")
-    assert {*shown["idempotency_in_progress"]} == {*detail}
-    assert shown["idempotency_in_progress"]["detail"].startswith(detail["detail"])
+    shown = examples(found["paths"]["/here/"]["post"], "409")["idempotency_in_progress"]
+    assert {*shown} == {"detail", "code"}
+    assert shown["code"] == "idempotency_in_progress"
+    assert shown["detail"].startswith("A request with this idempotency key is still")
     component = found["components"]["schemas"]["IdempotencyError"]
-    assert component["properties"] == {"detail": {"type": "string"}}
+    text = {"type": "string"}
+    assert component["properties"] == {"detail": text, "code": text}
 
 
 asked: list[str] = []
