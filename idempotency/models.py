@@ -231,6 +231,7 @@ class IdempotencyRecord(models.Model):
             ("release_key", _("Can release a key: the next request acts again")),
             ("resolve_record", _("Can store the answer of an abandoned record")),
             ("purge_records", _("Can purge expired records")),
+            ("view_overview", _("Can see sums over all records")),
         )
         indexes = (
             models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
@@ -240,7 +241,7 @@ class IdempotencyRecord(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.key} ({self.scope})"
+        return str(self.pk)
 
     # Whether a lease was live when the record was claimed from: its row was read with
     # the database's clock. Records from a QuerySet do not know.

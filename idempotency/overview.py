@@ -9,15 +9,19 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.db import connections
+from django.db.models.functions import Left
 from django.utils import timezone
 from django.utils.translation import gettext
 
-from idempotency.models import IdempotencyRecord
+from idempotency.routes import route_of
 
 DAYS = 30
 # So many records are read one by one; of more, that many stand for all.
 SAMPLE = 10_000
-ENDPOINTS = 10
+ENDPOINTS = CALLERS = 10
+# So many different paths are looked up in the URLconf, none of them longer than that.
+MOST_RESOLVED = 1_000
+LONGEST_PATH = 2_000
 # Of rows that an index finds, so many are counted.
 MOST_COUNTED = 10_000
 # Bits of an id that are a hash from its first bit on, or in MariaDB's order of UUIDs,
@@ -28,8 +32,8 @@ COLUMNS = (
     "created_at",
     "expires_at",
     "status_code",
+    "scope",
     "method",
-    "path",
     "body_size",
     "lease_expires_at",
 )
@@ -64,18 +68,30 @@ class Day:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """How many records a method and path have, and the bytes of their bodies."""
+    """How many records a method and route have, and the bytes of their bodies.
+
+    No route stands for all paths that lead nowhere any more.
+    """
 
     method: str
-    path: str
+    route: str | None
     number: int
     size: int
     width: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """How many records a scope has, and the bytes of their bodies."""
+
+    scope: str
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Figures of one database; ``is_exact`` is false if a sample stands for it.
+    """Figures of some records; ``is_exact`` is false if a sample stands for them.
 
     Where ``..._is_cut``, nobody has counted further: there are more than that.
     """
@@ -89,6 +105,8 @@ class Overview:
     days: tuple[Day, ...]
     most_on_a_day: int
     endpoints: tuple[Endpoint, ...]
+    endpoints_are_exact: bool
+    callers: tuple[Caller, ...]
     not_kept: int
     expired: int
     within_a_day: int
@@ -100,11 +118,9 @@ class Overview:
     in_progress_is_cut: bool
 
     @classmethod
-    def of(cls, alias: str, now: datetime | None = None) -> Overview:
-        """Return the overview of the database with that alias."""
+    def of(cls, records: Any, now: datetime | None = None) -> Overview:
+        """Return the overview of the records of a queryset."""
         now = now or timezone.now()
-        manager: Any = IdempotencyRecord.objects
-        records = manager.using(alias)
         rows, factor = _sample(records)
 
         def scaled(number: int) -> int:
@@ -115,9 +131,10 @@ class Overview:
         ended = leased.filter(is_leased=False)
         # Those without a lease (E5) have no index: the sample has to tell.
         left_behind = scaled(sum(_is_left_behind(row) for row in rows))
-        abandoned = ended[: MOST_COUNTED + 1].count()
-        in_progress = leased.filter(is_leased=True)[: MOST_COUNTED + 1].count()
+        abandoned = _counted(ended)
+        in_progress = _counted(leased.filter(is_leased=True))
         days, most = _days(rows, factor, now)
+        endpoints, looked_up = _endpoints(rows, factor)
         expiries = [row["expires_at"] - now for row in rows]
         return cls(
             is_exact=factor == 1,
@@ -126,7 +143,9 @@ class Overview:
             size=scaled(sum(row["body_size"] or 0 for row in rows)),
             days=days,
             most_on_a_day=most,
-            endpoints=_endpoints(rows, factor),
+            endpoints=endpoints,
+            endpoints_are_exact=factor == 1 and looked_up == len(rows),
+            callers=_callers(rows, factor),
             not_kept=scaled(sum(_is_tombstone(row) for row in rows)),
             expired=scaled(sum(left <= timedelta(0) for left in expiries)),
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
@@ -144,8 +163,8 @@ def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
 
     An id is a hash, so the lowest ids are a random sample, which the primary key finds.
     """
-    by_id = records.order_by("id")
-    rows = list(by_id.values(*COLUMNS)[: SAMPLE + 1])
+    by_id = records.order_by("id").annotate(start=Left("path", LONGEST_PATH + 1))
+    rows = list(by_id.values(*COLUMNS, "start")[: SAMPLE + 1])
     if len(rows) <= SAMPLE:
         return rows, 1.0
     first_left_out = rows.pop()["id"]
@@ -154,6 +173,10 @@ def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
         octets = octets[10:]
     share = int.from_bytes(octets[: HASHED_BITS // 8], "big") / 2**HASHED_BITS
     return rows, 1 / share
+
+
+def _counted(records: Any) -> int:
+    return records.values("pk")[: MOST_COUNTED + 1].count()  # type: ignore[no-any-return]
 
 
 def _is_tombstone(row: dict[str, Any]) -> bool:
@@ -205,21 +228,52 @@ def _bars(
             yield Bar(kind=kind, number=round(number * factor), y=y, height=height)
 
 
-def _endpoints(rows: list[dict[str, Any]], factor: float) -> tuple[Endpoint, ...]:
-    numbers: Counter[tuple[str, str]] = Counter()
-    sizes: Counter[tuple[str, str]] = Counter()
+def _endpoints(
+    rows: list[dict[str, Any]], factor: float
+) -> tuple[tuple[Endpoint, ...], int]:
+    """Return the busiest endpoints, and of how many rows that is known.
+
+    Where too many paths are different, the first rows stand for all: they come by id.
+    """
+    routes: dict[str, str | None] = {}
+    numbers: Counter[tuple[str, str | None]] = Counter()
+    sizes: Counter[tuple[str, str | None]] = Counter()
+    looked_up = 0
     for row in rows:
-        endpoint = (row["method"], row["path"])
+        path = row["start"]
+        if path not in routes:
+            if len(routes) == MOST_RESOLVED:
+                break
+            routes[path] = route_of(path) if len(path) <= LONGEST_PATH else None
+        endpoint = (row["method"], routes[path])
         numbers[endpoint] += 1
         sizes[endpoint] += row["body_size"] or 0
+        looked_up += 1
     top = numbers.most_common(ENDPOINTS)
+    each = factor * len(rows) / max(looked_up, 1)
     return tuple(
         Endpoint(
             method=endpoint[0],
-            path=endpoint[1],
-            number=round(number * factor),
-            size=round(sizes[endpoint] * factor),
+            route=endpoint[1],
+            number=round(number * each),
+            size=round(sizes[endpoint] * each),
             width=100 * number / top[0][1],
         )
         for endpoint, number in top
+    ), looked_up
+
+
+def _callers(rows: list[dict[str, Any]], factor: float) -> tuple[Caller, ...]:
+    """Return who stores most, by the number of records."""
+    numbers = Counter(row["scope"] for row in rows)
+    sizes: Counter[str] = Counter()
+    for row in rows:
+        sizes[row["scope"]] += row["body_size"] or 0
+    return tuple(
+        Caller(
+            scope=scope,
+            number=round(number * factor),
+            size=round(sizes[scope] * factor),
+        )
+        for scope, number in numbers.most_common(CALLERS)
     )

@@ -15,7 +15,7 @@ from django.contrib.admindocs.utils import (
     replace_named_groups,
     replace_unnamed_groups,
 )
-from django.urls import get_resolver
+from django.urls import ResolverMatch, get_resolver, get_script_prefix, resolve
 from django.urls.resolvers import RegexPattern, URLResolver
 from django.views import View
 from django.views.decorators import http
@@ -95,16 +95,39 @@ def _walk(
 
 def _path(pattern: Any) -> str:
     written = str(pattern)
-    if isinstance(pattern, RegexPattern):
-        # As admindocs, whose views can't be imported without the admin, put it.
-        for simplify in (
-            remove_non_capturing_groups,
-            replace_named_groups,
-            replace_unnamed_groups,
-            replace_metacharacters,
-        ):
-            written = simplify(written)
-    return written
+    return _shortened(written) if isinstance(pattern, RegexPattern) else written
+
+
+def _shortened(expression: str) -> str:
+    # As admindocs, whose views can't be imported without the admin, put it.
+    for simplify in (
+        remove_non_capturing_groups,
+        replace_named_groups,
+        replace_unnamed_groups,
+        replace_metacharacters,
+    ):
+        expression = simplify(expression)
+    return expression
+
+
+def match_of(path: str) -> ResolverMatch:
+    """Return what a request's path leads to, in the URLconf in force.
+
+    Raises ``Resolver404``, and whatever a converter of the project's does.
+    """
+    return resolve("/" + path.removeprefix(get_script_prefix()))
+
+
+def route_of(path: str) -> str | None:
+    """Return the route that a path matches: nothing in it was a client's choice.
+
+    None where the path leads nowhere, or not any more.
+    """
+    try:
+        route = match_of(path).route
+    except Exception:  # noqa: BLE001  # a converter is the project's
+        return None
+    return "/" + _shortened(route)
 
 
 def answers(callback: Any, method: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idempotency.admin.pages import SEE_BODY
+from idempotency.admin.permissions import SEE_BODY
 from idempotency.admin.records import IdempotencyRecordAdmin
 
 __all__ = ["SEE_BODY", "IdempotencyRecordAdmin"]

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import get_content_type_for_model
+from django.contrib.admin.utils import quote
 from django.db import models
 from django.db.models import Case, Q, Value, When
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.translation import override
 
+from idempotency.admin import display
 from idempotency.models import IdempotencyRecord, State, default_alias
 
 if TYPE_CHECKING:
+    from django.utils.safestring import SafeString
+
     RecordAdminBase = admin.ModelAdmin[IdempotencyRecord]
 else:
     RecordAdminBase = admin.ModelAdmin
+
+
+# How a scope of the default kind begins (S1).
+USER_SCOPE = "user:"
 
 
 class RecordAdmin(RecordAdminBase):
@@ -61,12 +71,29 @@ class RecordAdmin(RecordAdminBase):
             f"admin:{self._name(page)}", args=args, current_app=self.admin_site.name
         )
 
+    def _caller(self, scope: str) -> SafeString:
+        """Return whose a key is, for a column."""
+        return self._with_user_link(scope, display.in_a_column(scope))
+
+    def _with_user_link(self, scope: str, shown: SafeString) -> SafeString:
+        """Link a scope to the user where it is one that this site shows."""
+        kind, _colon, pk = scope.removeprefix(USER_SCOPE).rpartition(":")
+        label = settings.AUTH_USER_MODEL.lower()
+        if not (scope.startswith(USER_SCOPE) and kind == label and pk):
+            return shown
+        if not self.admin_site.is_registered(apps.get_model(label)):
+            return shown
+        name = f"admin:{label.replace('.', '_')}_change"
+        address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
+        return format_html('<a href="{}">{}</a>', address, shown)
+
     def _log(self, request: HttpRequest, record: Any, flag: int, what: str) -> None:
+        """Keep what somebody did in the admin's log, which names records by id."""
         LogEntry.objects.create(
             user_id=request.user.pk,  # type: ignore[misc]  # nobody without one gets here
             content_type=get_content_type_for_model(self.model),
             object_id=record and str(record.pk),
-            object_repr=str(record or self.opts.verbose_name_plural)[:200],
+            object_repr=str(record.pk if record else self.opts.verbose_name_plural),
             action_flag=flag,
             change_message=what,
         )

@@ -4,68 +4,71 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from django.apps import apps
-from django.conf import settings
 from django.contrib import admin
-from django.contrib.admin.utils import quote
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import display, sentences
-from idempotency.admin.base import RecordAdmin
+from idempotency.admin.lists import OF_A_CALLER, CallerFilter, StateFilter
+from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
-# How a scope of the default kind begins (S1).
-USER_SCOPE = "user:"
 
-
-class Columns(RecordAdmin):
+class Columns(Permissions):
     """The columns and facts that ``IdempotencyRecordAdmin`` shows."""
 
     @admin.display(description=_("key and scope"))
     def listed_key(self, record: IdempotencyRecord) -> SafeString:
         """Return the key, which leads to the record, and whose it is."""
         return format_html(
-            '<a class="idempotency-record" href="{}">{}</a><br>{}',
+            '<a class="idempotency-record" href="{}">{}</a><br>{}{}',
             self._address("change", record.pk),
             display.in_a_column(record.key),
-            self._with_user_link(record, display.in_a_column(record.scope)),
+            self._caller(record.scope),
+            self._others(record),
+        )
+
+    def _others(self, record: IdempotencyRecord) -> SafeString | str:
+        """Lead to what the list of abandoned records leaves out of a caller's."""
+        if getattr(record, "turn", None) != OF_A_CALLER:
+            return ""
+        left_out = record.of_caller - OF_A_CALLER  # type: ignore[attr-defined]  # annotated
+        if not left_out:
+            return ""
+        more = ngettext(
+            "%(number)d more of this caller", "%(number)d more of this caller", left_out
+        )
+        query = {
+            StateFilter.parameter_name: "abandoned",
+            CallerFilter.parameter_name: record.scope,
+        }
+        return format_html(
+            '<br><a href="{}?{}">{}</a>',
+            self._address("changelist"),
+            urlencode(query),
+            more % {"number": left_out},
         )
 
     @admin.display(description=_("scope"))
     def scope_link(self, record: IdempotencyRecord) -> SafeString:
         """Return the scope, whole."""
-        return self._with_user_link(record, format_html("{}", record.scope))
-
-    def _with_user_link(
-        self, record: IdempotencyRecord, shown: SafeString
-    ) -> SafeString:
-        """Link a scope to the user where it is one that this site shows."""
-        kind, _colon, pk = record.scope.removeprefix(USER_SCOPE).rpartition(":")
-        label = settings.AUTH_USER_MODEL.lower()
-        if not (record.scope.startswith(USER_SCOPE) and kind == label and pk):
-            return shown
-        if not self.admin_site.is_registered(apps.get_model(label)):
-            return shown
-        name = f"admin:{label.replace('.', '_')}_change"
-        address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
-        return format_html('<a href="{}">{}</a>', address, shown)
+        return self._with_user_link(record.scope, format_html("{}", record.scope))
 
     @admin.display(description=_("request"))
     def request_line(self, record: IdempotencyRecord) -> SafeString:
-        """Return method and path."""
-        return format_html("{} {}", record.method, display.in_a_column(record.path))
+        """Return method and route: a path may be a secret, and many see the list."""
+        return display.route(record)
 
     @admin.display(description=_("request"))
     def asked(self, record: IdempotencyRecord) -> str:
         """Return method and path, whole."""
-        return f"{record.method} {record.path}"
+        return display.asked(record)
 
     @admin.display(description=_("answer"))
     def listed_answer(self, record: IdempotencyRecord) -> SafeString | str:

@@ -15,6 +15,7 @@ from django.utils.translation import gettext, ngettext
 from idempotency.answers import SHOWN_CHARACTERS, decode
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import replayed_headers
+from idempotency.routes import route_of
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
@@ -32,6 +33,17 @@ def in_a_column(text: str) -> SafeString:
         '<span class="idempotency-cell">{}</span>',
         format_html_join("", "{}<wbr>", ((part,) for part in parts)),
     )
+
+
+def asked(record: IdempotencyRecord) -> str:
+    """Return method and path, whole."""
+    return f"{record.method} {Truncator(record.path).chars(SHOWN_CHARACTERS)}"
+
+
+def route(record: IdempotencyRecord) -> SafeString:
+    """Return method and route: what was asked without what the client put into it."""
+    found = route_of(record.path) or gettext("unknown route")
+    return format_html("{} {}", record.method, in_a_column(found))
 
 
 def preformatted(text: str) -> SafeString:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
-from django.db import models
-from django.db.models import Q
+from django.db import connections, models
+from django.db.models import Count, Min, Q, Window
+from django.db.models.functions import RowNumber
+from django.db.models.lookups import In
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.functional import cached_property
@@ -24,6 +26,9 @@ from idempotency.models import State
 LISTED = 1000
 # Filters that no index serves look at so many records, the last to expire.
 SEARCHED = 10_000
+# Of abandoned records the list has so many of each caller, so that nobody who leaves
+# many behind hides those of others.
+OF_A_CALLER = 5
 
 WEEK = timedelta(days=7)
 
@@ -40,6 +45,20 @@ class LastRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs
         """The number of records on all pages together."""
         records: Records = self.object_list  # type: ignore[assignment]  # of the admin
         return records[:LISTED].values("pk").count()
+
+
+def that_have(records: Records, column: str, values: Collection[str]) -> Records:
+    """Return the records with one of these values, capitals and small letters apart."""
+    found = records.filter(**{f"{column}__in": values})
+    if connections[records.db].vendor == "mysql":
+        # By the index: its usual collations take capitals for small letters (K3).
+        octets = models.Func(
+            column,
+            template="CAST(%(expressions)s AS BINARY)",
+            output_field=models.BinaryField(),
+        )
+        found = found.filter(In(octets, [value.encode() for value in values]))
+    return found
 
 
 def _younger_than(most: timedelta) -> Condition:
@@ -74,6 +93,8 @@ class RecordFilter(admin.SimpleListFilter):
         return self.value() in self.CONDITIONS
 
 
+# A record's place among its caller's, from the oldest on.
+TURN = Window(RowNumber(), partition_by="scope", order_by=("created_at", "pk"))
 # What a handler in atomic mode leaves that committed by itself has no lease (E5).
 LEFT_BEHIND = Q(lease_expires_at=None) & ~Q(state=State.COMPLETED)
 
@@ -170,7 +191,35 @@ class ExpiryFilter(RecordFilter):
     }
 
 
-FILTERS = (StateFilter, StatusFilter, AgeFilter, ExpiryFilter, MethodFilter)
+class CallerFilter(admin.SimpleListFilter):
+    """By the scope that a link names: nobody could choose among all."""
+
+    title = _("caller")
+    parameter_name = "caller"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
+        """Return the caller that was chosen, if one was."""
+        return [(scope, scope)] if (scope := self.value()) else []
+
+    def queryset(self, request: HttpRequest, queryset: Records) -> Records:
+        """Return the records of that caller."""
+        scope = self.value()
+        return that_have(queryset, "scope", [scope]) if scope else queryset
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it narrows the list."""
+        return bool(self.value())
+
+
+FILTERS = (
+    CallerFilter,
+    StateFilter,
+    StatusFilter,
+    AgeFilter,
+    ExpiryFilter,
+    MethodFilter,
+)
 
 
 class RecordList(ChangeList):
@@ -179,6 +228,9 @@ class RecordList(ChangeList):
     # Whether something was looked for among the last records alone: the page says so.
     is_limited = False
     searched = SEARCHED
+    # Whether each caller has some places, as the page says.
+    is_by_caller = False
+    of_a_caller = OF_A_CALLER
     # The retention that was taken for every record's, to find what has an age.
     retention: timedelta | None = None
 
@@ -192,24 +244,46 @@ class RecordList(ChangeList):
     def get_queryset(
         self, request: HttpRequest, exclude_parameters: Any = None
     ) -> Records:
-        """Return the records; filters without an index see the last of them only."""
+        """Return the records; what waits for a decision comes by callers."""
         found = super().get_queryset(request, exclude_parameters)
         if self.query:
             return found  # by the index on keys, or by the primary key
         chosen = {type(spec): spec for spec in self.filter_specs if spec.is_chosen}  # type: ignore[attr-defined]  # all are ours
+        found = self._within_bounds(request, found, {**chosen})
+        state = chosen.get(StateFilter)
+        if state is None or state.value() != "abandoned":  # type: ignore[attr-defined]  # ours
+            return found
+        if CallerFilter in chosen:
+            return found.order_by("created_at", "pk")
+        self.is_by_caller = True
+        return _by_caller(found)
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Leave out what the permissions of single records keep from somebody."""
+        super().get_results(request)
+        may = self.model_admin.has_view_permission
+        self.result_list = [each for each in self.result_list if may(request, each)]
+
+    def _within_bounds(
+        self, request: HttpRequest, found: Records, chosen: dict[type, Any]
+    ) -> Records:
+        """Let filters without an index see the last records only."""
         expiry, state = chosen.pop(ExpiryFilter, None), chosen.get(StateFilter)
         if not chosen:
             return found
         places = self.root_queryset
         if expiry is not None:
-            places = expiry.queryset(request, places)  # type: ignore[assignment]  # None elsewhere
+            places = expiry.queryset(request, places)
         age = chosen.get(AgeFilter)
         is_old = isinstance(age, AgeFilter) and age.value() == AgeFilter.OLDER
         among_the_last = self._among_the_last(places, is_old=is_old)
         if not (isinstance(state, StateFilter) and state.is_by_lease):
             return found.filter(among_the_last)
         left_behind = places.filter(among_the_last, LEFT_BEHIND)
-        pks = left_behind.values_list("pk", flat=True)[:LISTED]
+        if caller := chosen.get(CallerFilter):
+            left_behind = caller.queryset(request, left_behind)
+        by_turns = left_behind.annotate(turn=TURN).order_by("turn", "created_at")
+        pks = by_turns.values_list("pk", flat=True)[:LISTED]
         # Asked for by themselves: together no index would serve the two.
         return found.filter(Q(lease_expires_at__isnull=False) | Q(pk__in=[*pks]))
 
@@ -229,6 +303,19 @@ class RecordList(ChangeList):
         are_old = Q(expires_at__lte=timezone.now() - WEEK + self.retention)
         end = _end_of_the_last(places.filter(are_old))
         return are_old if end is None else are_old & Q(expires_at__gt=end)
+
+
+def _by_caller(records: Records) -> Records:
+    """Return the oldest of each caller, and first the caller who has waited longest."""
+    numbered = records.annotate(
+        turn=TURN,
+        first=Window(Min("created_at"), partition_by="scope"),
+        of_caller=Window(Count("pk"), partition_by="scope"),
+    )
+    by_caller: Records = numbered.filter(turn__lte=OF_A_CALLER).order_by(
+        "first", "scope", "created_at", "pk"
+    )
+    return by_caller
 
 
 def _end_of_the_last(places: Records) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
@@ -15,20 +16,20 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin.base import RecordAdmin, in_the_log
-from idempotency.admin.display import moment
+from idempotency.admin import display
+from idempotency.admin.base import in_the_log
 from idempotency.admin.forms import ResolveForm
+from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
 from idempotency.overview import Overview
 
-SEE_BODY = "idempotency.view_response_body"
-RELEASE = "idempotency.release_key"
-RESOLVE = "idempotency.resolve_record"
+READ = _("Read the answer.")
+DOWNLOADED = _("Downloaded the answer.")
 RELEASED = _("Released the key.")
 STORED = _("Stored an answer with status %(status)d.")
 
 
-class Pages(RecordAdmin):
+class Pages(Permissions):
     """What ``IdempotencyRecordAdmin`` offers besides list and detail."""
 
     change_list_template = "admin/idempotency/idempotencyrecord/change_list.html"
@@ -48,13 +49,17 @@ class Pages(RecordAdmin):
         ]
         return [*own, *super().get_urls()]
 
-    def _get(self, request: HttpRequest, object_id: str, *needed: str) -> Any:
+    def _get(
+        self, request: HttpRequest, object_id: str, may: Callable[..., bool]
+    ) -> Any:
         """Return a record for those who may see it and do what they are about to."""
-        if not (self.has_view_permission(request) and request.user.has_perms(needed)):
-            raise PermissionDenied
         record = self.get_object(request, object_id)
+        if not self.has_view_permission(request, record):
+            raise PermissionDenied
         if record is None:
             raise Http404
+        if not may(request, record):
+            raise PermissionDenied
         return record
 
     def _page(self, request: HttpRequest, name: str, **context: Any) -> HttpResponse:
@@ -77,16 +82,18 @@ class Pages(RecordAdmin):
     ) -> Any:
         """Offer the decisions that the record is open to, to those who may decide."""
         record = context["original"]
-        may = request.user.has_perm
-        if may(RELEASE) and not record.is_leased:
+        if self.has_release_permission(request, record) and not record.is_leased:
             context["release_address"] = self._address("release", record.pk)
-        if may(RESOLVE) and is_open(record):
+        if self.has_resolve_permission(request, record) and is_open(record):
             context["resolve_address"] = self._address("resolve", record.pk)
+        if record.status_code is not None and self.has_body_permission(request, record):
+            self._log(request, record, CHANGE, in_the_log(READ))
+        context["subtitle"] = record.key
         return super().render_change_form(request, context, *args, **kwargs)
 
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask, and then give the key back: the next request acts again."""
-        record = self._get(request, object_id, RELEASE)
+        record = self._get(request, object_id, self.has_release_permission)
         if self._is_another_run(request, record):
             return self._has_changed(request, record)
         if record.is_leased:
@@ -107,14 +114,13 @@ class Pages(RecordAdmin):
             request,
             "release",
             title=gettext("Release this key?"),
-            record=record,
+            **self._facts(request, record),
             is_abandoned=record.current_state == State.ABANDONED,
-            record_address=self._address("change", record.pk),
         )
 
     def resolve_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Store the answer of an abandoned record, as a person has found it out."""
-        record = self._get(request, object_id, RESOLVE)
+        record = self._get(request, object_id, self.has_resolve_permission)
         if self._is_another_run(request, record):
             return self._has_changed(request, record)
         if not is_open(record):
@@ -133,16 +139,24 @@ class Pages(RecordAdmin):
             stored = gettext(
                 "Stored: requests with this key and the same content get it until %s."
             )
-            messages.success(request, stored % moment(record.expires_at))
+            messages.success(request, stored % display.moment(record.expires_at))
             return HttpResponseRedirect(self._address("change", record.pk))
         return self._page(
             request,
             "resolve",
             title=gettext("Resolve: what should the client have got?"),
-            record=record,
+            **self._facts(request, record),
             form=form,
-            record_address=self._address("change", record.pk),
         )
+
+    def _facts(self, request: HttpRequest, record: Any) -> dict[str, Any]:
+        """Return what a page says of the record that it is about to change."""
+        is_whole = self.has_body_permission(request, record)
+        return {
+            "record": record,
+            "asked": display.asked(record) if is_whole else display.route(record),
+            "record_address": self._address("change", record.pk),
+        }
 
     def _is_another_run(self, request: HttpRequest, record: Any) -> bool:
         """Tell whether somebody decided while looking at another run of the key."""
@@ -161,9 +175,10 @@ class Pages(RecordAdmin):
 
     def download_body(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Send a body as a file of no type, so that no browser shows or runs it."""
-        record = self._get(request, object_id, SEE_BODY)
+        record = self._get(request, object_id, self.has_body_permission)
         if record.body is None:
             raise Http404
+        self._log(request, record, CHANGE, in_the_log(DOWNLOADED))
         response = HttpResponse(
             bytes(record.body), content_type="application/octet-stream"
         )
@@ -174,14 +189,18 @@ class Pages(RecordAdmin):
 
     def overview_view(self, request: HttpRequest) -> HttpResponse:
         """Show the last 30 days from what the records know (A4)."""
-        if not self.has_view_permission(request):
+        if not (
+            self.has_view_permission(request) and self.has_overview_permission(request)
+        ):
             raise PermissionDenied
+        overview = Overview.of(self.get_queryset(request))
         return self._page(
             request,
             "overview",
             title=gettext("Overview"),
             alias=self.alias,
-            overview=(overview := Overview.of(self.alias)),
+            overview=overview,
+            callers=[(self._caller(each.scope), each) for each in overview.callers],
             approximately="" if overview.is_exact else "~ ",
             state_address=f"{self._address('changelist')}?state=abandoned",
         )

@@ -15,23 +15,28 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin.base import RecordAdmin, in_the_log
+from idempotency.admin.base import in_the_log
+from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord
 from idempotency.tasks import purge_expired_records
 
-PURGE = "idempotency.purge_records"
 # How long a purge may keep a person waiting, where no worker does it.
 PURGE_BUDGET = timedelta(seconds=5)
 # Seconds in which a broker lets itself be reached, and a worker says that it is there.
 BROKER_ANSWERS, WORKER_ANSWERS = 1, 0.5
 
-ASKED = _("A worker has been asked to purge the expired records.")
+# They say what a purge covers: it knows nothing of what somebody may list.
+ASKED = _(
+    "A worker has been asked to purge all expired records of the database “%(alias)s”."
+)
 PURGED = ngettext_lazy(
-    "Purged %(number)d expired record.", "Purged %(number)d expired records.", "number"
+    "Purged %(number)d expired record of the database “%(alias)s”.",
+    "Purged %(number)d expired records of the database “%(alias)s”.",
+    "number",
 )
 
 
-class PurgePage(RecordAdmin):
+class PurgePage(Permissions):
     """The purge, for those who may, as a button of the list."""
 
     def get_urls(self) -> list[URLPattern]:
@@ -43,28 +48,32 @@ class PurgePage(RecordAdmin):
         return [path("purge/", view, name=self._name("purge")), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Link the overview, and offer the purge to those who may."""
-        context = {"alias": self.alias, "overview_address": self._address("overview")}
-        if request.user.has_perm(PURGE):
+        """Offer the overview and the purge to those who may."""
+        context = {"alias": self.alias}
+        if self.has_overview_permission(request):
+            context["overview_address"] = self._address("overview")
+        if self.has_purge_permission(request):
             context["purge_address"] = self._address("purge")
         return super().changelist_view(request, context | (extra_context or {}))
 
     def purge_view(self, request: HttpRequest) -> HttpResponse:
-        """Purge what is expired, by a worker if there is one, else for a while."""
-        if not (self.has_view_permission(request) and request.user.has_perm(PURGE)):
+        """Purge all that is expired, by a worker if there is one, else for a while."""
+        if not (
+            self.has_view_permission(request) and self.has_purge_permission(request)
+        ):
             raise PermissionDenied
         if request.method != "POST":
             return HttpResponse(status=405, headers={"Allow": "POST"})
         if has_worker():
             purge_expired_records.delay(self.alias)
-            self._log(request, None, DELETION, in_the_log(ASKED))
-            messages.success(request, str(ASKED))
+            self._log(request, None, DELETION, in_the_log(ASKED, alias=self.alias))
+            messages.success(request, str(ASKED % {"alias": self.alias}))
             return HttpResponseRedirect(self._address("changelist"))
         records: Any = IdempotencyRecord.objects.using(self.alias)
         report = records.purge(time_budget=PURGE_BUDGET)
-        number = {"number": report.deleted}
-        self._log(request, None, DELETION, in_the_log(PURGED, **number))
-        said = str(PURGED % number)
+        done = {"number": report.deleted, "alias": self.alias}
+        self._log(request, None, DELETION, in_the_log(PURGED, **done))
+        said = str(PURGED % done)
         if report.more:
             said += " " + gettext("More are left: purge again for the rest.")
         messages.success(request, said)

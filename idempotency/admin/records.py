@@ -5,20 +5,31 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.utils import flatten_fieldsets
+from django.contrib.admin.utils import flatten, flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
-from django.db import connections, models
-from django.db.models.lookups import In
+from django.db import models
 from django.http import HttpRequest
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import lists
 from idempotency.admin.columns import Columns
-from idempotency.admin.pages import SEE_BODY, Pages
+from idempotency.admin.pages import Pages
 from idempotency.admin.purge import PurgePage
 from idempotency.keys import ESCAPED, QUOTED
 from idempotency.models import IdempotencyRecord, record_id
+
+# What those get who may not read answers, in place of fields that tell what was sent
+# or answered; None for nothing.
+FOR_OTHERS = {
+    "asked": "request_line",
+    "path": "request_line",
+    "fingerprint": None,
+    "headers": None,
+    "stored_headers": None,
+    "body": "hidden_answer",
+    "answer": "hidden_answer",
+}
 
 
 @admin.register(IdempotencyRecord)
@@ -90,16 +101,7 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
             keys.add(ESCAPED.sub(r"\1", key[1:-1]))
         if scope:
             return queryset.filter(pk__in=[record_id(scope[0], k) for k in keys]), False
-        found = queryset.filter(key__in=keys)
-        if connections[queryset.db].vendor == "mysql":
-            # By the index: its usual collations take capitals for small letters (K3).
-            octets = models.Func(
-                "key",
-                template="CAST(%(expressions)s AS BINARY)",
-                output_field=models.BinaryField(),
-            )
-            found = found.filter(In(octets, [k.encode() for k in keys]))
-        return found, False
+        return lists.that_have(queryset, "key", keys), False
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
@@ -110,12 +112,23 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
     def get_fieldsets(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> Any:
-        """Put a sentence in the answer's place for those who may not read it."""
-        if request.user.has_perm(SEE_BODY):
+        """Put others in the place of fields that are for readers of answers alone."""
+        if self.has_body_permission(request, obj):
             return self.fieldsets
-        record, asked, _answer, times = self.fieldsets
-        hidden = (_("Answer"), {"fields": ("status_code", "hidden_answer")})
-        return (record, asked, hidden, times)
+        return [
+            (
+                head,
+                {
+                    **options,
+                    "fields": [
+                        shown
+                        for name in flatten(options["fields"])
+                        if (shown := FOR_OTHERS.get(name, name)) is not None
+                    ],
+                },
+            )
+            for head, options in self.fieldsets
+        ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Records are made by requests alone."""

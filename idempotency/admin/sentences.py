@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from django.urls import get_script_prefix, resolve
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -13,6 +12,7 @@ from idempotency.conf import get_settings
 from idempotency.handlers import dotted_name
 from idempotency.models import IdempotencyRecord, NextAnswer
 from idempotency.protection import protection_of
+from idempotency.routes import match_of
 
 NOT_ENABLED = _(
     "Keys have no effect now (ENABLED is False): the next request with this key acts."
@@ -88,9 +88,8 @@ def _on_abandoned(record: IdempotencyRecord) -> str | Callable[..., Any]:
 
     Raises whatever says that there is no such endpoint.
     """
-    place = "/" + record.path.removeprefix(get_script_prefix())
-    protection = protection_of(resolve(place).func, record.method)
+    protection = protection_of(match_of(record.path).func, record.method)
     if protection is None:
-        raise LookupError(place)
+        raise LookupError(record.pk)
     # Atomic mode holds every one (E5).
     return "hold" if protection.policy.atomic else protection.policy.on_abandoned
