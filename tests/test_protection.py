@@ -297,6 +297,20 @@ def test_the_mixin_does_not_see_what_is_hidden() -> None:
     assert not policy_of(Decorated.as_view()).required
 
 
+def test_an_exemption_hides_nothing_from_a_decorator() -> None:
+    """E6: Where the mixin steps aside, what is hidden protects itself."""
+
+    class Decorated(IdempotencyMixin, APIView):
+        @idempotency_exempt
+        @hiding
+        @idempotent(required=True)
+        def post(self, request: Request) -> Response:
+            return Response()
+
+    assert policy_of(Decorated.as_view()).required
+    assert not is_exempt(Decorated.as_view(), "POST")
+
+
 def test_options_of_an_action() -> None:
     """An override may look at what the view is made for."""
 
