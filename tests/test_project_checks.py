@@ -20,13 +20,16 @@ from django.core.checks import CheckMessage
 from django.db import connections
 from django.test import override_settings
 from django.urls import path
+from rest_framework.authentication import BaseAuthentication, TokenAuthentication
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import PermissionDenied
+from rest_framework.permissions import AllowAny, BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from idempotency.checks import (
+    check_callers,
     check_databases,
     check_doors,
     check_enabled,
@@ -35,6 +38,7 @@ from idempotency.checks import (
     check_methods,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
+    check_reading,
     check_servers,
     check_settings,
     check_settings_of_their_own,
@@ -124,6 +128,26 @@ class Put(APIView):
 @idempotent
 def never(request: Request) -> Response:
     return Response()
+
+
+class HasApiKey(BasePermission):
+    """What tells callers apart and gives none a name."""
+
+
+class ByApiKey(IdempotencyMixin, APIView):
+    authentication_classes: list[Any] = []
+    permission_classes: list[Any] = [HasApiKey]
+
+    def post(self, request: Request) -> Response:
+        return Response()
+
+
+class Reads(ByApiKey):
+    authentication_classes = [TokenAuthentication]
+    idempotency_methods = ("GET", "POST")
+
+    def get(self, request: Request) -> Response:
+        return Response()
 
 
 @api_view(["GET", "POST"])
@@ -342,6 +366,16 @@ def w008(project: Project) -> Messages:
     return check_methods()
 
 
+def w010(project: Project) -> Messages:
+    project.urls(ByApiKey.as_view(), ByApiKey.as_view(), Reads.as_view())
+    return check_callers()
+
+
+def w011(project: Project) -> Messages:
+    project.urls(Reads.as_view(), Reads.as_view(), ByApiKey.as_view())
+    return check_reading()
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -395,8 +429,10 @@ def test_every_check_of_the_table(project: Project, check_id: str) -> None:
 
 def test_a_project_without_mistakes(project: Project) -> None:
     """X2: None of them is raised for nothing."""
-    project.urls(leased, Found.as_view())
+    project.urls(leased, Found.as_view(), sometimes)
     found = [
+        *check_callers(),
+        *check_reading(),
         *check_settings(),
         *check_settings_of_their_own(),
         *check_views_without_the_mixin(),
@@ -433,6 +469,8 @@ def test_when_the_checks_run(project: Project) -> None:
         check_purge_is_scheduled_in_database,
     }
     assert at_once - databases == {
+        check_callers,
+        check_reading,
         check_settings,
         check_settings_of_their_own,
         check_views_without_the_mixin,
@@ -465,6 +503,44 @@ def test_functions_of_other_methods(project: Project) -> None:
     assert check_methods() == []
 
 
+# Callers.
+
+
+def by_api_key(request: Request) -> str:
+    return "key:1"
+
+
+class Authenticates(ByApiKey):
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        return [TokenAuthentication()]
+
+
+class Scoped(ByApiKey):
+    idempotency_scope = by_api_key
+
+
+@pytest.mark.parametrize(
+    ("view", "arguments", "is_reported"),
+    [
+        (ByApiKey, {}, True),
+        (ByApiKey, {"permission_classes": [AllowAny, ~AllowAny]}, True),
+        (ByApiKey, {"permission_classes": [AllowAny]}, False),
+        (ByApiKey, {"permission_classes": []}, False),
+        (ByApiKey, {"authentication_classes": [TokenAuthentication]}, False),
+        (Authenticates, {}, False),
+        (Scoped, {}, False),
+    ],
+)
+def test_callers_that_nothing_names(
+    project: Project, view: Any, arguments: dict[str, Any], is_reported: bool
+) -> None:
+    """X2, S1: W010 is for endpoints of many callers who share one scope."""
+    project.urls(view.as_view(**arguments))
+    assert ids(check_callers()) == ["idempotency.W010"] * is_reported
+    project.settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
+    assert check_callers() == []
+
+
 # Leases and retention.
 
 
@@ -491,7 +567,7 @@ def test_wrong_settings_are_reported_once(project: Project) -> None:
     project.atomic_requests()
     project.settings.IDEMPOTENCY = {"RETENTION": 30, "USING": 1, "ENABLED": 0}
     assert check_leased_views() == check_endpoints() == check_enabled() == []
-    assert check_methods() == []
+    assert check_methods() == check_callers() == check_reading() == []
     project.on("sqlite")
     project.atomic_requests(transaction_mode="IMMEDIATE")
     assert check_databases() == []

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
     check_databases,
     check_servers,
@@ -32,6 +33,7 @@ from idempotency.checks.settings import (
 __all__ = [
     "NULLABLE",
     "SETTINGS",
+    "check_callers",
     "check_databases",
     "check_doors",
     "check_enabled",
@@ -40,6 +42,7 @@ __all__ = [
     "check_methods",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
+    "check_reading",
     "check_servers",
     "check_settings",
     "check_settings_of_their_own",
