@@ -8,6 +8,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
+from idempotency.credentials import handles_credentials
 from idempotency.handlers import dotted_name
 from idempotency.policy import LEASED, Policy
 from idempotency.protection import Protection, is_exempt, protection_of
@@ -16,6 +17,7 @@ from idempotency.routes import Route, find_routes
 HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
 # What is told of a policy in a column or an entry of its own.
 TOLD_APART = ("methods", "scope", "atomic")
+CREDENTIALS = "leave out: credentials"
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
@@ -51,6 +53,12 @@ class Finding:
             return self.protection.door
         return "exempt" if self.exempt else "none"
 
+    @property
+    def credentials(self) -> bool:
+        """Whether it is an endpoint of credentials, as far as that is known."""
+        action = self.view.rpartition(".")[2]
+        return handles_credentials(self.route.view_class or object, action)
+
     def matches(self, pattern: str) -> bool:
         """Tell whether a shell pattern fits the path, the route's name or the view.
 
@@ -67,6 +75,8 @@ class Finding:
             mode = _mode(self.protection.policy)
             scope = _text(self.protection.scope)
             policy = ", ".join(_essentials(self.protection.policy))
+        if self.credentials:
+            policy = f"{policy}, {CREDENTIALS}".removeprefix("-, ")
         return self.method, self.route.path, self.door, mode, scope, policy, self.view
 
     def as_json(self) -> dict[str, Any]:
@@ -77,6 +87,7 @@ class Finding:
             "name": self.route.name,
             "view": self.view,
             "door": self.door,
+            "credentials": self.credentials,
         }
         if self.protection is None:
             return found

@@ -19,6 +19,7 @@ from django.urls import clear_url_caches, include, path, re_path
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from rest_framework.authtoken.views import ObtainAuthToken
 from rest_framework.decorators import action, api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -211,6 +212,23 @@ def test_how_it_is_protected(address: str, row: tuple[str, ...]) -> None:
     assert found()["POST", address].as_row()[2:-1] == row
 
 
+@pytest.mark.parametrize("is_protected", [False, True])
+def test_credentials(settings: Any, is_protected: bool) -> None:
+    """Logins of well-known packages are marked, protected or not."""
+
+    class Login(ObtainAuthToken):
+        """One of the project's own."""
+
+    if is_protected:
+        Login.post = idempotent(Login.post)  # type: ignore[method-assign]  # as a project does
+    policy = "key optional, kept 30d, leave out: credentials"
+    settings.ROOT_URLCONF = (path("in", Login.as_view()), path("form", Form.as_view()))
+    login, form = audit()
+    assert login.as_row()[-2] == (policy if is_protected else "leave out: credentials")
+    assert form.as_row()[-2] == "-"
+    assert [each.as_json()["credentials"] for each in (login, form)] == [True, False]
+
+
 # What is listed: undecided, decided, and of other kinds.
 UNDECIDED = ["/bare"]
 DECIDED = [
@@ -272,6 +290,7 @@ def test_json() -> None:
         "name": None,
         "view": f"{HERE}.bare",
         "door": "none",
+        "credentials": False,
     }
 
 

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from idempotency.claims import claims_in
 from idempotency.context import RequestContext
+from idempotency.credentials import tell_of_cookies
 from idempotency.finishing import Finisher
 from idempotency.hooks import Hooks, may_store
 from idempotency.models import IdempotencyRecord
@@ -104,12 +105,15 @@ class Mode(ABC):
         """Return what is to be kept of an answer (O4, R4)."""
         keep = may_store(response, self.policy.store)
         keep = keep and self.hooks.should_store_response(response)
-        return StoredResponse.from_http(
+        stored = StoredResponse.from_http(
             response,
             keep=keep,
             is_plain=not isinstance(response, Response),
             language=language_to_be_named(),
         )
+        if stored.body is not None:
+            tell_of_cookies(self.finisher.view, self.request, response)
+        return stored
 
 
 def is_failure(error: Exception) -> bool:

@@ -1,0 +1,84 @@
+"""Endpoints that give or take credentials: keys do more harm there than good."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from idempotency.signals import extras
+
+if TYPE_CHECKING:
+    from django.http import HttpResponseBase
+    from rest_framework.request import Request
+    from rest_framework.views import APIView
+
+logger = logging.getLogger("idempotency")
+
+# Packages, modules, classes and methods whose answers are credentials, or whose effect
+# is that those of the request are none any more.
+KNOWN = (
+    "allauth.headless",
+    "dj_rest_auth",
+    "django.contrib.auth.views",
+    "djoser.social",
+    "djoser.views.TokenCreateView",
+    "djoser.views.TokenDestroyView",
+    "djoser.views.UserViewSet.reset_password_confirm",
+    "djoser.views.UserViewSet.set_password",
+    "djoser.webauthn",
+    "knox",
+    "rest_framework.authtoken.views",
+    "rest_framework_simplejwt",
+)
+
+# Endpoints of which the log has it by now, in this process.
+_told: set[tuple[str, str | None, str]] = set()
+
+
+def handles_credentials(view_class: type, action: str) -> bool:
+    """Tell whether a class is a view of a well-known package's, or derived from one.
+
+    ``action`` is the name of the method that answers. Nothing is imported.
+    """
+    return any(
+        f"{cls.__module__}.{cls.__qualname__}.{action}.".startswith(f"{known}.")
+        for cls in view_class.__mro__
+        for known in KNOWN
+    )
+
+
+def tell_of_cookies(
+    view: APIView, request: Request, response: HttpResponseBase
+) -> None:
+    """Say in the log that replays of an answer lack its cookies, once per endpoint."""
+    if not (response.cookies or _has_new_session(request)):
+        return
+    name = f"{type(view).__module__}.{type(view).__name__}"
+    action, method = getattr(view, "action", None), request.method or ""
+    if (name, action, method) in _told:
+        return
+    _told.add((name, action, method))
+    logger.warning(
+        "An answer that sets a cookie was stored, and its replays do not set it: "
+        "view=%s action=%s method=%s. Endpoints of credentials are better left "
+        "without keys",
+        name,
+        action,
+        method,
+        extra=extras("cookie_not_stored", view=name, action=action, method=method),
+    )
+
+
+def _has_new_session(request: Request) -> bool:
+    """Tell whether Django's middleware is going to send, or take, a session's cookie.
+
+    It does so after the view: nothing of it is in the response yet.
+    """
+    session: Any = getattr(request, "session", None)
+    if session is None or not session.modified:
+        return False
+    sent = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    # A new session may get its key when the middleware saves it.
+    return (None if session.is_empty() else session.session_key or "") != sent
