@@ -34,6 +34,8 @@ LISTS = {
     "a key": f"?q=live-5{COMPLETED}",
     "scope and key": "?q=user:auth.user:500+live-500",
     "abandoned": "?state=abandoned",
+    "abandoned, of a caller": "?state=abandoned&caller=user:auth.user:1",
+    "a caller": "?caller=user:auth.user:500",
     "in progress": "?state=in_progress",
     "completed": "?state=completed",
     "not kept": "?state=tombstone",

@@ -104,6 +104,7 @@ EVERYTHING = (
     "release_key",
     "resolve_record",
     "purge_records",
+    "view_overview",
     "view_user",
 )
 Login = Callable[..., None]
@@ -503,7 +504,7 @@ def test_without_a_mouse(browser: Any, log_in: Login, client: APIClient) -> None
     make_record(RETENTION + timedelta(days=1))
     log_in(*EVERYTHING)
     press(browser, "Idempotency records")
-    press(browser, "Purge expired now")
+    press(browser, "Purge all expired now")
     assert IdempotencyRecord.objects.count() == 1
     press(browser, "Overview")
     chart = browser.find_element(By.CLASS_NAME, "idempotency-scroll")
@@ -535,6 +536,37 @@ def test_without_a_mouse(browser: Any, log_in: Login, client: APIClient) -> None
     press(browser, "Release")
     press(browser, "Yes, release the key")
     assert not IdempotencyRecord.objects.exists()
+    assert_nothing_ran(browser)
+
+
+def test_many_abandoned(browser: Any, log_in: Login, tmp_path: Path) -> None:
+    """A1, A2: Whoever waits for a decision is in view, whoever has most records."""
+    now = timezone.now()
+    for number, scope in enumerate(["user:auth.user:1"] * 40 + ["authorization:a0"]):
+        record = make_record(scope=scope, key=f"{uuid5(NAMESPACE_URL, str(number))}")
+        created_at = now - timedelta(hours=48 - number)
+        of_record = IdempotencyRecord.objects.filter(pk=record.pk)
+        of_record.update(**{**abandoned(), "created_at": created_at})
+    log_in(*EVERYTHING)
+    follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
+    follow(browser, browser.find_element(By.LINK_TEXT, "abandoned"))
+    here = browser.current_url
+    for theme in ("light", "dark"):
+        if theme == "dark":
+            use_dark_theme(browser)
+        for width in (1280, 360):
+            set_screen(browser, width, 1200)
+            browser.get(here)
+            browser.save_screenshot(str(tmp_path / f"abandoned-{theme}-{width}.png"))
+            assert browser.execute_script(CUT_OFF) == []
+            assert len(found(browser)) == 6
+    browser.execute_script(
+        "arguments[0].scrollIntoView()",
+        browser.find_element(By.LINK_TEXT, "35 more of this caller"),
+    )
+    follow(browser, browser.find_element(By.LINK_TEXT, "35 more of this caller"))
+    browser.save_screenshot(str(tmp_path / "caller.png"))
+    assert len(found(browser)) == 40
     assert_nothing_ran(browser)
 
 

@@ -195,9 +195,14 @@ def test_overview(staff: Client) -> None:
     for _number in range(2):
         new_record(path="/book/").save(using="ledger")
     page = Page(staff.get(f"{HERE}overview/"))
-    assert "All 2 records of the database “ledger” were counted." in page.text
+    assert (
+        "All 2 records that you can list in the database “ledger” were counted."
+        in page.text
+    )
     assert f"{HERE}?state=abandoned" in page.links("state=abandoned")
     new_record().save(using="ledger")
     IdempotencyRecord.objects.using("ledger").filter(path="/book/").delete()
     text = Page(staff.get(f"{HERE}overview/")).text
-    assert "The one record of the database “ledger” was counted." in text
+    assert (
+        "The one record that you can list in the database “ledger” was counted." in text
+    )

@@ -211,6 +211,8 @@ QUERIES = [
     "?expiry=day",
     "?expiry=week&status=4xx",
     "?state=abandoned&age=hour&status=2xx",
+    "?state=abandoned&caller=user:auth.user:1",
+    "?caller=user:auth.user:1",
 ]
 
 
@@ -679,7 +681,10 @@ def test_overview(staff: Client) -> None:
     assert (top.route, top.number, top.width) == ("/function/", 4, 100)
     assert overview.endpoints_are_exact
     page = Page(staff.get(f"{LIST}overview/"))
-    assert "All 9 records of the database “default” were counted." in page.text
+    assert (
+        "All 9 records that you can list in the database “default” were counted."
+        in page.text
+    )
     assert "no answer: 3" in page.text
     assert "none: " not in page.text
     assert "Requests that were refused, and replays, leave no record" in page.text

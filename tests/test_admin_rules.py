@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.urls import include, path, re_path, register_converter
 from django.utils import timezone
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.lists import OF_A_CALLER
+from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
 from idempotency.overview import LONGEST_PATH, Overview
 from idempotency.routes import route_of
@@ -36,6 +41,7 @@ from tests.test_admin import (
     staff,
 )
 from tests.test_admin_desk import DAY, desk, make_abandoned
+from tests.test_docs import blocks, code, table
 from tests.urls import urlpatterns as usual_urls
 
 __all__ = ["desk", "enter", "staff"]
@@ -106,9 +112,9 @@ def no_view(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     return HttpResponse()
 
 
-def site_of(admin: type[IdempotencyRecordAdmin]) -> AdminSite:
-    site = AdminSite(admin.__name__)
-    site.register(IdempotencyRecord, admin)
+def site_of(kind: type[IdempotencyRecordAdmin]) -> AdminSite:
+    site = AdminSite(kind.__name__)
+    site.register(IdempotencyRecord, kind)
     return site
 
 
@@ -118,14 +124,14 @@ inner = [
 ]
 urlpatterns = [
     *usual_urls,
-    *[path(f"{admin.__name__}/", site_of(admin).urls) for admin in ADMINS],
+    *[path(f"{kind.__name__}/", site_of(kind).urls) for kind in ADMINS],
     path("reset/<token>/", no_view),
     path("shop/", include(inner)),
 ]
 
 
-def place_of(admin: type[IdempotencyRecordAdmin]) -> str:
-    return f"/{admin.__name__}/idempotency/idempotencyrecord/"
+def place_of(kind: type[IdempotencyRecordAdmin]) -> str:
+    return f"/{kind.__name__}/idempotency/idempotencyrecord/"
 
 
 def form_for(record: IdempotencyRecord) -> dict[str, str]:
@@ -135,16 +141,16 @@ def form_for(record: IdempotencyRecord) -> dict[str, str]:
 # A project's rules.
 
 
-@pytest.mark.parametrize(("admin", "status"), [(TenantAdmin, 404), (GuardedAdmin, 403)])
+@pytest.mark.parametrize(("kind", "status"), [(TenantAdmin, 404), (GuardedAdmin, 403)])
 def test_records_of_others(
-    enter: Enter, admin: type[IdempotencyRecordAdmin], status: int
+    enter: Enter, kind: type[IdempotencyRecordAdmin], status: int
 ) -> None:
     """A1, A3: What a ModelAdmin keeps from somebody, none of its pages gives away."""
     client = enter(*EVERYTHING)
     theirs = make_answer("json", scope=THEIRS)
     stuck = make_abandoned(scope=THEIRS)
     ours = make_record(scope=OURS)
-    here = place_of(admin)
+    here = place_of(kind)
     before = [*IdempotencyRecord.objects.order_by("pk").values()]
     for record in (theirs, stuck):
         for page in ("body", "release", "resolve"):
@@ -184,7 +190,7 @@ def test_figures_of_a_tenant(enter: Enter) -> None:
     assert THEIRS not in text
     everybody = client.get(f"{LIST}overview/")
     assert everybody.context["overview"].number == 10
-    assert "These are sums over all records that your list is made of" in text
+    assert "All 4 records that you can list" in text
 
 
 def test_decisions_about_others(enter: Enter) -> None:
@@ -229,6 +235,44 @@ def test_what_is_about_all(enter: Enter) -> None:
     able = enter(VIEW, OVERVIEW)
     assert Page(able.get(LIST)).links("overview")
     assert able.get(f"{LIST}overview/").status_code == 200
+
+
+# What the page says of them.
+
+
+def test_methods_on_the_page() -> None:
+    """A1: The methods that a project may override are listed as they are."""
+    rows = table("method", "asked before")
+    named = [code(row["method"]).partition("(") for row in rows]
+    own = [name for name in vars(Permissions) if name.startswith("has_")]
+    assert [name for name, *_rest in named] == ["has_view_permission", *own]
+    for name, _bracket, arguments in named:
+        taken = [*signature(getattr(IdempotencyRecordAdmin, name)).parameters]
+        assert arguments.rstrip(")").replace("=None", "").split(", ") == taken[1:]
+
+
+def test_sample_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A1: The page's own restricted admin has what it says."""
+    (source,) = [
+        block
+        for block in blocks("python", "docs/admin.md")
+        if block.startswith("# support/admin.py")
+    ]
+    site = AdminSite("sample")
+    site.register(IdempotencyRecord)
+    monkeypatch.setattr(admin, "site", site)
+    monkeypatch.setattr(admin, "register", partial(admin.register, site=site))
+    exec(source, {"__name__": "sample"})
+    restricted: Any = site.get_model_admin(IdempotencyRecord)
+    make_record(scope="tenant:7:ada", key="ours")
+    make_record(scope="tenant:70:ada", key="theirs")
+    request: Any = RequestFactory().get("/")
+    for is_senior in (True, False):
+        request.user = SimpleNamespace(
+            tenant_id=7, is_senior=is_senior, has_perm=lambda permission: True
+        )
+        assert [each.key for each in restricted.get_queryset(request)] == ["ours"]
+        assert restricted.has_body_permission(request) is is_senior
 
 
 # The log.
@@ -442,7 +486,7 @@ def test_one_caller_can_not_flood_the_desk(
     flood = [f"flood-{number}" for number in range(OF_A_CALLER + 7)]
     assert shown == ["oldest", *flood[:OF_A_CALLER], "ours-2", "ours-1"]
     page = Page(staff.get(f"{LIST}?state=abandoned"))
-    assert f"the {OF_A_CALLER} oldest of each" in page.text
+    assert f"the {OF_A_CALLER} oldest are listed" in page.text
     assert page.text.count("7 more of this caller") == 1
     (more,) = [link for link in page.links("caller=") if "state=abandoned" in link]
     assert listed(staff, more.removeprefix(LIST)) == flood
