@@ -462,6 +462,15 @@ def test_callers_apart(staff: Client) -> None:
     assert listed(staff, "?caller=token:AB") == ["AB"]
 
 
+def test_as_many_as_are_listed(staff: Client) -> None:
+    """A1: Where a caller's records are all listed, nothing leads to more."""
+    for _each in range(OF_A_CALLER):
+        make_abandoned()
+    assert len(listed(staff, "?state=abandoned")) == OF_A_CALLER
+    page = Page(staff.get(f"{LIST}?state=abandoned"))
+    assert "more of this caller" not in page.text
+
+
 @pytest.mark.parametrize("lease", [True, False])
 def test_one_caller_can_not_flood_the_desk(
     staff: Client, lease: bool, monkeypatch: pytest.MonkeyPatch

@@ -36,10 +36,8 @@ class Columns(Permissions):
 
     def _others(self, record: IdempotencyRecord) -> SafeString | str:
         """Lead to what the list of abandoned records leaves out of a caller's."""
-        if getattr(record, "turn", None) != OF_A_CALLER:
-            return ""
-        left_out = record.of_caller - OF_A_CALLER  # type: ignore[attr-defined]  # annotated
-        if not left_out:
+        left_out = getattr(record, "of_caller", 0) - OF_A_CALLER
+        if left_out < 1 or record.turn != OF_A_CALLER:  # type: ignore[attr-defined]  # annotated
             return ""
         more = ngettext(
             "%(number)d more of this caller", "%(number)d more of this caller", left_out
