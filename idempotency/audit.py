@@ -57,7 +57,8 @@ class Finding:
     def credentials(self) -> bool:
         """Whether it is an endpoint of credentials, as far as that is known."""
         action = self.view.rpartition(".")[2]
-        return handles_credentials(self.route.view_class or object, action)
+        parts = self.route.parts
+        return parts is not None and handles_credentials(parts.cls, action)
 
     def matches(self, pattern: str) -> bool:
         """Tell whether a shell pattern fits the path, the route's name or the view.

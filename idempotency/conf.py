@@ -21,7 +21,9 @@ class Settings:
     RETENTION: timedelta = timedelta(days=30)
     USING: str | None = None
     SCOPE: str | Callable[..., str] | None = None
-    RELEASED_STATUSES: Collection[int] = (400, 401, 403, 404, 409, 422, 429)
+    RELEASED_STATUSES: Collection[int] = (
+        *(400, 401, 403, 404, 409, 412, 422, 423, 425, 428, 429),
+    )
     STORE: bool | str | Callable[..., bool] = True
     CHECK_REPLAY: str | Callable[..., None] | None = None
     ON_CONCURRENT: str = "refuse"

@@ -12,6 +12,7 @@ from django.views import View
 from rest_framework.views import APIView
 
 from idempotency import keys
+from idempotency.bodies import record_body
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
@@ -96,7 +97,10 @@ class IdempotencyMixin(Hooks):
         drf_request: Request = super().initialize_request(request, *args, **kwargs)  # type: ignore[misc]  # of the view class
         name = (request.method or "").lower()
         handler = getattr(self, name, None)
-        if mark_of(answering(self, handler)) is not None:
+        mark = mark_of(answering(self, handler))
+        if mark is not None:
+            if mark.options is not None:
+                _keep_body(request)
             return drf_request
         options = self.get_idempotency_options()
         settings = get_settings()
@@ -104,6 +108,7 @@ class IdempotencyMixin(Hooks):
             if settings.ENABLED:
                 ignore_key(self, drf_request)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
+            _keep_body(request)
             # With the handler's own marks: permissions and schemas may look for them.
             run = partial(self._execute, handler, options)
             setattr(self, name, update_wrapper(run, handler))
@@ -134,6 +139,13 @@ class IdempotencyMixin(Hooks):
 
 # The scope is a hook's to decide: get_idempotency_scope() reads its attribute.
 OPTION_NAMES = tuple(name for name in RULES if name != "scope")
+
+
+def _keep_body(request: HttpRequest) -> None:
+    """Let a keyed request be known by what came, whoever reads it first (F3)."""
+    in_query, in_header = keys.find_raw(request.META)
+    if get_settings().ENABLED and (in_query or in_header is not None):
+        record_body(request)
 
 
 def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:

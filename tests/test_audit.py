@@ -273,7 +273,9 @@ def test_json() -> None:
         "required": True,
         "retention": 129600.0,
         "using": "other",
-        "released_statuses": [400, 401, 403, 404, 409, 422, 429],
+        "released_statuses": [
+            *(400, 401, 403, 404, 409, 412, 422, 423, 425, 428, 429),
+        ],
         "store": True,
         "check_replay": None,
         "on_concurrent": "wait",

@@ -319,7 +319,9 @@ def test_stored(
 
 
 @at_doors("O2")
-@pytest.mark.parametrize("status_code", [400, 401, 403, 404, 409, 422, 429])
+@pytest.mark.parametrize(
+    "status_code", [400, 401, 403, 404, 409, 412, 422, 423, 425, 428, 429]
+)
 def test_released(
     client: Any, door: str, handle: Callable[..., None], status_code: int
 ) -> None:

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from idempotency import fingerprints
 from idempotency.context import RequestContext, context_of
 from idempotency.derivation import derive_key
-from tests.conftest import key
+from tests.conftest import KEY, key
 
 ARGUMENTS = {
     "secret": "secret",
@@ -145,7 +145,7 @@ class TestInHandlers:
         found = set()
         for secret in ("sécret", "sécret".encode()):
             with override_settings(SECRET_KEY=secret):
-                found.add(derive({}))
+                found.add(derive({}, KEY))
                 assert client.post("/function/", {}, **key()).status_code == 503
         assert len(found) == 1
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.test import override_settings
 from django.urls import path
 from django.utils import timezone
 from rest_framework import views as drf_views
@@ -146,6 +147,12 @@ def key_weak(client: Any, handle: Handle, door: str) -> Any:
     return client.post(door, {}, **key("weak"))
 
 
+def caller_unknown(client: Any, handle: Handle, door: str) -> Any:
+    client.credentials()
+    with override_settings(IDEMPOTENCY={"ANONYMOUS": "refuse"}):
+        return client.post(door, {}, **key())
+
+
 def key_reused(client: Any, handle: Handle, door: str) -> Any:
     client.post(door, {}, **key())
     return client.post(door, {"other": 1}, **key())
@@ -182,6 +189,7 @@ PROVOKED: list[Callable[[Any, Handle, str], Any]] = [
     key_invalid,
     key_ambiguous,
     key_weak,
+    caller_unknown,
     key_reused,
     in_progress,
     response_not_kept,
