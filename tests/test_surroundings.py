@@ -18,6 +18,7 @@ from rest_framework.exceptions import APIException, NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
+from rest_framework_extensions.etag.decorators import api_etag
 from rest_framework_tracking.mixins import LoggingMixin
 from rest_framework_tracking.models import APIRequestLog
 from reversion.models import Revision
@@ -56,6 +57,18 @@ class TrackedMethod(LoggingMixin, APIView):
 class Revised(RevisionMixin, IdempotencyMixin, APIView):
     """django-reversion's mixin opens a transaction around ``dispatch``."""
 
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
+def current_etag(**kwargs: Any) -> str:
+    return f"{Effect.objects.count()}-effects"
+
+
+class Conditional(IdempotencyMixin, APIView):
+    """drf-extensions asks for a precondition, and answers 428 and 412 without it."""
+
+    @api_etag(etag_func=current_etag, precondition_map={"POST": ["If-Match"]})
     def post(self, request: Request) -> Any:
         return behave(request)
 
@@ -126,6 +139,7 @@ urlpatterns = [
     path("tracked/", Tracked.as_view()),
     path("tracked-method/", TrackedMethod.as_view()),
     path("revised/", Revised.as_view()),
+    path("conditional/", Conditional.as_view()),
     path("forgiving/", Forgiving.as_view()),
     path("enveloping/", Enveloping.as_view()),
     path("batch/", batch),
@@ -298,6 +312,28 @@ class TestRevisions:
         assert client.post("/revised/", {}, **key()).status_code == 503
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
+
+
+class TestPreconditions:
+    """F1, O2: what drf-extensions answers before the handler frees the key."""
+
+    def test_corrected(self, client: Any, caplog: Any) -> None:
+        """O2: The corrected request runs, and its retry gets its answer."""
+
+        def send(**headers: str) -> Any:
+            return client.post("/conditional/", {}, **headers, **key())
+
+        assert send().status_code == 428
+        assert send(HTTP_IF_MATCH='"another"').status_code == 412
+        assert IdempotencyRecord.objects.count() == 0
+        right = {"HTTP_IF_MATCH": '"0-effects"'}
+        first = send(**right)
+        assert first.status_code == 201
+        retry = send(**right)
+        assert (retry.content, retry["ETag"]) == (first.content, first["ETag"])
+        assert retry["Idempotent-Replayed"] == "true"
+        assert code_of(send(HTTP_IF_MATCH='"1-effects"')) == "idempotency_key_reused"
+        assert Effect.objects.count() == 1
 
 
 class TestUndoneAnswers:
