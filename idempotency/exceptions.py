@@ -134,3 +134,19 @@ class TransactionFailed(IdempotencyError):
     )
     default_code = "idempotency_transaction_failed"
     wait = 1
+
+
+class QuotaExceeded(IdempotencyError):
+    """The caller has won too many claims; this one is undone (X1)."""
+
+    status_code = status.HTTP_429_TOO_MANY_REQUESTS
+    default_detail = _(
+        "Too many new idempotency keys were used in a short time. This request was "
+        "not executed. Retry later, with the same key."
+    )
+    default_code = "idempotency_quota_exceeded"
+    wait = 1
+
+    def __init__(self, wait: int = 1) -> None:
+        super().__init__()
+        self.wait = wait

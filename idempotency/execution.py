@@ -132,6 +132,7 @@ class Execution:
     ) -> None:
         self.view = view
         self.request = request
+        self.handler = handler
         self.policy = policy
         self.context = context
         self.key = context.key = key.value
@@ -179,7 +180,7 @@ class Execution:
         self.identity = self._identify()
         if self._is_part_of_executed():
             self.is_within = True
-            return self.mode.handler()
+            return self.handler()
         give_up_at = time.monotonic()
         if self.policy.on_concurrent == "wait":
             give_up_at += self.policy.wait_timeout.total_seconds()

@@ -15,6 +15,7 @@ from idempotency import exceptions
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError, ResponseNotKept
 from idempotency.policy import Policy
+from idempotency.quotas import Quota
 from idempotency.refusing import exception_handler_of
 
 
@@ -37,6 +38,8 @@ def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
     yield ResponseNotKept(ResponseNotKept.default_detail.format(status_code=status))
     yield exceptions.OutcomeUnknown()
     yield exceptions.KeyReused()
+    if Quota.is_set():
+        yield exceptions.QuotaExceeded()
     yield exceptions.TransactionFailed()
 
 

@@ -165,7 +165,11 @@ LOCATION = {
     "Location": _header("string", "Repeated from a first answer that was not kept.")
 }
 ERROR = {ERROR_HEADER: _header("string", "The code, if idempotency is why.")}
-HEADERS_OF_REFUSALS = {409: RETRY_AFTER | LOCATION | EXPIRES, 503: RETRY_AFTER}
+HEADERS_OF_REFUSALS = {
+    409: RETRY_AFTER | LOCATION | EXPIRES,
+    429: RETRY_AFTER,
+    503: RETRY_AFTER,
+}
 
 
 def _add_headers(response: Json, headers: Json) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.test import override_settings
 from django.urls import path
 from django.utils import timezone
@@ -153,6 +154,12 @@ def caller_unknown(client: Any, handle: Handle, door: str) -> Any:
         return client.post(door, {}, **key())
 
 
+def quota_exceeded(client: Any, handle: Handle, door: str) -> Any:
+    rates = {"DEFAULT_THROTTLE_RATES": {"idempotency": "0/day"}}
+    with override_settings(REST_FRAMEWORK={**django_settings.REST_FRAMEWORK, **rates}):
+        return client.post(door, {}, **key())
+
+
 def key_reused(client: Any, handle: Handle, door: str) -> Any:
     client.post(door, {}, **key())
     return client.post(door, {"other": 1}, **key())
@@ -190,6 +197,7 @@ PROVOKED: list[Callable[[Any, Handle, str], Any]] = [
     key_ambiguous,
     key_weak,
     caller_unknown,
+    quota_exceeded,
     key_reused,
     in_progress,
     response_not_kept,
@@ -219,6 +227,8 @@ def retry_after(code: str) -> str | None:
         for each in vars(exceptions).values()
         if getattr(each, "default_code", "") == code
     )
+    if refusal is exceptions.QuotaExceeded:
+        return str(24 * 60 * 60)  # that of the rate
     return None if refusal.wait is None else str(refusal.wait)
 
 

@@ -371,17 +371,25 @@ def test_media_types_with_a_version(version: str) -> None:
         assert [*response["content"]] == [asked_for]
 
 
+def with_quota(settings: Any) -> Json:
+    rates = {"DEFAULT_THROTTLE_RATES": {"idempotency": "9/day"}}
+    return {**settings.REST_FRAMEWORK, **rates}
+
+
 def test_every_code_is_shown(settings: Any) -> None:
     """X1: Between them, endpoints show each refusal, under the status that it has."""
     leased: Any = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
     operation = operation_of(view_with(post(), **leased, idempotency_required=True))
+    assert "429" not in operation["responses"]
     settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
+    settings.REST_FRAMEWORK = with_quota(settings)
     strict = operation_of(views.function)
     assert "idempotency_key_weak" not in examples(strict, "400")
+    assert {*strict["responses"]["429"]["headers"]} == {"Retry-After"}
     shown = {
         (int(status), code)
         for each in (operation, strict)
-        for status in REFUSED
+        for status in (REFUSED | {"429"}) & {*each["responses"]}
         for code in examples(each, status)
     }
     assert shown == {
@@ -796,12 +804,13 @@ def test_without_the_package() -> None:
 # The page about it.
 
 
-def test_refusals_on_the_page() -> None:
+def test_refusals_on_the_page(settings: Any) -> None:
     """Its table has each status with the headers that schemas show."""
+    settings.REST_FRAMEWORK = with_quota(settings)
     responses = operation_of(views.function)["responses"]
     status = "refusals with status"
     rows = table(status, "headers", document=PAGE)
-    assert {row[status] for row in rows} == REFUSED
+    assert {row[status] for row in rows} == REFUSED | {"429"}
     for row in rows:
         headers = responses[row[status]].get("headers", {})
         assert re.findall("`([^`]+)`", row["headers"]) == [*headers]

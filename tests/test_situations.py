@@ -221,6 +221,21 @@ def misspelled(world: World) -> Callable[[], Any]:
     return lambda: world.send(query=f"?$idempotency[]={KEY}")
 
 
+@scenario("First request with a key of a caller whose quota is used up")
+def over_quota(world: World) -> Callable[[], Any]:
+    """X1: the claim is undone before its handler runs."""
+    use_up_quota(world)
+    return world.send
+
+
+@scenario("Retry of an answered request of such a caller")
+def replayed_over_quota(world: World) -> Callable[[], Any]:
+    """X1: replays do not count."""
+    world.send_first()
+    use_up_quota(world)
+    return world.send
+
+
 @scenario("Malformed key")
 def malformed_in_query(world: World) -> Callable[[], Any]:
     """K3: a key is visible ASCII."""
@@ -584,6 +599,13 @@ def expired_and_purged(world: World) -> Callable[[], Any]:
 
 
 # What they are made of.
+
+
+def use_up_quota(world: World) -> None:
+    world.settings.REST_FRAMEWORK = {
+        **world.settings.REST_FRAMEWORK,
+        "DEFAULT_THROTTLE_RATES": {"idempotency": "0/day"},
+    }
 
 
 def raising(world: World, error: BaseException) -> Callable[[], Any]:

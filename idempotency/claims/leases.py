@@ -19,9 +19,9 @@ from idempotency.responses import StoredResponse
 # Of a statement that the database has answered, and not done. The other classes of
 # errors have the drivers' own among them.
 REFUSED = (DataError, IntegrityError)
-# In seconds. The server may still be at work on what it was sent on a connection that
-# is lost, and hold the key meanwhile.
-PAUSES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+# In seconds, before each look. The server may still be at work on what it was sent on a
+# connection that is lost, and hold the key meanwhile.
+PAUSES = (0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
 class Leases:
@@ -110,6 +110,7 @@ class Leases:
 
         def claim_again() -> IdempotencyRecord | None:
             for pause in PAUSES:
+                time.sleep(pause)
                 try:
                     record = look_and_claim()
                 except DatabaseError as error:
@@ -118,7 +119,6 @@ class Leases:
                 else:
                     if record is not None:
                         return record
-                time.sleep(pause)
             return None
 
         return reconnecting.write(

@@ -22,6 +22,7 @@ from idempotency.finishing import Finisher
 from idempotency.hooks import Hooks, may_store
 from idempotency.models import IdempotencyRecord
 from idempotency.policy import Policy
+from idempotency.quotas import within_quota
 from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
 
@@ -65,6 +66,7 @@ class Mode(ABC):
         # The stubs do not know all of its attributes.
         self.connection: Any = connections[self.alias]
         self.claims = claims_in(self.alias)
+        self.handler = within_quota(self.handler, self.finisher)
 
     @abstractmethod
     def run(
