@@ -282,7 +282,7 @@ class TestCostlyMeanings:
     @pytest.mark.parametrize(
         ("body", "kind"),
         [
-            (b"[1,%s2]" % (b"[]," * 50_000), JSON),
+            (b"[1,%s2]" % (b"[]," * 10_000), JSON),
             (b"[1%s]" % (b"9" * 100), JSON),
             (b'{"a": 1}', f"{JSON}; charset=punycode"),
             (b"a=%s&b=2" % (b"%41" * 50_001), FORM),
@@ -302,7 +302,7 @@ class TestCostlyMeanings:
 
     def test_just_below(self) -> None:
         """F2: Up to then the meaning counts."""
-        body = b"[%s1]" % (b"[]," * 24_999)
+        body = b"[%s1]" % (b"[]," * 9_999)
         assert digest(body) == digest(body.replace(b",", b", "))
         assert digest(b"9" * 100) == digest(b" " + b"9" * 100)
         assert digest(b"a=" + b"%41" * 50_000, FORM) == digest(

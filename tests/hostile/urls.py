@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.urls import path
+from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from idempotency.mixins import IdempotencyMixin
 from tests.app.models import Effect
 from tests.app.views import Behaviour
 from tests.urls import urlpatterns as usual_patterns
@@ -34,5 +36,19 @@ class UnprotectedView(APIView):
         return take(request)
 
 
+class CostsView(IdempotencyMixin, APIView):
+    """Reads the data, unless told not to, and does nothing else."""
+
+    parser_classes = [JSONParser, FormParser, MultiPartParser]
+
+    def post(self, request: Request) -> Any:
+        data = None if "unread" in request.query_params else request.data
+        return Response({"shape": type(data).__name__}, status=201)
+
+
 Behaviour.handler = staticmethod(take)
-urlpatterns = [*usual_patterns, path("unprotected-view/", UnprotectedView.as_view())]
+urlpatterns = [
+    *usual_patterns,
+    path("unprotected-view/", UnprotectedView.as_view()),
+    path("costs/", CostsView.as_view()),
+]

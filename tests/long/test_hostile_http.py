@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.hostile.costs import make_bill
 from tests.hostile.run import attack
 
 SEED = 3
@@ -32,3 +33,10 @@ def test_bytes_that_nobody_expects(directory: Path) -> None:
     told = "\n".join([*map(str, report.violations[:5]), str(report)])
     assert not report.violations, told
     assert report.effects, told
+
+
+@pytest.mark.usefixtures("database")
+def test_bodies_that_are_dear(directory: Path) -> None:
+    """F3: A key makes no request cost much more, in time or in memory."""
+    bill = make_bill(directory)
+    assert bill.is_fair, str(bill)
