@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, unquote_plus
-from uuid import UUID
 
 from idempotency.conf import get_settings
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
@@ -28,11 +27,6 @@ BRACKETS = re.compile(r"\[[0-9]*\]\Z")
 SIGNS = string.punctuation + string.whitespace
 
 MIN_STRONG_LENGTH = 8
-# The spellings of a UUID with its hyphens, and without.
-UUID_TEXT = re.compile(
-    r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}", re.IGNORECASE
-)
-RANDOM_VERSIONS = (4, 7)
 MIN_RANDOM_LENGTH = 20
 # Nanoseconds of a clock have 19. A UUID that happens to have no letter has 32.
 MAX_WEAK_DIGITS = 19
@@ -162,10 +156,5 @@ def is_weak(key: str) -> bool:
 
 
 def looks_random(key: str) -> bool:
-    """Tell whether no stranger chooses the same key, by chance or by guessing (S1).
-
-    UUIDs of other versions are made of a clock or of names, and some are all zeros.
-    """
-    if UUID_TEXT.fullmatch(key):
-        return UUID(key).version in RANDOM_VERSIONS
+    """Tell whether no stranger is likely to choose the same key (S1)."""
     return len(key) >= MIN_RANDOM_LENGTH and not is_weak(key)

@@ -385,7 +385,10 @@ def test_every_code_is_shown(settings: Any) -> None:
     settings.REST_FRAMEWORK = with_quota(settings)
     strict = operation_of(views.function)
     assert "idempotency_key_weak" not in examples(strict, "400")
-    assert {*strict["responses"]["429"]["headers"]} == {"Retry-After"}
+    assert {*strict["responses"]["429"]["headers"]} == {
+        "Idempotency-Error",
+        "Retry-After",
+    }
     shown = {
         (int(status), code)
         for each in (operation, strict)
