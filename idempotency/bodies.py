@@ -39,19 +39,16 @@ def body_length(http_request: Any) -> int:
     named = http_request.META.get("CONTENT_LENGTH")
     if named:
         return int(named)
-    stream = http_request._stream
-    if isinstance(stream, Recording):
-        stream = stream.stream
     try:
         # Under ASGI a body may come without its length, and is in a file by now.
-        length: int = stream.seek(0, io.SEEK_END)
+        length: int = http_request._stream.seek(0, io.SEEK_END)
     except OSError:
         return 0  # under WSGI it is none then
-    stream.seek(0)
+    http_request._stream.seek(0)
     return length
 
 
-class Recording:
+class Recording(io.IOBase):
     """Stands in for a request's stream, and copies what is read from it."""
 
     def __init__(self, stream: Any) -> None:
@@ -66,20 +63,31 @@ class Recording:
 
     def read(self, *args: Any) -> bytes:
         """Read as from the stream itself."""
-        if self.is_complete:
-            return self.copy.read(*args)
-        return self._keep(self.stream.read(*args))
+        chunk: bytes = self._source.read(*args)
+        return chunk if self.is_complete else self._keep(chunk)
 
     def readline(self, *args: Any) -> bytes:
         """Read a line as from the stream itself."""
-        if self.is_complete:
-            return self.copy.readline(*args)
-        return self._keep(self.stream.readline(*args))
+        line: bytes = self._source.readline(*args)
+        return line if self.is_complete else self._keep(line)
+
+    def seekable(self) -> bool:
+        """Tell whether Django can find out the body's length before it reads."""
+        if self.copy.tell():
+            return False  # the copy is made in order
+        # Python 3.10 has temporary files that do not say.
+        return hasattr(self._source, "seekable") and self._source.seekable()
+
+    def seek(self, *args: int) -> int:
+        """Go to the end and come back, as who finds out the length does."""
+        position: int = self._source.seek(*args)
+        return position
 
     def close(self) -> None:
         """End it: Django does so once it has the whole body in memory."""
         self.stream.close()
         self.copy.close()
+        super().close()
 
     @contextmanager
     def whole(self, http_request: Any) -> Iterator[IO[bytes]]:
@@ -100,6 +108,10 @@ class Recording:
             yield self.copy
         finally:
             self.copy.seek(position)
+
+    @property
+    def _source(self) -> Any:
+        return self.copy if self.is_complete else self.stream
 
     def _read_chunk(self) -> bytes:
         try:

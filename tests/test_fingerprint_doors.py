@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.core.exceptions import RequestDataTooBig
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.wsgi import LimitedStream
 from django.test import RequestFactory
@@ -295,6 +296,37 @@ class TestWhatWasSent:
             digests.add(default_fingerprint(request).digest)
             assert http_request.read() == body[early:]
         assert len(digests) == 2
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_body_beyond_memory(self, settings: Any, recorded: bool) -> None:
+        """F3: Nor does request.body take more than it would without a key."""
+        settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"content-type", b"text/plain")],
+        }
+        http_request = ASGIRequest(scope, BytesIO(b"x" * 101))
+        request = Request(http_request, parsers=[parsers.JSONParser()])
+        if recorded:
+            record_body(http_request)
+            default_fingerprint(request)
+        with pytest.raises(RequestDataTooBig):
+            _ = http_request.body
+
+    def test_body_after_all(self) -> None:
+        """F3: A multipart body can still be read as bytes."""
+        http_request = RequestFactory().post("/", {"a": "1"})
+        recording = record_body(http_request)
+        assert recording is not None
+        default_fingerprint(Request(http_request, parsers=[parsers.MultiPartParser()]))
+        assert http_request.body == MULTIPART.encode()
+        http_request = RequestFactory().post("/", {"a": "1"})
+        recording = record_body(http_request)
+        assert recording is not None
+        http_request.read(1)
+        assert not recording.seekable()
 
 
 class TestWhatIsLeft:
