@@ -178,7 +178,7 @@ class Execution:
     def _answer(self) -> Outcome:
         """Claim the key, or answer from its record; wait where the policy says so."""
         self.identity = self._identify()
-        if self._is_part_of_executed():
+        if self.mode.claims.executing and self._is_part_of_executed():
             self.is_within = True
             return self.handler()
         give_up_at = time.monotonic()
@@ -256,7 +256,9 @@ class Execution:
 
     def _replay(self, record: IdempotencyRecord, now: datetime) -> HttpResponseBase:
         """Answer from a completed record, or say that its answer was not kept (R4)."""
-        check_replay_by(self.policy.check_replay, self.view, self.request, record)
+        check = self.policy.check_replay
+        if check is not None:
+            check_replay_by(check, self.view, self.request, record)
         self.hooks.check_replay(self.request, record)
         self._name_expiry(record)
         stored: Any = record.stored_response

@@ -86,7 +86,7 @@ def may_store(
 
 
 def check_replay_by(
-    option: str | Callable[..., None] | None,
+    option: str | Callable[..., None],
     view: APIView,
     request: Request,
     record: IdempotencyRecord,
@@ -106,7 +106,7 @@ def check_replay_by(
         )
         if lookup in view.kwargs and isinstance(view, GenericAPIView):
             view.get_object()
-    elif option is not None:
+    else:
         imported(option)(request, record)
 
 

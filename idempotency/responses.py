@@ -125,8 +125,9 @@ class StoredResponse:
     def put_headers(self, response: HttpResponse) -> None:
         """Give a new response the headers of the answer, and no others."""
         del response["Content-Type"]
-        for name, value in replayed_headers(self.headers):
-            response[name] = value
+        for pair in self.headers:
+            if pair != PLAIN:
+                response[pair[0]] = pair[1]
 
     @property
     def content_type(self) -> str:

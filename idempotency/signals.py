@@ -54,6 +54,8 @@ def escaped(text: str) -> str:
     Whatever a client chose goes through this on its way into the log, or it could write
     lines of its own there. A backslash is doubled, so that nothing passes for escaped.
     """
+    if text.isprintable() and "\\" not in text:
+        return text
     return "".join(
         char if char.isprintable() and char != "\\" else ascii(char)[1:-1]
         for char in text

@@ -669,6 +669,7 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
 # those that an endpoint is protected for.
 OF_THE_APP = (
     "TransactionFailed.default_code",
+    "name",
     "response.status_code",
     "self.context.record_id",
     "kind",

@@ -34,7 +34,8 @@ class Fingerprint:
 
 def default_fingerprint(request: Request) -> Fingerprint:
     """Return the request's fingerprint in the newest version."""
-    return fingerprint_in(request, max(VERSIONS))
+    version = max(VERSIONS)
+    return Fingerprint(version, VERSIONS[version](request))
 
 
 def fingerprint_in(request: Request, version: int) -> Fingerprint:
