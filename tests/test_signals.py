@@ -670,6 +670,8 @@ def test_page(capsys: pytest.CaptureFixture[str], client: APIClient) -> None:
 OF_THE_APP = (
     "TransactionFailed.default_code",
     "name",
+    "action",
+    "method",
     "response.status_code",
     "self.context.record_id",
     "kind",
