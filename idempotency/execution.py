@@ -90,15 +90,19 @@ def execute(
         context.executing = False
 
 
-def ignore_key(view: APIView, request: Request) -> None:
-    """Let a request of another method run as always, its key warned about (K5)."""
+def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
+    """Let a request of another method run as always, its key warned about (K5).
+
+    Nobody is warned where nothing can act: of OPTIONS, or where no handler answers.
+    """
     http_request: Any = request._request
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return  # it is the outer handler's key, and not ignored (E6)
     context = http_request.idempotency = RequestContext()
     in_query, in_header = keys.find_raw(request.META)
-    if in_query or in_header is not None:
+    acts = acts and request.method != "OPTIONS"
+    if acts and (in_query or in_header is not None):
         context.warnings = (KEY_IGNORED,)
         Finisher(view, request, hooks_of(view), context, warn_in_body=bool(in_query))
 

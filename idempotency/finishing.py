@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.http import HttpResponseBase
 
 from idempotency import client_warnings
+from idempotency.client_warnings import KEY_IGNORED
 from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.hooks import Hooks, hooks_of
@@ -118,6 +119,8 @@ class Finisher:
         # DRF takes Vary out of the view's headers, and may finalise a second answer
         # where the transaction of the first one failed.
         headers = dict(self.view.headers)
+        if response.status_code == 405 and KEY_IGNORED in self.context.warnings:
+            self.context.warnings = ()  # nothing has acted (K5)
         response = self._finalize(self.request, response, *args, **kwargs)  # type: ignore[arg-type]  # stubs know no other responses
         self.view.headers = headers
         if self.context.warnings and self.warn_in_body:

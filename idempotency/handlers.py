@@ -9,7 +9,7 @@ attributes are read of functions alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -156,6 +156,17 @@ class Parts:
         """Return what answers an HTTP method, in capitals or not, or None."""
         name = method.lower()
         return attribute_of(self.cls, self.actions.get(name, name))
+
+    def answers(self, method: str) -> bool:
+        """Tell whether an HTTP method is answered otherwise than by 405."""
+        return method.lower() in self._allowed() and self.handler(method) is not None
+
+    def _allowed(self) -> Collection[str]:
+        own = attribute_of(self.cls, "http_method_names")
+        allowed = self.arguments.get("http_method_names", own)
+        # What is made for each view, by a property, only a view can tell.
+        is_plain = type(allowed) in (list, tuple, set, frozenset)
+        return allowed if is_plain else View.http_method_names
 
 
 def parts_of(callback: Any) -> Parts | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
 
@@ -11,6 +12,7 @@ from idempotency import client_warnings, keys
 from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
+from idempotency.handlers import parts_of
 from idempotency.protection import protection_of
 
 
@@ -57,13 +59,10 @@ def _unprotected_context(
     if known is not None or not get_settings().ENABLED:
         return None
     in_query, in_header = keys.find_raw(request.META)
-    if (not in_query and in_header is None) or _is_protected(request):
+    if (not in_query and in_header is None) or not _may_have_acted(request, response):
         return None
-    if request.method != "POST":
-        return UnprotectedContext(warnings=(KEY_IGNORED,))
-    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return None  # nothing has acted, and nothing will
-    return UnprotectedContext(warnings=(KEY_UNSUPPORTED,))
+    warning = KEY_UNSUPPORTED if request.method == "POST" else KEY_IGNORED
+    return UnprotectedContext(warnings=(warning,))
 
 
 class UnprotectedContext(RequestContext):
@@ -72,12 +71,28 @@ class UnprotectedContext(RequestContext):
     __slots__ = ()
 
 
-def _is_protected(request: HttpRequest) -> bool:
-    """Tell whether the handler would have seen the key, had the view got that far.
+def _may_have_acted(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Tell whether a handler may have acted that had no eye for the key.
 
-    So it may be where no view was found or looked for: the resolver says 404, which
-    CommonMiddleware may turn into a redirect, or another middleware answers.
+    A protected one would have seen it, had the view got that far. None was found or
+    looked for where the resolver says 404, which CommonMiddleware may turn into a
+    redirect, or where another middleware answers.
     """
-    if request.resolver_match is None:
+    match, method = request.resolver_match, request.method or ""
+    if match is None or protection_of(match.func, method) is not None:
+        return False
+    return method != "OPTIONS" and not _is_not_allowed(match.func, method, response)
+
+
+def _is_not_allowed(view: Any, method: str, response: HttpResponseBase) -> bool:
+    """Tell whether an answer is a 405, or what an EXCEPTION_HANDLER makes of one.
+
+    A view without a handler may act in its ``dispatch``. So what the project calls a
+    405 is known by what Django REST framework says, too: that it is of an exception.
+    """
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return True
-    return protection_of(request.resolver_match.func, request.method or "") is not None
+    parts = parts_of(view) if getattr(response, "exception", False) else None
+    # Django answers HEAD by GET.
+    methods = {method, "GET"} if method == "HEAD" else {method}
+    return parts is not None and not any(map(parts.answers, methods))

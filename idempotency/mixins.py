@@ -106,7 +106,8 @@ class IdempotencyMixin(Hooks):
         settings = get_settings()
         if request.method not in options.get("methods", settings.METHODS):
             if settings.ENABLED:
-                ignore_key(self, drf_request)  # type: ignore[arg-type]  # a view, too
+                acts = handler is not None and name in self.http_method_names  # type: ignore[attr-defined]  # of the view class
+                ignore_key(self, drf_request, acts=acts)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
             _keep_body(request)
             # With the handler's own marks: permissions and schemas may look for them.

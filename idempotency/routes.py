@@ -20,7 +20,7 @@ from django.urls.resolvers import RegexPattern, URLResolver
 from django.views import View
 from django.views.decorators import http
 
-from idempotency.handlers import Parts, attribute_of, dotted_name, function_of, parts_of
+from idempotency.handlers import Parts, dotted_name, function_of, parts_of
 
 # What Django REST framework's format suffixes end in, as regex and as converter.
 FORMAT_SUFFIX = re.compile(r"(\.<format>|<drf_format_suffix\w*:format>)/?$")
@@ -139,15 +139,7 @@ def answers(callback: Any, method: str) -> bool:
     parts = parts_of(callback)
     if parts is None:
         return all(method in allowed for allowed in _required_methods(callback))
-    return method.lower() in _allowed(parts) and parts.handler(method) is not None
-
-
-def _allowed(parts: Parts) -> Collection[str]:
-    own = attribute_of(parts.cls, "http_method_names")
-    allowed = parts.arguments.get("http_method_names", own)
-    # What is made for each view, by a property, only a view can tell.
-    is_plain = type(allowed) in (list, tuple, set, frozenset)
-    return allowed if is_plain else View.http_method_names
+    return parts.answers(method)
 
 
 def _required_methods(view: Any) -> Iterator[Collection[str]]:

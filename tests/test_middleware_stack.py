@@ -12,7 +12,7 @@ from django.urls import path
 from django.views import View
 from django.views.decorators.http import require_safe
 from rest_framework.decorators import action, api_view
-from rest_framework.exceptions import MethodNotAllowed
+from rest_framework.exceptions import MethodNotAllowed, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -21,6 +21,7 @@ from rest_framework.viewsets import ViewSet
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.conftest import KEY, key
+from tests.test_middleware import IGNORED, UNSUPPORTED, warned
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("database")]
@@ -37,7 +38,6 @@ STACK = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django.middleware.http.ConditionalGetMiddleware",
 ]
-UNSUPPORTED = "IDEMPOTENCY_KEY_UNSUPPORTED"
 
 
 class WithMixin(IdempotencyMixin, APIView):
@@ -81,9 +81,46 @@ def safe(request: HttpRequest) -> HttpResponse:
     raise AssertionError
 
 
-@api_view(["POST"])
+@api_view(["POST", "GET"])
 def turned_off(request: Request) -> Response:
-    raise MethodNotAllowed("POST")
+    raise MethodNotAllowed(request.method or "")
+
+
+@api_view(["PUT", "GET"])
+@idempotent(methods=("PUT",))
+def turned_off_for_get(request: Request) -> Response:
+    raise MethodNotAllowed(request.method or "")
+
+
+@api_view(["OPTIONS"])
+@idempotent
+def own_options(request: Request) -> Response:
+    return Response({"key": request.idempotency.key})  # type: ignore[attr-defined]  # by this app
+
+
+@api_view(["POST", "GET", "PUT"])
+def failing(request: Request) -> Response:
+    raise ValidationError
+
+
+class Failing(APIView):
+    def get(self, request: Request) -> Response:
+        raise ValidationError
+
+
+class TurnedOff(IdempotencyMixin, ViewSet):
+    def create(self, request: Request) -> Response:
+        raise AssertionError
+
+    def list(self, request: Request) -> Response:
+        raise MethodNotAllowed("GET")
+
+
+class NotListed(IdempotencyMixin, APIView):
+    http_method_names = ["post", "options"]
+
+    def get(self, request: Request) -> Response:
+        raise AssertionError
 
 
 def found(request: HttpRequest) -> HttpResponse:
@@ -106,9 +143,27 @@ NOT_ALLOWED: dict[str, Any] = {
     "turned-off": turned_off,
 }
 
+# What answers no GET, whatever it does with a POST.
+NO_GET: dict[str, Any] = {
+    **{name: NOT_ALLOWED[name] for name in ("mixin", "method", "action", "function")},
+    "turned-off": turned_off,
+    "turned-off-for-get": turned_off_for_get,
+    "turned-off-viewset": TurnedOff.as_view({"post": "create", "get": "list"}),
+    "not-listed": NotListed.as_view(),
+}
+
+
+def found_instead(exc: Exception, context: dict[str, Any]) -> Response:
+    """Answer errors as some APIs do: with a status that says nothing."""
+    return Response({"error": str(exc)}, status=200)
+
+
 urlpatterns = [
     *usual_urls,
-    *[path(f"405/{name}/", view) for name, view in NOT_ALLOWED.items()],
+    *[path(f"405/{name}/", view) for name, view in (NOT_ALLOWED | NO_GET).items()],
+    path("own-options/", own_options),
+    path("failing/", failing),
+    path("failing-class/", Failing.as_view()),
     path("found/", found),
     path("missing/", missing),
     *i18n_patterns(path("localized/", found)),
@@ -125,8 +180,10 @@ def stack(request: pytest.FixtureRequest, settings: Any) -> None:
 def answers(client: Any, where: str, method: str = "post") -> Any:
     """Send a key in the query and in the header, one after the other."""
     send = getattr(client, method)
-    yield send(f"{where}?$idempotency={KEY}", {"a": 1})
-    yield send(where, {"a": 1}, **key())
+    # A test client makes a query of what a GET sends.
+    data = [] if method in ("get", "head") else [{"a": 1}]
+    yield send(f"{where}?$idempotency={KEY}", *data)
+    yield send(where, *data, **key())
 
 
 def assert_not_warned(response: Any) -> None:
@@ -185,13 +242,84 @@ def test_localized(client: Any) -> None:
         assert_not_warned(response)
 
 
-@pytest.mark.parametrize("where", ["/unprotected/", "/405/mixin/", "/405/plain/"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "/unprotected/",
+        "/405/plain/",
+        "/function/",
+        "/mixin-view/",
+        "/mixin-viewset/",
+        "/method/",
+        "/action/",
+    ],
+)
 def test_options(client: Any, where: str) -> None:
-    """K5: OPTIONS is a method that keys mean nothing on, and acts on nothing."""
+    """K5: OPTIONS asks what there is, and acts on nothing."""
     for response in answers(client, where, "options"):
         assert response.status_code == 200
-        warning = response["Idempotency-Warning"]
-        assert warning.startswith("IDEMPOTENCY_KEY_IGNORED;")
+        assert_not_warned(response)
+
+
+def test_options_of_a_decorated_function(client: Any) -> None:
+    """K5: Nor does one that a protected function answers itself."""
+    for response in answers(client, "/own-options/", "options"):
+        assert response.json() == {"key": None}
+        assert_not_warned(response)
+
+
+@pytest.mark.parametrize("name", NO_GET)
+def test_method_not_allowed_but_post(client: Any, name: str) -> None:
+    """K5: A 405 to another method acts on nothing either."""
+    for response in answers(client, f"/405/{name}/", "get"):
+        assert response.status_code == 405
+        assert_not_warned(response)
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        *[("post", f"/405/{name}/") for name in ("mixin", "mixin-viewset")],
+        *[("post", f"/405/{name}/") for name in ("method", "action", "function")],
+        *[("get", f"/405/{name}/") for name in ("mixin", "method", "action")],
+        *[("get", f"/405/{name}/") for name in ("function", "not-listed")],
+    ],
+)
+def test_method_not_allowed_in_other_words(
+    client: Any, settings: Any, method: str, where: str
+) -> None:
+    """K5: Nor does one that the project's EXCEPTION_HANDLER calls something else."""
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "EXCEPTION_HANDLER": f"{__name__}.found_instead",
+    }
+    for response in answers(client, where, method):
+        assert response.status_code == 200
+        assert "not allowed" in response.json()["error"]
+        assert_not_warned(response)
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "code"),
+    [
+        ("post", "/failing/", UNSUPPORTED),
+        ("get", "/failing/", IGNORED),
+        ("put", "/failing/", IGNORED),
+        ("get", "/failing-class/", IGNORED),
+        ("head", "/failing-class/", IGNORED),
+    ],
+)
+def test_errors_in_other_words(
+    client: Any, settings: Any, method: str, where: str, code: str
+) -> None:
+    """K5: What a handler ran into is warned about in any words."""
+    settings.REST_FRAMEWORK = {
+        **settings.REST_FRAMEWORK,
+        "EXCEPTION_HANDLER": f"{__name__}.found_instead",
+    }
+    for response in answers(client, where, method):
+        assert response.status_code == 200
+        assert warned(response) == code
 
 
 @pytest.mark.parametrize(

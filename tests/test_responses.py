@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
@@ -36,6 +37,7 @@ from idempotency.responses import StoredResponse
 from tests.app.models import Effect
 from tests.app.views import MixinView, behave, create_effect
 from tests.conftest import KEY, code_of, key
+from tests.processes import ROOT
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = pytest.mark.usefixtures("atomic_requests")
@@ -233,6 +235,19 @@ def test_no_place_for_warnings(
     assert response.status_code == 200
     assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_WEAK;message=")
     assert response.data == data
+
+
+def test_warnings_for_strict_clients(client: Any, settings: Any) -> None:
+    """K7: As the page says, the body can do without them, and the header has them."""
+    page = (ROOT / "docs" / "codes.md").read_text(encoding="utf-8")
+    (sample,) = re.findall(r"```python\n(# settings.py\nIDEMPOTENCY.*?)```", page, re.S)
+    said: dict[str, Any] = {}
+    exec(compile(sample, "docs/codes.md", "exec"), said)
+    assert "$warnings" in client.post("/mixin-view/?$idempotency=weak", {}).json()
+    settings.IDEMPOTENCY = said["IDEMPOTENCY"]
+    answer = client.post("/mixin-view/?$idempotency=other", {})
+    assert "$warnings" not in answer.json()
+    assert answer["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_WEAK;")
 
 
 def test_warnings_of_a_header(client: Any) -> None:
