@@ -3,8 +3,7 @@
     python -m benchmarks.start
 
 Starts the same small project of Django REST framework without the app and with it, turn
-by turn, up to its first answer. Celery counts for the app, which imports it; a second
-ratio is for projects that have it anyway.
+by turn, up to its first answer.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from benchmarks.figures import shown, spread_of_ratios, table, tell
 PROJECT = """
 import json, resource, sys, time
 began = time.perf_counter()
-apps, doors = json.loads(sys.argv[1])
+apps = json.loads(sys.argv[1])
 import django
 from django.conf import settings
 settings.configure(
@@ -32,15 +31,13 @@ settings.configure(
     REST_FRAMEWORK={"DEFAULT_AUTHENTICATION_CLASSES": []},
     ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x" * 50,
 )
-if "celery" in doors:
-    from celery import shared_task
 django.setup()
 from django.urls import path
 from rest_framework.decorators import api_view
 from rest_framework.response import Response
 def view(request):
     return Response({})
-if "app" in doors:
+if apps:
     from idempotency.decorators import idempotent
     view = idempotent(view)
 urlpatterns = [path("", api_view(["POST"])(view))]
@@ -50,11 +47,7 @@ seconds = time.perf_counter() - began
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(seconds, memory, len(sys.modules))
 """
-KINDS: dict[str, tuple[list[str], list[str]]] = {
-    "without": ([], []),
-    "Celery alone": ([], ["celery"]),
-    "with the app": (["idempotency"], ["app"]),
-}
+KINDS: dict[str, list[str]] = {"without": [], "with the app": ["idempotency"]}
 
 
 def start(kind: str) -> tuple[float, float, int]:

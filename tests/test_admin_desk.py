@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from datetime import timezone as zones
@@ -601,6 +602,12 @@ def test_no_worker() -> None:
     assert purge.has_worker() is False
 
 
+def test_no_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: Where Celery is not installed, no worker can answer."""
+    monkeypatch.setitem(sys.modules, "celery", None)
+    assert purge.has_worker() is False
+
+
 def test_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A3: One that answers is one."""
     answer = [{"celery@host": {"ok": "pong"}}]
@@ -613,9 +620,8 @@ def test_no_broker(monkeypatch: pytest.MonkeyPatch, broker: str) -> None:
     """A3: One that is down is tried once more, and not waited for."""
     slept: list[float] = []
     monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
-    monkeypatch.setattr(
-        purge, "current_app", Celery(broker=broker, set_as_current=False)
-    )
+    app = Celery(broker=broker, set_as_current=False)
+    monkeypatch.setattr("celery.current_app", app)
     assert purge.has_worker() is False
     assert slept == []
 

@@ -27,6 +27,7 @@ from idempotency.checks import (
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_settings,
+    purges,
 )
 from idempotency.conf import NAMES
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
@@ -303,6 +304,19 @@ def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
     assert len(check_purge_is_scheduled()) == 1
     app_schedule.update(BEAT_SCHEDULE)
     assert check_purge_is_scheduled() == []
+
+
+@pytest.mark.usefixtures("no_schedule_tables")
+def test_purge_without_celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X2: W001, for nothing reads the settings' schedule; cron is told each alias."""
+    monkeypatch.setitem(sys.modules, "celery", None)
+    monkeypatch.setattr(purges, "aliases_in_use", lambda: ["default", "other"])
+    told = check_purge_is_scheduled()
+    assert [message.id for message in told] == ["idempotency.W001"] * 2
+    for message, option in zip(told, ("", " --database other"), strict=True):
+        assert_helpful(message)
+        cron = f"Let cron run manage.py purge_idempotency_records{option}. "
+        assert str(message.hint).startswith(cron)
 
 
 def ids_of_database_checks() -> list[str | None]:

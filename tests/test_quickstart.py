@@ -33,7 +33,7 @@ NOT_RUN = {
     "python3 -m venv env",
     ". env/bin/activate",
     ". ../env/bin/activate",
-    "python -m pip install ./django-idempotency",
+    "python -m pip install './django-idempotency[celery]'",
     "python -m pip install drf-spectacular",
 }
 # These go on until somebody ends them; each says this when it is there.

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from celery import current_app
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
@@ -71,6 +70,13 @@ def _not_scheduled(alias: str) -> CheckMessage:
             f"Schedule the task {PURGE_TASK} a second time, with "
             f'"kwargs": {{"database": "{alias}"}}. '
         )
+    if _celery_app() is None:
+        option = "" if is_default else f" --database {alias}"
+        hint = (
+            f"Let cron run manage.py purge_idempotency_records{option}. A schedule in "
+            "the settings counts only where Celery is installed, as by "
+            "django-idempotency[celery]. "
+        )
     return checks.Warning(
         f"Nothing schedules the purge of expired records{where}.",
         hint=f"{hint}If something else runs the purge, silence this check.",
@@ -92,8 +98,20 @@ def _switched_off(alias: str) -> CheckMessage:
     )
 
 
+def _celery_app() -> Any:
+    """Return the Celery app in force, or None where Celery is not installed."""
+    try:
+        from celery import current_app  # noqa: PLC0415  # may not be installed
+    except ImportError:
+        return None
+    return current_app
+
+
 def _scheduled_in_settings() -> set[str]:
     """Return the databases that the settings or the Celery app purge."""
+    app = _celery_app()
+    if app is None:
+        return set()  # nobody reads what the settings have
     # Whatever namespace an app reads the settings with. Not BEAT_SCHEDULE alone: that
     # is what settings that import the entry have in any case.
     names = [name for name in dir(settings) if name.endswith("_BEAT_SCHEDULE")]
@@ -102,7 +120,7 @@ def _scheduled_in_settings() -> set[str]:
     # on_after_finalize before the project's tasks are there, and never again.
     return {
         alias
-        for schedule in [*schedules, current_app.conf.beat_schedule]
+        for schedule in [*schedules, app.conf.beat_schedule]
         if isinstance(schedule, Mapping)
         for entry in schedule.values()
         if isinstance(entry, Mapping) and entry.get("task") == PURGE_TASK
