@@ -12,12 +12,23 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
+from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from django.db import connection
+from markdown_it import MarkdownIt
 
+from tests.new_project import (
+    BY_CELERY,
+    BY_CRON,
+    Manage,
+    assert_task_says_what_it_needs,
+    assert_works,
+    make_project,
+)
 from tests.processes import ROOT
 from tests.run_suites import NOT_INHERITED
 
@@ -29,60 +40,6 @@ MINUTES = 600
 TYPED = Path(__file__).parent / "typed"
 # Types of what the app stands on, as a project under strict rules has them.
 STUBS = ("django-stubs", "djangorestframework-stubs")
-
-SETTINGS = """
-from idempotency.schedules import BEAT_SCHEDULE
-
-INSTALLED_APPS += ["rest_framework", "idempotency"]
-MIDDLEWARE += ["idempotency.middleware.IdempotencyMiddleware"]
-CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE}
-DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20}
-ALLOWED_HOSTS = ["testserver"]
-"""
-URLS = """
-from uuid import uuid4
-
-from django.contrib import admin
-from django.contrib.auth.models import Group
-from django.urls import path
-from rest_framework.decorators import api_view
-from rest_framework.response import Response
-
-from idempotency.decorators import idempotent
-
-
-@api_view(["POST"])
-@idempotent
-def make_group(request):
-    group = Group.objects.create(name=str(uuid4()))
-    return Response({"name": group.name}, status=201)
-
-
-urlpatterns = [path("admin/", admin.site.urls), path("groups", make_group)]
-"""
-POST = """
-from django.contrib.auth.models import Group
-from django.test import Client
-
-headers = {"Idempotency-Key": "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"}
-response = Client().post("/groups", {}, headers=headers)
-told = response.headers.get("Idempotent-Replayed"), response.content
-print(response.status_code, *told, Group.objects.count())
-"""
-ADMIN = """
-from django.contrib.auth.models import User
-from django.test import Client
-from django.urls import reverse
-
-from idempotency.models import IdempotencyRecord
-
-client = Client()
-client.force_login(User.objects.create_superuser("root"))
-admin = "admin:idempotency_idempotencyrecord_"
-record = IdempotencyRecord.objects.get()
-for name, args in (("changelist", []), ("change", [record.pk])):
-    print(client.get(reverse(admin + name, args=args)).status_code)
-"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -117,14 +74,19 @@ def wheel(dist: Path) -> Path:
     return found
 
 
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the Python of an environment in which only the wheel was installed."""
+def make_environment(what: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of a new environment in which one thing was installed."""
     folder = tmp_path_factory.mktemp("installed") / "env"
     run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder.parent)
+    run(python, "-m", "pip", "install", "--quiet", what, cwd=folder.parent)
     return python
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment in which only the wheel was installed."""
+    return make_environment(str(wheel), tmp_path_factory)
 
 
 def test_index_would_take_them(dist: Path) -> None:
@@ -132,6 +94,42 @@ def test_index_would_take_them(dist: Path) -> None:
     files = sorted(dist.iterdir())
     assert [path.suffix for path in files] == [".whl", ".gz"]
     run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=dist)
+
+
+class Links(HTMLParser):
+    """What a page links to or shows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [told or "" for name, told in attrs if name in ("href", "src")]
+
+
+def test_page_of_an_index(wheel: Path) -> None:
+    """The built description and addresses lead to no file beside them."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = MarkdownIt().render(metadata.get_payload())
+    assert "Idempotency keys for Django REST framework" in page
+    addresses = [told.split(", ")[1] for told in metadata.get_all("Project-URL", [])]
+    assert len(addresses) == 5
+    for address in (*Links(page).found, *addresses):
+        assert address.startswith("https://")
+
+
+def test_what_it_needs(python: Path) -> None:
+    """The wheel brings Django and Django REST framework, and what these bring."""
+    told = run(python, "-m", "pip", "list", "--format=freeze", cwd=python.parent)
+    names = {line.partition("==")[0].lower() for line in told.splitlines()}
+    assert names - {"pip", "setuptools", "wheel"} == {
+        *("django", "djangorestframework", "django-idempotency"),
+        *("asgiref", "sqlparse"),
+    }
 
 
 def test_wheel(wheel: Path) -> None:
@@ -154,6 +152,8 @@ def test_source_archive(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
         *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"),
+        *("CODE_OF_CONDUCT.md", "DESCRIPTION.md", ".ci/run"),
+        *(".github/workflows/ci.yml", ".github/ISSUE_TEMPLATE/bug.md"),
         *("SECURITY.md", "manage.py", "pyproject.toml", "setup.cfg", "tox.ini"),
         *("docs/index.md", "idempotency/py.typed", "tests/conftest.py"),
         *("testproject/settings.py", "benchmarks/__init__.py"),
@@ -162,27 +162,32 @@ def test_source_archive(dist: Path) -> None:
     assert not [name for name in names if made & {*name.split("/")}]
 
 
+def manage_of(python: Path, folder: Path) -> Manage:
+    """Return the manage.py of a new project, run by an environment's Python."""
+    run(python, "-m", "django", "startproject", "shop", ".", cwd=folder)
+    command = (python, "-W", "error", "manage.py")
+    return lambda *arguments: run(*command, *arguments, cwd=folder)
+
+
 def test_new_project(python: Path, tmp_path: Path) -> None:
-    """A new project with nothing but the wheel: one effect, the same bytes again."""
-    run(python, "-m", "django", "startproject", "shop", ".", cwd=tmp_path)
-    with (tmp_path / "shop" / "settings.py").open("a", encoding="utf-8") as settings:
-        settings.write(SETTINGS)
-    (tmp_path / "shop" / "urls.py").write_text(URLS, encoding="utf-8")
-
-    def manage(*arguments: str) -> str:
-        return run(python, "-W", "error", "manage.py", *arguments, cwd=tmp_path)
-
-    manage("check", "--fail-level", "WARNING")
-    manage("migrate")
-    manage("makemigrations", "--check", "--dry-run")
-    first, second = (manage("shell", "--verbosity=0", "-c", POST) for _ in range(2))
-    match = re.fullmatch(r"201 None (b'.+') 1\n", first)
-    assert match is not None, first
-    assert second == f"201 true {match[1]} 1\n"
-    assert manage("shell", "--verbosity=0", "-c", ADMIN) == "200\n200\n"
+    """P3: A new project with nothing but the wheel; Celery is not there."""
+    manage = manage_of(python, tmp_path)
+    make_project(manage, tmp_path, BY_CRON)
+    assert_works(manage)
+    assert_task_says_what_it_needs(manage)
     assert "admin.css" in manage("findstatic", "idempotency/admin.css")
-    manage("purge_idempotency_records")
-    manage("idempotency_audit", "--fail-unprotected", "--exclude", "/admin/*")
+
+
+def test_new_project_with_celery(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """P3: With the extra, the settings' schedule counts and the task is there."""
+    python = make_environment(f"{wheel}[celery]", tmp_path_factory)
+    manage = manage_of(python, tmp_path)
+    make_project(manage, tmp_path, BY_CELERY)
+    assert_works(manage)
+    purge = "from idempotency.tasks import purge_expired_records as it; it.apply()"
+    manage("shell", "--verbosity=0", "-c", f"{purge}; print(it.name)")
 
 
 @pytest.fixture(scope="module")
