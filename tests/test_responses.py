@@ -240,7 +240,9 @@ def test_no_place_for_warnings(
 def test_warnings_for_strict_clients(client: Any, settings: Any) -> None:
     """K7: As the page says, the body can do without them, and the header has them."""
     page = (ROOT / "docs" / "codes.md").read_text(encoding="utf-8")
-    (sample,) = re.findall(r"```python\n(# settings.py\nIDEMPOTENCY.*?)```", page, re.S)
+    (sample,) = re.findall(
+        r"```python\n(# settings.py\nIDEMPOTENCY.*?)```", page, re.DOTALL
+    )
     said: dict[str, Any] = {}
     exec(compile(sample, "docs/codes.md", "exec"), said)
     assert "$warnings" in client.post("/mixin-view/?$idempotency=weak", {}).json()
