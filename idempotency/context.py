@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_secret
 from idempotency.derivation import derive_key
+from idempotency.discretion import discreet
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -24,22 +25,23 @@ class RequestContext:
     of this record, from 1. ``executing`` is true until the answer is decided.
     """
 
-    key: str | None = None
-    scope: str | None = None
+    key: str | None = field(default=None, repr=False)
+    scope: str | None = field(default=None, repr=False)
     record_id: UUID | None = None
     attempt: int | None = None
     warnings: tuple[ClientWarning, ...] = ()
     executing: bool = False
     # Whose handler has been executed under the key.
-    request: Request | None = None
+    request: Request | None = field(default=None, repr=False)
     # The fingerprint's digest that stands for the payload in derived keys.
-    payload: str = ""
+    payload: str = field(default="", repr=False)
     # Leased mode's own: what renews the claim, and what the handler has said of itself.
     renew_claim: Callable[[timedelta | None], None] | None = None
     is_acting: bool = False
     is_released: bool = False
-    _fresh: dict[str, str] = field(default_factory=dict)
+    _fresh: dict[str, str] = field(default_factory=dict, repr=False)
 
+    @discreet
     def derive(self, name: str) -> str:
         """Return the key for a downstream call, a UUID in text (E10).
 
@@ -56,6 +58,7 @@ class RequestContext:
         self.is_acting = True
         return derive_key(get_secret(), self.scope, self.key, self.payload, name)
 
+    @discreet
     def renew(self, lease: timedelta | None = None) -> None:
         """Let the claim hold for another ``lease``, the policy's by default (E8).
 

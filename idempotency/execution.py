@@ -14,6 +14,7 @@ from idempotency import keys, scopes
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
+from idempotency.discretion import discreet
 from idempotency.exceptions import (
     IdempotencyError,
     InProgress,
@@ -53,6 +54,7 @@ idempotency key, so the second one would get the first one's answer and never ru
 Protect the handler that calls both: then they are protected with it, as one."""
 
 
+@discreet
 def execute(
     view: APIView, request: Request, handler: Handler, options: Options
 ) -> HttpResponseBase:
@@ -217,27 +219,31 @@ class Execution:
 
     def _identify(self) -> Identity:
         """Find out whose key it is (S1), and for what (F1)."""
-        context, key = self.context, self.key
-        if self.policy.scope is not None:
-            scope = scope_of(self.request, self.policy.scope)
-        else:
-            scope = self.hooks.get_idempotency_scope(self.request)
-        context.scope = scopes.validate_scope(scope)
-        if scope == scopes.ANONYMOUS:
-            scopes.admit_stranger(key)
-        elif keys.is_weak(key):
+        # Neither scope nor key in a variable: a hook may report errors of its own, with
+        # all frames around it (X1).
+        context = self.context
+        context.scope = scopes.validate_scope(self._ask_for_scope())
+        if context.scope == scopes.ANONYMOUS:
+            scopes.admit_stranger(self.key)
+        elif keys.is_weak(self.key):
             context.warnings = (KEY_WEAK,)
-        context.record_id = record_id(scope, key)
-        found = self.hooks.get_idempotency_fingerprint(self.request)
-        fingerprint = custom_fingerprint(found)
+        context.record_id = record_id(context.scope, self.key)
+        fingerprint = custom_fingerprint(
+            self.hooks.get_idempotency_fingerprint(self.request)
+        )
         context.payload = derivation_payload(self.request, fingerprint)
         return Identity(
             request=self.request,
-            scope=scope,
-            key=key,
+            scope=context.scope,
+            key=self.key,
             record_id=context.record_id,
             fingerprint=fingerprint,
         )
+
+    def _ask_for_scope(self) -> str:
+        if self.policy.scope is not None:
+            return scope_of(self.request, self.policy.scope)
+        return self.hooks.get_idempotency_scope(self.request)
 
     def _attempt(self) -> Outcome | None:
         """Return the answer, the handler's refusal, or None: in progress elsewhere."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Identity:
     """What makes two requests one: scope and key (S1), and what was asked (F1)."""
 
-    request: Request
-    scope: str
-    key: str
+    request: Request = field(repr=False)
+    scope: str = field(repr=False)
+    key: str = field(repr=False)
     record_id: UUID
     fingerprint: Fingerprint
 

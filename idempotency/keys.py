@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
@@ -53,7 +53,7 @@ ISO_8601 = re.compile(
 class ClientKey:
     """A valid key and whether the client wrote it into the query (K7)."""
 
-    value: str
+    value: str = field(repr=False)
     in_query: bool
 
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID, uuid4
 
-from django.db import connections, models, router
+from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from idempotency import keys, reconnecting, scopes
 from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
+from idempotency.discretion import discreet, without_values
 from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
 from idempotency.purging import (
     ExpiredOnDay,
@@ -243,10 +244,15 @@ class IdempotencyRecord(models.Model):
     def __str__(self) -> str:
         return str(self.pk)
 
+    def __repr__(self) -> str:
+        # Whatever the text is: this stands in reports of errors (X1).
+        return f"<{type(self).__name__}: {self.pk}>"
+
     # Whether a lease was live when the record was claimed from: its row was read with
     # the database's clock. Records from a QuerySet do not know.
     is_leased = False
 
+    @discreet
     def resolve(self, response: HttpResponseBase) -> None:
         """Store a rendered response as the answer of an abandoned record (E9).
 
@@ -276,6 +282,7 @@ class IdempotencyRecord(models.Model):
         for name, value in values.items():
             setattr(self, name, value)
 
+    @discreet
     def release(self) -> None:
         """Delete the record, which makes the key new: the next request acts again.
 
@@ -292,11 +299,17 @@ class IdempotencyRecord(models.Model):
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, also if that has to be repeated on a new connection (E7)."""
-        found = reconnecting.write(
-            connections[self._alias()], write, lambda: write() or is_done()
-        )
-        if not found:
-            raise RecordChanged(self.pk)
+        try:
+            found = reconnecting.write(
+                connections[self._alias()], write, lambda: write() or is_done()
+            )
+        except Error as error:
+            failure: Exception = without_values(error)
+        else:
+            if found:
+                return
+            failure = RecordChanged(self.pk)
+        raise failure
 
     def _rows(self) -> IdempotencyRecordQuerySet:
         """Return the row of the record's key, whichever run it is by now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ANONYMOUS = "anonymous"
 MAX_LENGTH = 512
+# Half a character, which no database stores.
+SURROGATE = re.compile("[\ud800-\udfff]")
 PLAIN = (int, str, UUID)
 
 
@@ -102,9 +105,14 @@ def validate_scope(scope: object) -> str:
 
     Raises ``ImproperlyConfigured``: MariaDB would truncate it in silence.
     """
-    if not isinstance(scope, str) or not 1 <= len(scope) <= MAX_LENGTH or "\0" in scope:
+    if (
+        not isinstance(scope, str)
+        or not 1 <= len(scope) <= MAX_LENGTH
+        or "\0" in scope
+        or SURROGATE.search(scope)
+    ):
         raise ImproperlyConfigured(
-            "An idempotency scope must be a string of 1 to "
-            f"{MAX_LENGTH} characters without NUL, not {type(scope).__name__}."
+            f"An idempotency scope must be a string of 1 to {MAX_LENGTH} characters "
+            f"without NUL and lone surrogates, not {type(scope).__name__}."
         )
     return scope

@@ -13,13 +13,16 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+from django.views.decorators.debug import sensitive_post_parameters
 
 from idempotency.admin import display
 from idempotency.admin.base import in_the_log
 from idempotency.admin.forms import ResolveForm
 from idempotency.admin.permissions import Permissions
+from idempotency.discretion import discreet
 from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
 from idempotency.overview import Overview
 
@@ -44,7 +47,11 @@ class Pages(Permissions):
             "<path:object_id>/resolve/": ("resolve", self.resolve_view),
         }
         own = [
-            path(place, self.admin_site.admin_view(view), name=self._name(name))
+            path(
+                place,
+                self.admin_site.admin_view(discreet(view)),
+                name=self._name(name),
+            )
             for place, (name, view) in pages.items()
         ]
         return [*own, *super().get_urls()]
@@ -118,6 +125,7 @@ class Pages(Permissions):
             is_abandoned=record.current_state == State.ABANDONED,
         )
 
+    @method_decorator(sensitive_post_parameters("body"))
     def resolve_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Store the answer of an abandoned record, as a person has found it out."""
         record = self._get(request, object_id, self.has_resolve_permission)

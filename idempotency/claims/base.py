@@ -6,12 +6,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError
+from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
 from idempotency.clocks import UTCNow
+from idempotency.discretion import without_values
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
@@ -118,8 +119,13 @@ class Claims(Rows):
         """Insert ``wanted``, or quietly lose, and return the record that stands."""
         wanted.lease_expires_at = lease and UTCNow() + lease  # type: ignore[assignment]  # an expression
         manager = IdempotencyRecord.objects.using(self.connection.alias)
-        manager.bulk_create([wanted], ignore_conflicts=True)
-        return self.look_up(wanted.pk)
+        try:
+            manager.bulk_create([wanted], ignore_conflicts=True)
+        except Error as error:
+            failure = without_values(error)
+        else:
+            return self.look_up(wanted.pk)
+        raise failure
 
     def take_over(
         self,

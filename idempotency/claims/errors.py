@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from idempotency.discretion import causes
 
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, to the driver's own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
+__all__ = ["causes", "kind_of"]
 
 
 def kind_of(error: BaseException) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from idempotency.discretion import without_values
 from idempotency.models import IdempotencyRecord
 
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
@@ -40,20 +42,28 @@ class Rows:
         ]
 
     def _execute(self, sql: str, values: list[Any]) -> int:
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            rows: int = cursor.rowcount
-            return rows
+        try:
+            with self.connection.cursor() as cursor:
+                cursor.execute(sql, values)
+                rows: int = cursor.rowcount
+                return rows
+        except Error as error:
+            failure = without_values(error)
+        raise failure
 
     def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
         row = self._fetch_row(sql, values)
         return None if row is None else self._record(row)
 
     def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
-        with self.connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            row: Sequence[Any] | None = cursor.fetchone()
-            return row
+        try:
+            with self.connection.cursor() as cursor:
+                cursor.execute(sql, values)
+                row: Sequence[Any] | None = cursor.fetchone()
+                return row
+        except Error as error:
+            failure = without_values(error)
+        raise failure
 
     def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
         *found, is_leased = row

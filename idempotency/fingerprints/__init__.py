@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
@@ -29,7 +29,8 @@ class Fingerprint:
     """A hexadecimal SHA-256 digest and the version that made it."""
 
     version: int
-    digest: str
+    # Of a body with few possibilities it gives the body away.
+    digest: str = field(repr=False)
 
 
 def default_fingerprint(request: Request) -> Fingerprint:

@@ -45,7 +45,8 @@ class Fate(Enum):
     ABANDONED = auto()
 
 
-@dataclass(kw_only=True)
+# The request's repr has the query in it, and so may have the key (X1).
+@dataclass(kw_only=True, repr=False)
 class Mode(ABC):
     """How the handler of one keyed request is executed."""
 
