@@ -21,7 +21,7 @@ from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
-from idempotency.scopes import default_scope, user_scope
+from idempotency.scopes import default_scope, user_scope, validate_scope
 from tests.app.models import Device, Effect, Tablet
 from tests.app.views import create_effect
 from tests.conftest import KEY, assert_refused, key
@@ -248,3 +248,15 @@ def test_strangers_are_refused(settings: Any) -> None:
     assert APIClient().post("/function/", {}).status_code == 201
     assert APIClient().post("/function/", {}, HTTP_X_USER="ada", **key()).data
     assert Effect.objects.count() == 2
+
+
+@pytest.mark.parametrize("scope", ["", "a" * 513, "a\0", "a\ud800", 1, None])
+def test_scopes_that_no_database_stores(scope: object) -> None:
+    """S1: A project's scope that can't be stored is told to be its mistake."""
+    with pytest.raises(ImproperlyConfigured, match="lone surrogates"):
+        validate_scope(scope)
+
+
+def test_longest_scope() -> None:
+    """S1: A scope may have 512 characters of any kind."""
+    assert validate_scope("\U0001f600" * 512) == "\U0001f600" * 512
