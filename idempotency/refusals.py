@@ -18,12 +18,11 @@ from idempotency.policy import Policy
 from idempotency.quotas import Quota
 from idempotency.refusing import exception_handler_of
 
+ANY_PATH = "/path/of/the/request"
 
-def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
-    """Yield one refusal of each kind that requests under a policy may get.
 
-    ``status`` is that of the answer that was not kept, where a refusal names it.
-    """
+def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
+    """Yield one refusal of each kind that requests under a policy may get."""
     if policy.required:
         yield exceptions.KeyRequired()
     yield exceptions.KeyInvalid()
@@ -35,7 +34,8 @@ def refusals_of(policy: Policy, status: str) -> Iterator[IdempotencyError]:
     yield exceptions.InProgress()
     if not policy.atomic:
         yield exceptions.ClaimLost()
-    yield ResponseNotKept(ResponseNotKept.default_detail.format(status_code=status))
+    # Of the usual status of a POST, for all operations the same.
+    yield ResponseNotKept(ResponseNotKept.default_detail.format(status_code=201))
     yield exceptions.OutcomeUnknown()
     yield exceptions.KeyReused()
     if Quota.is_set():
@@ -52,7 +52,8 @@ def body_of(refusal: IdempotencyError, view: APIView) -> Any:
     """Return what a view's EXCEPTION_HANDLER makes of a refusal, or None.
 
     A project's own handler is not asked about server errors: it may well report them.
-    Nor is it bound to work for a request that nobody has sent.
+    Nor is it bound to work for a request that nobody has sent. Where it names the path
+    of that, the body has another one, the same for all operations.
     """
     if refusal.status_code >= 500 and has_own_format(view):
         return None
@@ -60,7 +61,10 @@ def body_of(refusal: IdempotencyError, view: APIView) -> Any:
     try:
         with _rollback_as_it_was():
             response: Any = handler(refusal, view.get_exception_handler_context())
-        return json.loads(JSONRenderer().render(response.data))
+        text = JSONRenderer().render(response.data).decode()
+        path = view.request.path
+        # The root stands in every path.
+        return json.loads(text if path == "/" else text.replace(path, ANY_PATH))
     except Exception:  # noqa: BLE001  # whatever it needs, that was not there
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +12,7 @@ from drf_spectacular.plumbing import get_doc, modify_media_types_for_versioning
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
+from idempotency.components import Shared, shared_of
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError
 from idempotency.hooks import Hooks
@@ -28,15 +29,58 @@ _get_description = AutoSchema.get_description
 _get_operation = AutoSchema.get_operation
 
 
+class Extended:
+    """A method of ``AutoSchema`` that does more for the views that it concerns.
+
+    For all others it is what it was, so a traceback of theirs is their own.
+    """
+
+    def __init__(
+        self, original: Any, extended: Any, concerns: Callable[[Any], bool]
+    ) -> None:
+        self.original = original
+        self.extended = extended
+        self.concerns = concerns
+
+    def __get__(self, auto_schema: AutoSchema | None, owner: type) -> Any:
+        """Return the method of a schema, or what a class calls with one."""
+        # Not by the property, which raises where a schema has no view yet.
+        view = getattr(auto_schema, "_view", None)
+        concerned = auto_schema is None or (view is not None and self.concerns(view))
+        function = self.extended if concerned else self.original
+        return function.__get__(auto_schema, owner)
+
+
 def install() -> None:
     """Let schemas show what is protected.
 
-    The generator wants every schema class to derive from ``AutoSchema``. So this is the
+    No extension point of drf-spectacular does that. A hook has to stand in the
+    project's settings, which replace the list, and comes after the project's schema
+    classes. Of view extensions each view has one at most, the project's own as well as
+    anybody's, and such an extension needs a subclass of the view, which the view's
+    metaclass or ``__init_subclass__`` would take for one of the project's. But the
+    generator wants every schema class to derive from ``AutoSchema``. So this is the
     one place that neither a setting nor a project's own class takes away, and both may
     still change what is described here.
     """
-    AutoSchema.get_description = get_description  # type: ignore[method-assign]  # see above
-    AutoSchema.get_operation = get_operation  # type: ignore[method-assign]  # see above
+    AutoSchema.get_description = Extended(  # type: ignore[assignment]  # see above
+        _get_description, get_description, _has_mixin
+    )
+    AutoSchema.get_operation = Extended(  # type: ignore[assignment]  # see above
+        _get_operation, get_operation, _is_protected
+    )
+
+
+def _has_mixin(view: Any) -> bool:
+    return isinstance(view, Hooks)
+
+
+def _is_protected(view: Any) -> bool:
+    """Tell whether any method of a view is: which one it is about is said later."""
+    methods = map(str.upper, view.http_method_names)
+    return get_settings().ENABLED and any(
+        protection_of_view(view, method) is not None for method in methods
+    )
 
 
 def get_description(self: AutoSchema) -> str:
@@ -65,6 +109,7 @@ def get_operation(self: AutoSchema, *args: Any, **kwargs: Any) -> Json | None:
 
 def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
     """Add to an operation what a policy means; what it says already stays."""
+    shared = shared_of(auto_schema.registry)
     parameters = operation.setdefault("parameters", [])
     known = {_place(parameter) for parameter in parameters}
     known |= {
@@ -72,21 +117,26 @@ def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
         for override in auto_schema.get_override_parameters()
         if isinstance(override, OpenApiParameter) and override.exclude
     }
-    parameters += [p for p in _key_parameters(policy) if _place(p) not in known]
+    for name, parameter in _key_parameters(policy):
+        if _place(parameter) not in known:
+            parameters.append(shared.part(name, parameter))
     # A schema class of the project's own may well have numbers.
     responses = {str(status): each for status, each in operation["responses"].items()}
     operation["responses"] = responses
     for status, response in responses.items():
         if _may_be_stored(status, policy):
-            _add_headers(response, REPLAYED | EXPIRES)
-    success = next((s for s in sorted(responses) if s.isdigit() and s < "300"), "200")
+            _add_headers(shared, response, REPLAYED | EXPIRES)
     refusals: dict[int, list[IdempotencyError]] = {}
-    for refusal in refusals_of(policy, success):
+    for refusal in refusals_of(policy):
         refusals.setdefault(refusal.status_code, []).append(refusal)
     for status_code, group in refusals.items():
-        response = responses.setdefault(str(status_code), {})
-        if "$ref" not in response:
-            _add_refusals(auto_schema, response, group)
+        own = responses.get(str(status_code))
+        if own is None:
+            made = _refusals(auto_schema, group)
+            responses[str(status_code)] = shared.part(_name(group, policy), made)
+        elif "$ref" not in own:
+            _join(auto_schema, shared, own, group)
+    shared.add(operation)
 
 
 # The key.
@@ -98,7 +148,8 @@ KEY_SCHEMAS = {
 }
 
 
-def _key_parameters(policy: Policy) -> Iterator[Json]:
+def _key_parameters(policy: Policy) -> Iterator[tuple[str, Json]]:
+    """Yield each parameter, and a name for it that says what it is."""
     settings = get_settings()
     places = {"query": settings.QUERY_PARAM, "header": settings.HEADER}
     names = {place: name for place, name in places.items() if name}
@@ -128,13 +179,17 @@ def _key_parameters(policy: Policy) -> Iterator[Json]:
     # both would make clients and gateways refuse what is right.
     required = {"required": True} if policy.required and not either else {}
     for place, name in names.items():
-        yield {
-            "in": place,
-            "name": name,
-            "schema": deepcopy(KEY_SCHEMAS[place]),
-            "description": " ".join(texts),
-            **required,
-        }
+        kind = "Required" if policy.required else "Optional"
+        yield (
+            f"{kind}Key{place.capitalize()}",
+            {
+                "in": place,
+                "name": name,
+                "schema": deepcopy(KEY_SCHEMAS[place]),
+                "description": " ".join(texts),
+                **required,
+            },
+        )
 
 
 def _place(parameter: Json) -> tuple[str, str]:
@@ -172,14 +227,18 @@ HEADERS_OF_REFUSALS = {
 }
 
 
-def _add_headers(response: Json, headers: Json) -> None:
-    if headers and "$ref" not in response:
+# Short names, since each operation has these.
+NAMES = {REPLAYED_HEADER: "Replay", EXPIRES_HEADER: "Expiry"}
+
+
+def _add_headers(shared: Shared, response: Json, headers: Json) -> None:
+    if "$ref" not in response:
         own = response.setdefault("headers", {})
         known = {name.lower() for name in own}
         # Hooks change what is theirs now, and that alone.
         for name, header in deepcopy(headers).items():
             if name.lower() not in known:
-                own[name] = header
+                own[name] = shared.part(NAMES.get(name, name), header)
 
 
 def _may_be_stored(status: str, policy: Policy) -> bool:
@@ -200,33 +259,67 @@ class IdempotencyErrorSerializer(serializers.Serializer[Any]):
     code = serializers.CharField()
 
 
-def _add_refusals(
-    auto_schema: AutoSchema, response: Json, refusals: list[IdempotencyError]
-) -> None:
+def _name(refusals: list[IdempotencyError], policy: Policy) -> str:
+    """Return a name that tells apart what policies make different."""
+    status_code = refusals[0].status_code
+    kinds = {400: "Required" * policy.required, 409: "Leased" * (not policy.atomic)}
+    return f"Refusal{status_code}{kinds.get(status_code, '')}"
+
+
+def _refusals(auto_schema: AutoSchema, refusals: list[IdempotencyError]) -> Json:
+    """Return the answer to an operation that has none of that status itself."""
     lines = [f"- `{each.default_code}`: {each.detail}" for each in refusals]
-    texts = [response.get("description"), _("Idempotency:"), "\n".join(lines)]
-    response["description"] = "\n\n".join(filter(None, texts))
-    more = HEADERS_OF_REFUSALS.get(refusals[0].status_code, {})
-    _add_headers(response, ERROR | more)
-    # Of a format of the project's own nothing is known but its examples.
-    schema: Json = {}
-    if not has_own_format(auto_schema.view):
-        schema = auto_schema.resolve_serializer(
-            IdempotencyErrorSerializer, "response"
-        ).ref
     examples = {
         each.default_code: {"value": body}
         for each in refusals
         if (body := body_of(each, auto_schema.view)) is not None
     }
-    media_types = modify_media_types_for_versioning(
+    content: Json = {}
+    for media_type in _media_types(auto_schema):
+        media = content[media_type] = {"schema": _schema(auto_schema)}
+        if examples and "json" in media_type:
+            media["examples"] = deepcopy(examples)
+    return {
+        "description": "\n\n".join([_("Idempotency:"), "\n".join(lines)]),
+        "headers": deepcopy(_headers_of(refusals)),
+        "content": content,
+    }
+
+
+def _join(
+    auto_schema: AutoSchema,
+    shared: Shared,
+    response: Json,
+    refusals: list[IdempotencyError],
+) -> None:
+    """Add to an answer of the operation's own what makes refusals of it."""
+    codes = ", ".join(f"`{each.default_code}`" for each in refusals)
+    texts = [response.get("description"), f"{_('Idempotency:')} {codes}"]
+    response["description"] = "\n\n".join(filter(None, texts))
+    _add_headers(shared, response, _headers_of(refusals))
+    for media_type in _media_types(auto_schema):
+        media = response.setdefault("content", {}).setdefault(media_type, {})
+        media["schema"] = _either(media.get("schema"), _schema(auto_schema))
+
+
+def _headers_of(refusals: list[IdempotencyError]) -> Json:
+    return ERROR | HEADERS_OF_REFUSALS.get(refusals[0].status_code, {})
+
+
+def _schema(auto_schema: AutoSchema) -> Json:
+    """Return a refusal's schema; that of a project's own format is not known."""
+    if has_own_format(auto_schema.view):
+        return {}
+    component = auto_schema.resolve_serializer(IdempotencyErrorSerializer, "response")
+    found: Json = component.ref
+    return found
+
+
+def _media_types(auto_schema: AutoSchema) -> list[str]:
+    found: list[str] = modify_media_types_for_versioning(
         auto_schema.view, auto_schema.map_renderers("media_type")
     )
-    for media_type in media_types:
-        media = response.setdefault("content", {}).setdefault(media_type, {})
-        media["schema"] = _either(media.get("schema"), deepcopy(schema))
-        if examples and "json" in media_type and "example" not in media:
-            media["examples"] = {**deepcopy(examples), **media.get("examples", {})}
+    return found
 
 
 def _either(own: Json | None, other: Json) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import ResolvedComponent
 from rest_framework import serializers
 
 REQUEST = {"type": "string", "format": "uuid"}
@@ -16,6 +17,15 @@ class ErrorSerializer(serializers.Serializer[Any]):
 
     code = serializers.CharField()
     message = serializers.CharField()
+
+
+def envelope(member: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an envelope around that of what is in it."""
+    return {
+        "type": "object",
+        "properties": {"$request": REQUEST, member: schema},
+        "required": ["$request", member],
+    }
 
 
 class EnvelopeSchema(AutoSchema):
@@ -31,14 +41,24 @@ class EnvelopeSchema(AutoSchema):
 
     def put_into_envelope(self, media: dict[str, Any], *, is_error: bool) -> None:
         """Do as ``EnvelopeRenderer`` does."""
-        member, schema = ("$data", media["schema"])
-        if is_error:
-            error = self.resolve_serializer(ErrorSerializer, "response").ref
-            member, schema = ("$errors", {"type": "array", "items": error})
-        media["schema"] = {
-            "type": "object",
-            "properties": {"$request": REQUEST, member: schema},
-            "required": ["$request", member],
-        }
+        member = "$errors" if is_error else "$data"
+        media["schema"] = (
+            self.errors() if is_error else envelope(member, media["schema"])
+        )
         for example in media.get("examples", {}).values():
             example["value"] = {"$request": EXAMPLE_REQUEST, member: example["value"]}
+
+    def errors(self) -> dict[str, Any]:
+        """Return a reference to the envelope of errors, the same for all operations.
+
+        Generators of clients make one type of it.
+        """
+        error = self.resolve_serializer(ErrorSerializer, "response").ref
+        component = ResolvedComponent(  # type: ignore[no-untyped-call]  # has no types
+            name="Errors",
+            type=ResolvedComponent.SCHEMA,
+            schema=envelope("$errors", {"type": "array", "items": error}),
+            object="Errors",
+        )
+        self.registry.register_on_missing(component)
+        return component.ref
