@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 from django.http import HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import path, reverse
@@ -19,6 +20,7 @@ from rest_framework.views import APIView
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
+from idempotency.testing import assert_idempotent
 from testproject import settings as demo
 from tests.app.models import Effect
 from tests.app.views import behave
@@ -32,6 +34,8 @@ Handle = Callable[[Callable[[Request], Any]], None]
 
 def look(response: Any) -> dict[str, Any]:
     """Touch all of a response that code around a view may touch."""
+    if not response.is_rendered:  # a refusal, which nobody has to store
+        return {"data": response.data, "status": (response.status_code,)}
     called: list[Any] = []
     response.add_post_render_callback(called.append)
     again = pickle.loads(pickle.dumps(response))
@@ -74,7 +78,8 @@ class Middleware:
 
     def __call__(self, request: Any) -> Any:
         response = self.get_response(request)
-        SEEN.append(("middleware", look(response)))
+        if isinstance(response, Response):  # Django's own 500 is none
+            SEEN.append(("middleware", look(response)))
         return response
 
     def process_template_response(self, request: Any, response: Any) -> Any:
@@ -116,6 +121,21 @@ class ForeignMethod(ForeignBase):
         return behave(request)
 
 
+class ForeignLeased(ForeignView):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "hold"
+
+
+class Audited(ForeignView):
+    """Leaves a row of each success that it finalises."""
+
+    def finalize_response(self, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(*args, **kwargs)
+        if response.status_code < 400:
+            Group.objects.create(name=f"{response.status_code}: {response.data}")
+        return response
+
+
 class TextRenderer(BaseRenderer):
     """Text that calls itself what a test wants."""
 
@@ -148,6 +168,8 @@ urlpatterns = [
     *usual_urls,
     path("foreign-view/", ForeignView.as_view()),
     path("foreign-method/", ForeignMethod.as_view()),
+    path("foreign-leased/", ForeignLeased.as_view()),
+    path("audited/", Audited.as_view()),
     path("representations/", Representations.as_view()),
     path("counts/", CountsOnTheHandler.as_view()),
 ]
@@ -178,6 +200,50 @@ def test_foreign_style(client: Any, handle: Handle, settings: Any, door: str) ->
     assert first.content == retry.content
     assert retry["Idempotent-Replayed"] == "true"
     assert Effect.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "door", ["/foreign-view/", "/foreign-method/", "/foreign-leased/"]
+)
+def test_the_test_kit_in_foreign_style(
+    client: Any, handle: Handle, settings: Any, door: str
+) -> None:
+    """R2b, R6: The kit proves such endpoints, too: all see the same answer twice."""
+    settings.MIDDLEWARE = [f"{__name__}.Middleware"]
+    handle(create)
+    acted = assert_idempotent(client, "post", door, {"a": 1})
+    assert type(acted) is OwnResponse
+    is_leased = door == "/foreign-leased/"
+    for place in ("dispatch", "template-response middleware", "middleware"):
+        seen = [each for name, each in SEEN if name == place]
+        created = [each for each in seen if each["status"][0] == 201]
+        assert len(created) == 2
+        assert created[0] == created[1]
+        refused = [each["data"]["code"] for each in seen if each not in created]
+        # Its error comes last, and leaves a run whose outcome nobody knows.
+        unknown = ["idempotency_outcome_unknown"] * is_leased
+        assert refused == ["idempotency_key_reused", *unknown]
+    assert all(seen for name, seen in SEEN if name == "view.response")
+    finalized = [data for name, data in SEEN if name == "finalize_response"]
+    # In place of the replay's it has that of the run that was made to fail.
+    assert len([data for data in finalized if "ok" in data]) == 2
+
+
+@pytest.fixture
+def no_groups(database: None) -> Iterator[None]:
+    yield
+    Group.objects.all().delete()
+
+
+@pytest.mark.usefixtures("no_groups")
+def test_the_test_kit_and_an_audit(client: Any, handle: Handle) -> None:
+    """E1, R6: Its rows are effects like others: gone with an error, and left once."""
+    handle(create)
+    assert_idempotent(
+        client, "post", "/audited/", {"a": 1}, effects=Group.objects.all()
+    )
+    (audited,) = Group.objects.all()
+    assert audited.name == f"201: {{'ok': True, 'result': {{'effect': {first_pk()}}}}}"
 
 
 def first_pk() -> int:
