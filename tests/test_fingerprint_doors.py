@@ -18,6 +18,7 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views.decorators.http import condition
 from rest_framework import parsers, versioning
+from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -401,6 +402,21 @@ class TestNotTaken:
             )
             assert answer.status_code == 415
         assert not IdempotencyRecord.objects.exists()
+
+
+class Picky(DefaultContentNegotiation):
+    """Takes no body at all, whatever the view's parsers are for."""
+
+    def select_parser(self, request: Any, parsers: Any) -> None:
+        return None
+
+
+def test_negotiation_of_a_project(client: Any, monkeypatch: Any) -> None:
+    """F3: Who chooses the parser, decides whether there is one to read for."""
+    monkeypatch.setattr(MixinDoor, "content_negotiation_class", Picky)
+    answer = send(client, "/mixin/", **unreadable())
+    assert answer.status_code == 415
+    assert not IdempotencyRecord.objects.exists()
 
 
 class TestWhatChoosesTheEffect:
