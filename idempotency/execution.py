@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponseBase
-from django.utils import timezone
 from django.utils.http import http_date
 
 from idempotency import keys, scopes
@@ -40,8 +39,6 @@ from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from rest_framework.request import Request
     from rest_framework.views import APIView
 
@@ -247,24 +244,23 @@ class Execution:
 
     def _attempt(self) -> Outcome | None:
         """Return the answer, the handler's refusal, or None: in progress elsewhere."""
-        now = timezone.now()
-        wanted = self.identity.new_record(now, self.policy.retention)
-        record, outcome = self.mode.run(wanted, now)
+        wanted = self.identity.new_record()
+        record, outcome = self.mode.run(wanted)
         if record is not None and outcome is None:
             self.context.attempt = record.attempt
             if not self.identity.is_that_of(record):
                 raise KeyReused
-            answer = record.next_answer(now)
+            answer = record.next_answer
             if answer is NextAnswer.IN_PROGRESS:
                 return None
             if answer is not NextAnswer.UNKNOWN:
-                return self._replay(record, now)
+                return self._replay(record)
             record, outcome = self.mode.recover(record, wanted)
         if record is not None and self.mode.fate is Fate.STORED:
             self._name_expiry(record)
         return outcome
 
-    def _replay(self, record: IdempotencyRecord, now: datetime) -> HttpResponseBase:
+    def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
         """Answer from a completed record, or say that its answer was not kept (R4)."""
         check = self.policy.check_replay
         if check is not None:
@@ -278,7 +274,7 @@ class Execution:
                 ResponseNotKept.default_detail.format(status_code=stored.status_code)
             )
         self.finisher.headers[REPLAYED_HEADER] = "true"
-        self.reporter.replayed(record, now)
+        self.reporter.replayed(record)
         again = replay(stored, self.view, self.request)
         return self.finisher.let_pass(again)
 

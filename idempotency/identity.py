@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -37,8 +36,8 @@ class Identity:
             mine.digest,
         )
 
-    def new_record(self, now: datetime, retention: timedelta) -> IdempotencyRecord:
-        """Return the record of a claim that is to be won."""
+    def new_record(self) -> IdempotencyRecord:
+        """Return the record of a claim that is to be won, as yet without times."""
         return IdempotencyRecord(
             id=self.record_id,
             scope=self.scope,
@@ -51,6 +50,4 @@ class Identity:
             state=State.IN_PROGRESS,
             attempt=1,
             token=uuid4(),
-            created_at=now,
-            expires_at=now + retention,
         )

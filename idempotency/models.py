@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, reconnecting, scopes
@@ -33,16 +32,20 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     """Records by what they are now."""
 
     def expired(self, now: datetime | None = None) -> IdempotencyRecordQuerySet:
-        """Return the records whose retention is over (P1)."""
-        return self.filter(expires_at__lte=now or timezone.now())
+        """Return the records whose retention is over, now by the database (P1)."""
+        return self.filter(expires_at__lte=now or UTCNow())
 
     def with_lease_state(self) -> IdempotencyRecordQuerySet:
-        """Let each record know by the database's clock whether it ``is_leased``."""
+        """Let each record know by the database's clock when it is read (``read_at``).
+
+        And whether it ``is_leased`` then.
+        """
         return self.annotate(
+            read_at=UTCNow(),
             is_leased=models.Case(  # type: ignore[no-redef]  # in place of the default
                 models.When(lease_expires_at__gt=UTCNow(), then=models.Value(True)),
                 default=models.Value(False),
-            )
+            ),
         )
 
     def without_live_lease(self) -> IdempotencyRecordQuerySet:
@@ -132,14 +135,14 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         In the database that is written to.
         """
         alias = self._db or default_alias()  # type: ignore[attr-defined]  # not in the stubs
-        now = now or timezone.now()
+        by = now or UTCNow()
         expired = IdempotencyRecordQuerySet(self.model, using=alias).expired(now)
         doomed = self.using(alias).expired(now).without_live_lease()
         if older_than is None:
             return expired, doomed
         if older_than < timedelta(0):
             raise ValueError(f"older_than must not be negative, but is {older_than!r}.")
-        return expired, doomed.filter(created_at__lte=now - older_than)
+        return expired, doomed.filter(created_at__lte=by - older_than)
 
 
 if TYPE_CHECKING:
@@ -248,8 +251,9 @@ class IdempotencyRecord(models.Model):
         # Whatever the text is: this stands in reports of errors (X1).
         return f"<{type(self).__name__}: {self.pk}>"
 
-    # Whether a lease was live when the record was claimed from: its row was read with
-    # the database's clock. Records from a QuerySet do not know.
+    # When the row was read, by the database's clock, and whether a lease was live then.
+    # Records do not know from every QuerySet.
+    read_at: datetime
     is_leased = False
 
     @discreet
@@ -268,19 +272,19 @@ class IdempotencyRecord(models.Model):
                 "Every retry is to get this answer, so it must not be streamed, nor "
                 "longer than MAX_RESPONSE_BYTES."
             )
-        now = timezone.now()
         values = {
             **stored.as_fields(),
             "state": State.COMPLETED,
-            "completed_at": now,
+            "completed_at": UTCNow(),
             "lease_expires_at": None,
             "token": uuid4(),
         }
-        row = self._unchanged().abandoned().filter(expires_at__gt=now)
+        row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=values["token"])
         self._decide(lambda: row.update(**values), mine.exists)
         for name, value in values.items():
             setattr(self, name, value)
+        del self.completed_at  # the database knows it, if anybody asks
 
     @discreet
     def release(self) -> None:
@@ -323,16 +327,18 @@ class IdempotencyRecord(models.Model):
     def _alias(self) -> str:
         return self._state.db or router.db_for_write(type(self), instance=self)
 
-    def is_in_force(self, now: datetime) -> bool:
-        """Tell whether the key is not new: within its retention (P1), or leased."""
-        return self.expires_at > now or self.is_leased
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the key is not new, as of ``read_at``: unexpired (P1), or leased.
 
-    def next_answer(self, now: datetime) -> NextAnswer:
-        """Tell what a request with the same key and content gets (E3, E5, E9, P1, R4).
-
-        ``is_leased`` must be known.
+        The record must come from a claim or from ``with_lease_state()``.
         """
-        if not self.is_in_force(now):
+        return self.expires_at > self.read_at or self.is_leased
+
+    @property
+    def next_answer(self) -> NextAnswer:
+        """What a request with the same key and content gets (E3, E5, E9, P1, R4)."""
+        if not self.is_in_force:
             return NextAnswer.RUN
         if self.status_code is not None:
             kept = self.body_size is not None

@@ -13,6 +13,7 @@ from django.db.models.functions import Left
 from django.utils import timezone
 from django.utils.translation import gettext
 
+from idempotency.clocks import now_in
 from idempotency.routes import route_of
 
 DAYS = 30
@@ -120,7 +121,7 @@ class Overview:
     @classmethod
     def of(cls, records: Any, now: datetime | None = None) -> Overview:
         """Return the overview of the records of a queryset."""
-        now = now or timezone.now()
+        now = now or now_in(records.db)
         rows, factor = _sample(records)
 
         def scaled(number: int) -> int:

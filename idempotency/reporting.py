@@ -15,8 +15,6 @@ from idempotency.policy import Policy
 from idempotency.signals import LoggedSignal, RequestDetails
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from rest_framework.request import Request
     from rest_framework.views import APIView
 
@@ -52,13 +50,13 @@ class Reporter:
         else:
             tell()
 
-    def replayed(self, record: IdempotencyRecord, now: datetime) -> None:
+    def replayed(self, record: IdempotencyRecord) -> None:
         """An answer was given again."""
         self._tell(
             signals.response_replayed,
             signals.ResponseReplayed,
             status_code=record.status_code,
-            age=now - record.created_at,
+            age=record.read_at - record.created_at,
         )
 
     def refused(self, refusal: IdempotencyError) -> None:

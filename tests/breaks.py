@@ -148,10 +148,11 @@ BREAKS = (
     Break(
         name="leases by the application's clock",
         file="idempotency/claims/base.py",
-        old="return self._compile(UTCNow() + lease)",
-        new="record = IdempotencyRecord(lease_expires_at=timezone.now() + lease)\n"
+        old="return self._compile(UTCNow() + duration)",
+        new="from django.utils import timezone\n"
+        "        end = timezone.now() + duration\n"
+        "        record = IdempotencyRecord(lease_expires_at=end)\n"
         '        return "%s", self._values(record, ["lease_expires_at"])',
-        # SQLite has a form of its own for that.
         test="tests/test_leased.py::TestClocks::test_application_clocks",
         suite="postgresql",
     ),

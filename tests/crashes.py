@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
 
-from django.utils import timezone
-
+from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.boundaries import Visit
@@ -209,7 +208,7 @@ class Crashes(Cuts):
 
     def expire(self, key: str) -> None:
         """Let a key's record, if there is one, be past its time."""
-        past = timezone.now() - timedelta(seconds=1)
+        past = UTCNow() - timedelta(seconds=1)
         IdempotencyRecord.objects.filter(key=key).update(expires_at=past)
 
 

@@ -61,8 +61,8 @@ def try_apart(name: str, situation: str) -> Found:
 def _try(situation: str, folder: Path) -> Found:
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connection, connections  # noqa: PLC0415
-    from django.utils import timezone  # noqa: PLC0415
 
+    from idempotency.clocks import UTCNow  # noqa: PLC0415
     from idempotency.models import IdempotencyRecord  # noqa: PLC0415
     from tests.cuts import serving  # noqa: PLC0415
     from tests.leased_crashes import HANDLERS, Crashes  # noqa: PLC0415
@@ -85,7 +85,7 @@ def _try(situation: str, folder: Path) -> Found:
         if situation == "expired":
             assert crashes.send(sending).status == 201
             before = 1
-            IdempotencyRecord.objects.update(expires_at=timezone.now())
+            IdempotencyRecord.objects.update(expires_at=UTCNow())
         with commits_hang(connection):
             request = server.start(
                 sending.door, sending.data, sending.key, **sending.headers

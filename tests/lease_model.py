@@ -9,12 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.utils import timezone
 
 from idempotency.claims import claims_in
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
-from tests.test_claims import wanted
+from tests.test_claims import RETENTION, wanted
 
 LEASE = timedelta(hours=1)
 
@@ -61,16 +60,14 @@ def row_of(found: IdempotencyRecord) -> Row:
         attempt=found.attempt,
         state=found.state,
         is_leased=found.is_leased if has_lease else None,
-        is_expired=found.expires_at <= timezone.now(),
+        is_expired=found.expires_at <= found.read_at,
         body=None if answer is None else answer.body,
     )
 
 
 def looks_abandoned(seen: IdempotencyRecord) -> bool:
     """Tell whether a request that has read this would be for recovering it (E9)."""
-    return seen.is_in_force(timezone.now()) and not (
-        seen.state == State.COMPLETED or seen.is_leased
-    )
+    return seen.is_in_force and not (seen.state == State.COMPLETED or seen.is_leased)
 
 
 class Judge:
@@ -107,9 +104,9 @@ class Judge:
 
     def claim(self, seen: IdempotencyRecord | None) -> None:
         """Claim a key that is new or expired, as ``LeasedMode.run`` does (P1, E7)."""
-        now, row, mine = timezone.now(), self.row, wanted(token=str(uuid4().int))
-        record = self.claims.claim(mine, now, seen, lease=LEASE)
-        if seen is not None and seen.is_in_force(now):
+        row, mine = self.row, wanted(token=str(uuid4().int))
+        record = self.claims.claim(mine, RETENTION, seen, lease=LEASE)
+        if seen is not None and seen.is_in_force:
             assert record is seen
         elif record is not None and record.token == mine.token:
             assert row is None or not row.is_in_force, "a record in force was replaced"

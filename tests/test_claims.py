@@ -29,12 +29,14 @@ from idempotency.claims import (
     SQLiteClaims,
     claims_in,
 )
+from idempotency.clocks import UTCNow
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State, record_id
 from idempotency.responses import StoredResponse
 from tests.app.models import Effect
 from tests.conftest import KEY, key
 
+RETENTION = timedelta(days=30)
 SCOPE = "user:school.teacher:1"
 TRANSACTION_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 ANSWER = StoredResponse(status_code=201, headers=[["A", "b"]], body=b"{}")
@@ -64,7 +66,7 @@ def wanted(token: str = "1", **values: Any) -> IdempotencyRecord:
         "state": State.IN_PROGRESS,
         "token": uuid.UUID(int=int(token)),
         "created_at": now,
-        "expires_at": now + timedelta(days=30),
+        "expires_at": now + RETENTION,
     }
     return IdempotencyRecord(**{**fields, **values})
 
@@ -147,6 +149,19 @@ def kind(request: pytest.FixtureRequest, monkeypatch: Any, database: None) -> st
     return str(request.param)
 
 
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="others return rows")
+def test_sqlite_before_returning(
+    client: Any, monkeypatch: pytest.MonkeyPatch, database: None
+) -> None:
+    """E1, P1: Where an INSERT returns nothing, one more statement reads it."""
+    monkeypatch.setattr(connection.features, "can_return_columns_from_insert", False)
+    first = client.post("/function/", {}, **key())
+    again = client.post("/function/", {}, **key())
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again["Idempotency-Expires"] == first["Idempotency-Expires"]
+    assert Effect.objects.count() == 1
+
+
 @pytest.fixture
 def here(kind: str) -> Iterator[Claims]:
     """Return the claims, inside a transaction."""
@@ -159,7 +174,7 @@ class TestClaim:
 
     def test_new(self, here: Claims) -> None:
         """E1: A new key is claimed, and the record has the claim's token."""
-        mine = here.claim(wanted(), timezone.now())
+        mine = here.claim(wanted(), RETENTION)
         assert mine is not None
         assert mine.token == uuid.UUID(int=1)
         stored = IdempotencyRecord.objects.get()
@@ -167,8 +182,8 @@ class TestClaim:
 
     def test_in_force(self, here: Claims) -> None:
         """E3: A record in force is found, not touched."""
-        here.claim(wanted("1"), timezone.now())
-        found = here.claim(wanted("2"), timezone.now())
+        here.claim(wanted("1"), RETENTION)
+        found = here.claim(wanted("2"), RETENTION)
         assert found is not None
         assert found.token == uuid.UUID(int=1)
         assert found.expires_at == IdempotencyRecord.objects.get().expires_at
@@ -176,12 +191,12 @@ class TestClaim:
     @pytest.mark.parametrize("was_seen", [True, False])
     def test_expired(self, here: Claims, was_seen: bool) -> None:
         """P1: An expired record is taken over whole."""
-        now = timezone.now()
-        old = wanted("1", expires_at=now, attempt=7, path="/old/")
-        here.claim(old, now - timedelta(seconds=1))
+        old = wanted("1", attempt=7, path="/old/")
+        here.claim(old, RETENTION)
         here.complete(old, ANSWER)
+        IdempotencyRecord.objects.update(expires_at=UTCNow())
         seen = here.look_up(old.pk) if was_seen else None
-        mine = here.claim(wanted("2"), now, seen)
+        mine = here.claim(wanted("2"), RETENTION, seen)
         assert mine is not None
         assert mine.token == uuid.UUID(int=2)
         stored = IdempotencyRecord.objects.get()
@@ -196,7 +211,7 @@ class TestClaim:
     def test_complete(self, here: Claims) -> None:
         """E1: The response is stored under the claim's token."""
         mine = wanted()
-        here.claim(mine, timezone.now())
+        here.claim(mine, RETENTION)
         here.complete(mine, ANSWER)
         stored = IdempotencyRecord.objects.get()
         assert stored.stored_response == ANSWER
@@ -206,14 +221,14 @@ class TestClaim:
     def test_release(self, here: Claims) -> None:
         """O2: A released key leaves nothing."""
         mine = wanted()
-        here.claim(mine, timezone.now())
+        here.claim(mine, RETENTION)
         here.release(mine)
         assert IdempotencyRecord.objects.count() == 0
 
     @pytest.mark.parametrize("verb", ["complete", "release"])
     def test_another_token(self, here: Claims, verb: str) -> None:
         """E5: Whoever has another token writes nothing."""
-        here.claim(wanted("1"), timezone.now())
+        here.claim(wanted("1"), RETENTION)
         before = IdempotencyRecord.objects.values().get()
         arguments = [wanted("2"), ANSWER] if verb == "complete" else [wanted("2")]
         with pytest.raises(ClaimLost):
@@ -229,7 +244,7 @@ class TestLeases:
     def test_renewed_since_it_was_seen(self, here: Claims) -> None:
         """E8, E9: A record is taken over only while its lease is over."""
         mine = wanted("1")
-        here.claim(mine, timezone.now(), lease=self.LEASE)
+        here.claim(mine, RETENTION, lease=self.LEASE)
         is_over = {"lease_expires_at": timezone.now() - self.LEASE}
         IdempotencyRecord.objects.update(**is_over)
         seen = here.look_up(mine.pk)
@@ -245,7 +260,7 @@ class TestLeases:
     def test_completed(self, here: Claims, verb: str) -> None:
         """E9: What is answered is neither renewed nor abandoned, token or not."""
         mine = wanted()
-        here.claim(mine, timezone.now(), lease=self.LEASE)
+        here.claim(mine, RETENTION, lease=self.LEASE)
         here.complete(mine, ANSWER)
         before = IdempotencyRecord.objects.values().get()
         arguments = [self.LEASE] if verb == "renew" else []
@@ -259,8 +274,8 @@ class TestRacesInOneTurn:
 
     def test_purged_meanwhile(self, here: Claims, monkeypatch: Any) -> None:
         """P1, P2: A record that is purged before it is taken over is claimed anew."""
-        now = timezone.now()
-        here.claim(wanted("1", expires_at=now), now - timedelta(seconds=1))
+        here.claim(wanted("1"), RETENTION)
+        IdempotencyRecord.objects.update(expires_at=UTCNow())
         take_over = here.take_over
 
         def purged_first(*args: Any) -> bool:
@@ -268,14 +283,14 @@ class TestRacesInOneTurn:
             return take_over(*args)
 
         monkeypatch.setattr(here, "take_over", purged_first)
-        mine = here.claim(wanted("2"), now)
+        mine = here.claim(wanted("2"), RETENTION)
         assert mine is not None
         assert IdempotencyRecord.objects.get().token == uuid.UUID(int=2)
 
     def test_taken_over_meanwhile(self, here: Claims, monkeypatch: Any) -> None:
         """P1: Of many that find an expired record, one wins."""
-        now = timezone.now()
-        here.claim(wanted("1", expires_at=now), now - timedelta(seconds=1))
+        here.claim(wanted("1"), RETENTION)
+        IdempotencyRecord.objects.update(expires_at=UTCNow())
         take_over = here.take_over
 
         def another_first(expired: Any, mine: Any, lease: None) -> bool:
@@ -283,25 +298,26 @@ class TestRacesInOneTurn:
             return take_over(expired, mine, lease)
 
         monkeypatch.setattr(here, "take_over", another_first)
-        found = here.claim(wanted("2"), now)
+        found = here.claim(wanted("2"), RETENTION)
         assert found is not None
         assert found.token == uuid.UUID(int=3)
 
     def test_being_taken_over(self, here: Claims, monkeypatch: Any) -> None:
         """P1, E3: An expired record that somebody is taking over is in progress."""
-        now = timezone.now()
-        here.claim(wanted("1", expires_at=now), now - timedelta(seconds=1))
+        here.claim(wanted("1"), RETENTION)
+        IdempotencyRecord.objects.update(expires_at=UTCNow())
         monkeypatch.setattr(here, "take_over", lambda *args: False)
-        assert here.claim(wanted("2"), now) is None
+        assert here.claim(wanted("2"), RETENTION) is None
 
     def test_never_ending(self, here: Claims, monkeypatch: Any) -> None:
         """E3: Who loses again and again is told that the key is in progress."""
-        now = timezone.now()
-        expired = [wanted(str(n), expires_at=now) for n in range(1, 9)]
+        expired = [wanted(str(n)) for n in range(1, 9)]
+        for record in expired:
+            record.read_at = record.expires_at
         monkeypatch.setattr(here, "insert", lambda *args: expired.pop())
         monkeypatch.setattr(here, "read_again", lambda pk: expired.pop())
         monkeypatch.setattr(here, "take_over", lambda *args: False)
-        assert here.claim(wanted("9"), now) is None
+        assert here.claim(wanted("9"), RETENTION) is None
         assert len(expired) == 4
 
 
@@ -384,7 +400,7 @@ def test_over_http_on_any_database(
     """E1: Statements that every database has keep the promise, too."""
     first = client.post("/function/", {}, **key())
     assert client.post("/function/", {}, **key()).content == first.content
-    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    IdempotencyRecord.objects.update(expires_at=UTCNow())
     assert client.post("/function/", {}, **key()).content != first.content
     assert Effect.objects.count() == 2
 

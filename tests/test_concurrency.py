@@ -16,13 +16,14 @@ from uuid import uuid4
 
 import pytest
 from django.db import OperationalError, connection, connections, transaction
-from django.utils import timezone
 
 from idempotency.claims import claims_in
+from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.meetings import PATIENCE, Meeting
+from tests.records import RETENTION
 from tests.servers import Answer, Server, is_replayed, read
 
 HAS_ONE_WRITER = "sqlite"
@@ -70,7 +71,7 @@ def test_many_replays(server: Server) -> None:
 def test_expired_by_many(server: Server) -> None:
     """P1: Many try an expired key at once: one wins."""
     first = server.send("/function/", {"a": 1})
-    IdempotencyRecord.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    IdempotencyRecord.objects.update(expires_at=UTCNow() - timedelta(seconds=1))
     connections.close_all()
     answers = server.send_at_once(20, "/function/", [{"a": 1}])
     assert {*statuses(answers)} <= {201, 409}
@@ -138,7 +139,7 @@ class Holder:
         record = IdempotencyRecord.objects.get()
         records = IdempotencyRecord.objects.filter(pk=record.pk)
         if expired:
-            records.update(expires_at=timezone.now())
+            records.update(expires_at=UTCNow())
         else:
             records.delete()
         self.work = self.pool.submit(self._hold, record)
@@ -149,7 +150,7 @@ class Holder:
         record.token = uuid4()
         with closing(connection), transaction.atomic():
             here = claims_in("default")
-            claimed = here.claim(record, timezone.now(), here.look_up(record.pk))
+            claimed = here.claim(record, RETENTION, here.look_up(record.pk))
             assert claimed is not None
             assert claimed.token == record.token
             self.holds.set()

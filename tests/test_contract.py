@@ -14,6 +14,7 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from idempotency.clocks import UTCNow
 from idempotency.context import RequestContext
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
@@ -413,7 +414,7 @@ def test_expired(client: Any, door: str) -> None:
 def test_almost_expired(client: Any, door: str) -> None:
     """P1: Until its last moment a record is in force."""
     first = client.post(door, {}, **key())
-    IdempotencyRecord.objects.update(expires_at=timezone.now() + timedelta(minutes=1))
+    IdempotencyRecord.objects.update(expires_at=UTCNow() + timedelta(minutes=1))
     assert client.post(door, {}, **key()).content == first.content
 
 
@@ -423,7 +424,7 @@ def test_expired_and_then_refused(
 ) -> None:
     """P1, O2: A refusal on an expired key leaves nothing to replay."""
     client.post(door, {}, **key())
-    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    IdempotencyRecord.objects.update(expires_at=UTCNow())
     handle(lambda request: Response(status=400))
     assert client.post(door, {}, **key()).status_code == 400
     assert IdempotencyRecord.objects.count() == 0

@@ -15,7 +15,6 @@ from typing import TypeVar
 import pytest
 from django.db import connection
 from django.http import HttpResponse
-from django.utils import timezone
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -163,7 +162,7 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
     def retention_ends(self) -> None:
         assert self.row is not None
         self.row = replace(self.row, is_expired=True)
-        IdempotencyRecord.objects.update(expires_at=timezone.now() - MOMENT)
+        IdempotencyRecord.objects.update(expires_at=UTCNow() - MOMENT)
 
     @precondition(lambda self: self.seen)
     @rule(back=BACK, body=st.none() | BODIES)

@@ -19,13 +19,13 @@ from django.db import (
 )
 from django.http import HttpResponse
 from django.test import TestCase
-from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.test import APIClient
 
 from idempotency import claims
 from idempotency.claims import Claims, claims_in
 from idempotency.claims.leases import PAUSES
+from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.app.views import create_effect
@@ -140,7 +140,7 @@ class Situation:
 def run_and_expire(client: Any, handle: Handle) -> None:
     handle(create_effect)
     assert post(client).status_code == 201
-    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    IdempotencyRecord.objects.update(expires_at=UTCNow())
 
 
 def run_and_fail(client: Any, handle: Handle) -> None:

@@ -20,8 +20,8 @@ from uuid import uuid4
 
 import pytest
 from django.db import connection
-from django.utils import timezone
 
+from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.meetings import PATIENCE, Meeting
@@ -194,7 +194,7 @@ def held(meeting: Meeting, count: int = 1) -> Iterator[None]:
 
 
 def expire(action: Action) -> None:
-    IdempotencyRecord.objects.filter(key=action.key).update(expires_at=timezone.now())
+    IdempotencyRecord.objects.filter(key=action.key).update(expires_at=UTCNow())
 
 
 def test_duplicates_at_once(race: Race, finish: Finish) -> None:

@@ -18,7 +18,6 @@ from django.db import (
     transaction,
 )
 from django.http import FileResponse, Http404, StreamingHttpResponse
-from django.utils import timezone
 from rest_framework import views as drf_views
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.permissions import BasePermission
@@ -26,6 +25,7 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 from rest_framework.throttling import BaseThrottle
 
+from idempotency.clocks import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import MixinView
@@ -581,7 +581,7 @@ def outcome_unknown(world: World) -> Callable[[], Any]:
 def expired(world: World) -> Callable[[], Any]:
     """P1: it is a new key, with any content."""
     world.send_first()
-    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    IdempotencyRecord.objects.update(expires_at=UTCNow())
     return lambda: world.send("Another essay")
 
 
@@ -589,7 +589,7 @@ def expired(world: World) -> Callable[[], Any]:
 def expired_and_purged(world: World) -> Callable[[], Any]:
     """P1: the purge changes nothing about that."""
     world.send_first()
-    IdempotencyRecord.objects.update(expires_at=timezone.now())
+    IdempotencyRecord.objects.update(expires_at=UTCNow())
 
     def send() -> Any:
         IdempotencyRecord.objects.purge()

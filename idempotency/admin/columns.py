@@ -96,7 +96,7 @@ class Columns(Permissions):
         created, expires = map(
             timezone.localtime, (record.created_at, record.expires_at)
         )
-        now = timezone.now()
+        now = record.read_at
         return format_html(
             '<time datetime="{}">{}</time><br>{}<br><time datetime="{}">{}</time>',
             created.isoformat(),

@@ -121,9 +121,8 @@ def time_line(record: IdempotencyRecord) -> SafeString:
     if lease is not None:
         events.append((lease, _end_of_lease(record)))
     events.append((record.expires_at, gettext("expires: the key is new again")))
-    now = timezone.now()
     rows = (
-        (moment(at), what, distance(at, now))
+        (moment(at), what, distance(at, record.read_at))
         for at, what in sorted(events, key=lambda event: event[0])
     )
     return format_html(

@@ -14,7 +14,6 @@ from django.db.models import Count, Min, Q, Window
 from django.db.models.functions import RowNumber
 from django.db.models.lookups import In
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
@@ -32,7 +31,7 @@ OF_A_CALLER = 5
 
 WEEK = timedelta(days=7)
 
-Condition = Callable[[datetime], Q]
+Condition = Callable[[UTCNow], Q]
 Choices = list[tuple[str, Any]]
 Records = models.QuerySet[Any]
 
@@ -85,7 +84,7 @@ class RecordFilter(admin.SimpleListFilter):
         if chosen not in self.CONDITIONS:
             return queryset
         _label, condition = self.CONDITIONS[chosen]
-        return queryset.filter(condition(timezone.now()))
+        return queryset.filter(condition(UTCNow()))
 
     @property
     def is_chosen(self) -> bool:
@@ -300,7 +299,7 @@ class RecordList(ChangeList):
         if not is_old:
             return Q(expires_at__gt=end)
         self.retention = get_settings().RETENTION
-        are_old = Q(expires_at__lte=timezone.now() - WEEK + self.retention)
+        are_old = Q(expires_at__lte=UTCNow() + (self.retention - WEEK))
         end = _end_of_the_last(places.filter(are_old))
         return are_old if end is None else are_old & Q(expires_at__gt=end)
 

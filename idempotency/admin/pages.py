@@ -12,7 +12,6 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -216,4 +215,4 @@ class Pages(Permissions):
 
 def is_open(record: IdempotencyRecord) -> bool:
     """Tell whether retries wait for somebody to decide."""
-    return record.next_answer(timezone.now()) is NextAnswer.UNKNOWN
+    return record.next_answer is NextAnswer.UNKNOWN

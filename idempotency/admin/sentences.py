@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
@@ -60,11 +59,12 @@ NOT_FOUND = _(
 def next_request(record: IdempotencyRecord) -> str:
     """Return what a retry gets, by the code that decides it.
 
-    Other content than the record's comes last. ``is_leased`` must be known.
+    Other content than the record's comes last. The record must come from
+    ``with_lease_state()``.
     """
     if not get_settings().ENABLED:
         return str(NOT_ENABLED)
-    answer = record.next_answer(timezone.now())
+    answer = record.next_answer
     if answer is NextAnswer.RUN:
         return str(NEXT_ANSWERS[answer])
     said = NEXT_ANSWERS[answer].format(status=record.status_code)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils import timezone
 
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
 from idempotency.clocks import UTCNow
@@ -19,18 +19,20 @@ from idempotency.responses import StoredResponse
 
 # What a claim writes, beside the end of its lease; the answer comes later.
 LATER = ("status_code", "headers", "body", "body_size", "completed_at")
-CLAIMED = [f for f in ATTNAMES if f not in (*LATER, "lease_expires_at")]
-COMPLETED = ["state", "status_code", "headers", "body", "body_size", "completed_at"]
+# Of a new record, by the clock of the database that writes it (P1).
+TIMES = ["created_at", "expires_at"]
+CLAIMED = [f for f in ATTNAMES if f not in (*LATER, *TIMES, "lease_expires_at")]
+COMPLETED = ["state", "status_code", "headers", "body", "body_size"]
 CLAIM = ["id", "token"]
-# Stands in a statement for the end of a lease.
-LEASE = "{lease}"
+# Stand in a statement for the ends of a lease and of a retention.
+LEASE, EXPIRY = "{lease}", "{expiry}"
 
 
 class Claims(Rows):
     """Claims in one database, by statements that any of Django's databases has.
 
     Claims with a ``lease`` are for leased mode, where each of these methods commits by
-    itself. Its end is by the database's clock (E7).
+    itself. All times are by the database's clock (E7, P1).
     """
 
     # Whether a look-up before the transaction spares replays the INSERT.
@@ -44,6 +46,8 @@ class Claims(Rows):
         super().__init__(connection)
         # The fingerprints of the records whose handlers run on this connection.
         self.executing: dict[UUID, str] = {}
+        # Endpoints have few durations, and compiling takes a while.
+        self.end_of = lru_cache(self._compile_end)
         quote = connection.ops.quote_name
         columns = {field.attname: quote(field.column) for field in FIELDS}
         by_id = f"WHERE {columns['id']} = %s"
@@ -51,12 +55,18 @@ class Claims(Rows):
         lease, state = columns["lease_expires_at"], columns["state"]
         executing = f"{by_claim} AND {state} = '{State.IN_PROGRESS}'"
         now = self._compile(UTCNow())[0]
-        self.columns = f"{', '.join(columns.values())}, {lease} > {now} AS is_leased"
-        self.inserted = ", ".join([*(columns[name] for name in CLAIMED), lease])
-        self.marks = ", ".join([*["%s"] * len(CLAIMED), LEASE])
-        claimed = ", ".join(f"{columns[name]} = %s" for name in CLAIMED)
+        self.columns = (
+            f"{', '.join(columns.values())}, {lease} > {now} AS is_leased, "
+            f"{now} AS read_at"
+        )
+        self.times = ", ".join(columns[name] for name in TIMES)
+        self.inserted = ", ".join(columns[name] for name in CLAIMED)
+        self.inserted += f", {self.times}, {lease}"
+        self.marks = ", ".join([*["%s"] * len(CLAIMED), now, EXPIRY, LEASE])
+        claimed = ", ".join(f"{columns[name]} = %s" for name in (*CLAIMED, *TIMES))
         emptied = ", ".join(f"{columns[name]} = NULL" for name in LATER)
         completed = ", ".join(f"{columns[name]} = %s" for name in COMPLETED)
+        completed += f", {columns['completed_at']} = {now}"
         self.select_sql = f"SELECT {self.columns} FROM {self.table} {by_id}"
         self.take_over_sql = (
             f"{self.AT_ONCE}UPDATE {self.table} "
@@ -77,7 +87,7 @@ class Claims(Rows):
     def claim(
         self,
         wanted: IdempotencyRecord,
-        now: datetime,
+        retention: timedelta,
         seen: IdempotencyRecord | None = None,
         *,
         lease: timedelta | None = None,
@@ -86,18 +96,21 @@ class Claims(Rows):
 
         It has the token of ``wanted`` if the claim is won; another token if the record
         is in force already; and it is None while another transaction executes the key.
-        ``seen`` is the record that a look-up found. Without a ``lease`` it must run
+        ``seen`` is the record that a look-up found. What is claimed is in force for
+        ``retention`` from now (P1). Without a ``lease`` it must run
         inside the transaction that is to hold the effects.
 
         Raises ``DatabaseError``; ``is_busy`` tells the one that means None.
         """
         # Again only after somebody purged, released or replaced what was seen.
         for _turn in range(3):
-            record = seen or self.insert(wanted, lease)
+            record = seen or self.insert(wanted, retention, lease)
             if record is None or record.token == wanted.token:
                 return record
-            if record.is_in_force(now):
+            if record.is_in_force:
                 return record
+            wanted.created_at = record.read_at
+            wanted.expires_at = record.read_at + retention
             if self.take_over(record, wanted, lease):
                 return wanted
             seen = self.read_again(record.pk)
@@ -114,10 +127,16 @@ class Claims(Rows):
         return self.look_up(record_id)
 
     def insert(
-        self, wanted: IdempotencyRecord, lease: timedelta | None
+        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
     ) -> IdempotencyRecord | None:
         """Insert ``wanted``, or quietly lose, and return the record that stands."""
-        wanted.lease_expires_at = lease and UTCNow() + lease  # type: ignore[assignment]  # an expression
+        times: dict[str, Any] = {
+            "created_at": UTCNow(),
+            "expires_at": UTCNow() + retention,
+            "lease_expires_at": lease and UTCNow() + lease,
+        }
+        for name, expression in times.items():
+            setattr(wanted, name, expression)
         manager = IdempotencyRecord.objects.using(self.connection.alias)
         try:
             manager.bulk_create([wanted], ignore_conflicts=True)
@@ -133,13 +152,13 @@ class Claims(Rows):
         wanted: IdempotencyRecord,
         lease: timedelta | None,
     ) -> bool:
-        """Put ``wanted`` in the place of an expired or abandoned record.
+        """Put ``wanted``, with its times, in the place of an earlier record.
 
         False if it is no longer that one, has a live lease again, or was completed by
         a late handler meanwhile: a stored answer is not replaced (E9).
         """
         sql, ends = self._with_lease(self.take_over_sql, lease)
-        values = [*self._values(wanted, CLAIMED), *ends]
+        values = [*self._values(wanted, [*CLAIMED, *TIMES]), *ends]
         values += self._values(earlier, [*CLAIM, "state"])
         return self._execute(sql, values + self._lock_key(wanted)) == 1
 
@@ -161,7 +180,6 @@ class Claims(Rows):
         if stored.body is not None and not self.can_store(stored.body):
             stored = stored.as_tombstone()
         claimed.state = State.COMPLETED
-        claimed.completed_at = timezone.now()
         for name, value in stored.as_fields().items():
             setattr(claimed, name, value)
         self._write(self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM]))
@@ -202,29 +220,43 @@ class Claims(Rows):
 
     def _with_lease(self, sql: str, lease: timedelta | None) -> tuple[str, list[Any]]:
         """Return a statement with the end of a lease in it, and that end's values."""
-        end, values = self._lease_end(lease) if lease else ("NULL", [])
+        end, values = self.end_of(lease) if lease else ("NULL", [])
         return sql.format(lease=end), values
 
-    def _lease_end(self, lease: timedelta) -> tuple[str, list[Any]]:
-        return self._compile(UTCNow() + lease)
+    def _insertion(
+        self,
+        sql: str,
+        wanted: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
+    ) -> tuple[str, list[Any]]:
+        """Return a statement that inserts, and the values for its marks."""
+        expiry, expiries = self.end_of(retention)
+        end, ends = self.end_of(lease) if lease else ("NULL", [])
+        values = [*self._values(wanted, CLAIMED), *expiries, *ends]
+        return sql.format(expiry=expiry, lease=end), values
+
+    def _compile_end(self, duration: timedelta) -> tuple[str, list[Any]]:
+        return self._compile(UTCNow() + duration)
 
     def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
         return []
 
 
-class RowCountClaims(Claims):
-    """Claims by one INSERT whose row count tells who won."""
+class ReturningClaims(Claims):
+    """Claims by one INSERT that returns the row if it wins."""
 
     INSERT: str
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
-        self.insert_sql = self.INSERT.format(self.table, self.inserted, self.marks)
+        insert_sql = self.INSERT.format(self.table, self.inserted, self.marks)
+        self.insert_sql = f"{insert_sql} RETURNING {self.columns}"
 
     def insert(
-        self, wanted: IdempotencyRecord, lease: timedelta | None
+        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
     ) -> IdempotencyRecord | None:
-        sql, ends = self._with_lease(self.insert_sql, lease)
-        if self._execute(sql, [*self._values(wanted, CLAIMED), *ends]) == 1:
-            return wanted
-        return self.read_again(wanted.pk)
+        if not self.connection.features.can_return_columns_from_insert:
+            return super().insert(wanted, retention, lease)  # SQLite before 3.35
+        sql, values = self._insertion(self.insert_sql, wanted, retention, lease)
+        return self._fetch(sql, values) or self.read_again(wanted.pk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -41,7 +41,7 @@ class Leases:
         return self.claims.look_up(record_id)
 
     def claim(
-        self, wanted: IdempotencyRecord, now: datetime, lease: timedelta
+        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta
     ) -> IdempotencyRecord | None:
         """Return the record that stands for the key, as ``Claims.claim`` does."""
 
@@ -49,7 +49,7 @@ class Leases:
             seen = None
             if self.claims.looks_up_first:
                 seen = self.claims.look_up(wanted.pk)
-            return self.claims.claim(wanted, now, seen, lease=lease)
+            return self.claims.claim(wanted, retention, seen, lease=lease)
 
         return self._win(claim, wanted, lease)
 
@@ -104,8 +104,8 @@ class Leases:
             found = self.claims.look_up(wanted.pk)
             if found is None or found.token != wanted.token:
                 return claim()
-            if found.is_leased or self.claims.take_over(found, wanted, lease):
-                return wanted
+            if found.is_leased or self.claims.take_over(found, found, lease):
+                return found
             return None
 
         def claim_again() -> IdempotencyRecord | None:

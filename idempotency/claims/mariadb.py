@@ -8,12 +8,12 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
-from idempotency.claims.base import RowCountClaims
+from idempotency.claims.base import ReturningClaims
 from idempotency.claims.errors import causes
 from idempotency.models import IdempotencyRecord
 
 
-class MariaDBClaims(RowCountClaims):
+class MariaDBClaims(ReturningClaims):
     """MariaDB: the row's own lock tells at once whether somebody executes the key."""
 
     AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout=0 FOR "

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from idempotency.claims.base import CLAIMED, Claims
+from idempotency.claims.base import Claims
 from idempotency.claims.errors import causes
 from idempotency.models import IdempotencyRecord
 
@@ -41,23 +41,25 @@ class PostgreSQLClaims(Claims):
         self.insert_sql = (
             f"WITH claim AS (INSERT INTO {self.table} ({self.inserted}) "
             f"SELECT {self.marks} WHERE {self.LOCK.format(table=self.table)} "
-            f"ON CONFLICT DO NOTHING RETURNING 1 AS is_won) "
-            f"SELECT claim.is_won, record.* FROM claim "
+            f"ON CONFLICT DO NOTHING RETURNING {self.times}) "
+            f"SELECT claim.*, record.* FROM claim "
             f"FULL JOIN ({self.select_sql}) AS record ON TRUE"
         )
 
     def insert(
-        self, wanted: IdempotencyRecord, lease: timedelta | None
+        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
     ) -> IdempotencyRecord | None:
-        sql, ends = self._with_lease(self.insert_sql, lease)
-        values = [*self._values(wanted, CLAIMED), *ends]
+        sql, values = self._insertion(self.insert_sql, wanted, retention, lease)
         values += [*self._lock_key(wanted), wanted.pk]
         row = self._fetch_row(sql, values)
         if row is None:
             # Held by another transaction, or committed after the snapshot.
             return self.look_up(wanted.pk)
-        is_won, *found = row
-        return wanted if is_won else self._record(found)
+        created_at, expires_at, *found = row
+        if created_at is None:
+            return self._record(found)
+        wanted.created_at, wanted.expires_at = created_at, expires_at
+        return wanted
 
     def is_transient(self, error: DatabaseError) -> bool:
         return self._has_state(error, self.TRANSIENT)

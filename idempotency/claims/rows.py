@@ -14,6 +14,8 @@ from idempotency.models import IdempotencyRecord
 
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
 ATTNAMES = [field.attname for field in FIELDS]
+# When a record was read comes back as its other times do.
+TIME = ATTNAMES.index("expires_at")
 
 
 class Rows:
@@ -22,7 +24,7 @@ class Rows:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self.table = connection.ops.quote_name(IdempotencyRecord._meta.db_table)
-        self.converters = [*self._converters()]
+        self.converters = [[*self._converters(field)] for field in FIELDS]
 
     def _compile(self, expression: Any) -> tuple[str, list[Any]]:
         query = IdempotencyRecord.objects.using(self.connection.alias).query
@@ -59,26 +61,31 @@ class Rows:
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(sql, values)
-                row: Sequence[Any] | None = cursor.fetchone()
-                return row
+                # All: a statement that writes has ended only then, in SQLite.
+                rows: Sequence[Sequence[Any]] = cursor.fetchall()
+                return rows[0] if rows else None
         except Error as error:
             failure = without_values(error)
         raise failure
 
     def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
-        *found, is_leased = row
-        for index, column, convert in self.converters:
-            found[index] = convert(found[index], column, self.connection)
+        *found, is_leased, read_at = row
+        found = [self._converted(value, index) for index, value in enumerate(found)]
         record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
         record.is_leased = bool(is_leased)
+        record.read_at = self._converted(read_at, TIME)
         return record
 
-    def _converters(self) -> Iterator[tuple[int, Any, Any]]:
+    def _converted(self, value: Any, index: int) -> Any:
+        for column, convert in self.converters[index]:
+            value = convert(value, column, self.connection)
+        return value
+
+    def _converters(self, field: Any) -> Iterator[tuple[Any, Any]]:
         """Yield what makes of a column's value what the model's field wants."""
-        for index, field in enumerate(FIELDS):
-            column = field.get_col(IdempotencyRecord._meta.db_table)
-            for convert in (
-                *self.connection.ops.get_db_converters(column),
-                *column.get_db_converters(self.connection),
-            ):
-                yield index, column, convert
+        column = field.get_col(IdempotencyRecord._meta.db_table)
+        for convert in (
+            *self.connection.ops.get_db_converters(column),
+            *column.get_db_converters(self.connection),
+        ):
+            yield column, convert

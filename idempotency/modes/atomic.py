@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import NoReturn
 
 from django.db import DatabaseError, Error, transaction
@@ -29,7 +28,7 @@ class AtomicMode(Mode):
     is_committed = False
 
     def run(
-        self, wanted: IdempotencyRecord, now: datetime
+        self, wanted: IdempotencyRecord
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
         """Do all in one transaction, or in one savepoint of an open one (E1, E2)."""
         record = seen = None
@@ -38,10 +37,10 @@ class AtomicMode(Mode):
         try:
             if self.claims.looks_up_first:
                 seen = self.claims.look_up(wanted.pk)
-            if seen is not None and seen.is_in_force(now):
+            if seen is not None and seen.is_in_force:
                 return seen, None
             with transaction.atomic(using=self.alias):
-                record = self.claims.claim(wanted, now, seen)
+                record = self.claims.claim(wanted, self.policy.retention, seen)
                 if record is not None and record.token == wanted.token:
                     outcome = self._run_handler(record)
         except DatabaseError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ class Mode(ABC):
 
     @abstractmethod
     def run(
-        self, wanted: IdempotencyRecord, now: datetime
+        self, wanted: IdempotencyRecord
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
         """Claim the key and run the handler, or find the record that is in force.
 

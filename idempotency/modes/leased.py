@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
@@ -52,14 +52,15 @@ class LeasedMode(Mode):
         self.leases = Leases(self.claims)
 
     def run(
-        self, wanted: IdempotencyRecord, now: datetime
+        self, wanted: IdempotencyRecord
     ) -> tuple[IdempotencyRecord | None, Outcome | None]:
         """Commit the claim, then run the handler (E7)."""
         if self._is_in_transaction():  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
         try:
-            record = self.leases.claim(wanted, now, self.policy.lease)
+            policy = self.policy
+            record = self.leases.claim(wanted, policy.retention, policy.lease)
         except DatabaseError as error:
             return self._not_claimed(error)
         if record is None or record.token != wanted.token:
@@ -74,6 +75,7 @@ class LeasedMode(Mode):
             raise OutcomeUnknown
         wanted.attempt = abandoned.attempt + 1
         wanted.created_at = abandoned.created_at
+        wanted.expires_at = abandoned.read_at + self.policy.retention
         try:
             is_taken = self.leases.take_over(abandoned, wanted, self.policy.lease)
         except DatabaseError as error:

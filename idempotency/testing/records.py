@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from django.db.models import F, QuerySet
 
-from idempotency.clocks import UTCNow
+from idempotency.clocks import Duration, UTCNow
 from idempotency.models import IdempotencyRecord, State, default_alias
 
 TIMES = ("created_at", "completed_at", "expires_at", "lease_expires_at")
@@ -23,7 +23,7 @@ def age_records(
     """
     if records is None:
         records = IdempotencyRecord.objects.using(default_alias())
-    return records.update(**{name: F(name) - age for name in TIMES})
+    return records.update(**{name: F(name) - Duration(age) for name in TIMES})
 
 
 def abandon_record(key: str, *, using: str | None = None) -> IdempotencyRecord:
