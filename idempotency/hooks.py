@@ -39,8 +39,11 @@ class Hooks:
 
     def get_idempotency_fingerprint(self, request: Request) -> Fingerprint | str:
         """Return what was asked: equal for equal requests, of any length (F1)."""
-        custom = imported(get_settings().FINGERPRINT)
-        return default_fingerprint(request) if custom is None else custom(request)
+        custom = get_settings().FINGERPRINT
+        if custom is None:
+            return default_fingerprint(request)
+        found: Fingerprint | str = imported(custom)(request)
+        return found
 
     def should_store_response(self, response: HttpResponseBase) -> bool:
         """Tell whether to keep a rendered response. If not, retries get a 409 (O4)."""
@@ -72,8 +75,10 @@ def hooks_of(view: APIView) -> Hooks:
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:
     """Return the scope that a ``scope`` option gives, or the default one for None."""
-    custom = imported(scope)
-    return default_scope(request) if custom is None else custom(request)
+    if scope is None:
+        return default_scope(request)
+    found: str = imported(scope)(request)
+    return found
 
 
 def may_store(
@@ -113,4 +118,4 @@ def check_replay_by(
 def imported(value: Any) -> Any:
     """Return the function that an option names by its dotted path, or is itself."""
     # Callables are not asked whether they are strings: proxies would answer for others.
-    return value if value is None or callable(value) else import_string(value)
+    return value if callable(value) else import_string(value)

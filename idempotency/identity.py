@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from idempotency.fingerprints import VERSIONS, Fingerprint, fingerprint_in
@@ -11,6 +11,10 @@ from idempotency.models import IdempotencyRecord, State
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+
+
+# The database writes them (P1).
+NO_TIMES: Any = {"created_at": None, "expires_at": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,4 +54,12 @@ class Identity:
             state=State.IN_PROGRESS,
             attempt=1,
             token=uuid4(),
+            # Said, since Django asks each field for a default otherwise.
+            lease_expires_at=None,
+            status_code=None,
+            headers=None,
+            body=None,
+            body_size=None,
+            completed_at=None,
+            **NO_TIMES,
         )

@@ -15,7 +15,7 @@ from idempotency.models import IdempotencyRecord
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
 ATTNAMES = [field.attname for field in FIELDS]
 # When a record was read comes back as its other times do.
-TIME = ATTNAMES.index("expires_at")
+TIME = FIELDS[ATTNAMES.index("expires_at")]
 
 
 class Rows:
@@ -24,7 +24,7 @@ class Rows:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self.table = connection.ops.quote_name(IdempotencyRecord._meta.db_table)
-        self.converters = [[*self._converters(field)] for field in FIELDS]
+        self.converters = [*self._converters()]
 
     def _compile(self, expression: Any) -> tuple[str, list[Any]]:
         query = IdempotencyRecord.objects.using(self.connection.alias).query
@@ -70,22 +70,24 @@ class Rows:
 
     def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
         *found, is_leased, read_at = row
-        found = [self._converted(value, index) for index, value in enumerate(found)]
+        found.append(read_at)
+        for index, column, convert in self.converters:
+            found[index] = convert(found[index], column, self.connection)
+        read_at = found.pop()
         record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
         record.is_leased = bool(is_leased)
-        record.read_at = self._converted(read_at, TIME)
+        record.read_at = read_at
         return record
 
-    def _converted(self, value: Any, index: int) -> Any:
-        for column, convert in self.converters[index]:
-            value = convert(value, column, self.connection)
-        return value
+    def _converters(self) -> Iterator[tuple[int, Any, Any]]:
+        """Yield what makes of a column's value what the model's field wants.
 
-    def _converters(self, field: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield what makes of a column's value what the model's field wants."""
-        column = field.get_col(IdempotencyRecord._meta.db_table)
-        for convert in (
-            *self.connection.ops.get_db_converters(column),
-            *column.get_db_converters(self.connection),
-        ):
-            yield column, convert
+        Behind the fields comes the time at which the row was read.
+        """
+        for index, field in enumerate((*FIELDS, TIME)):
+            column = field.get_col(IdempotencyRecord._meta.db_table)
+            for convert in (
+                *self.connection.ops.get_db_converters(column),
+                *column.get_db_converters(self.connection),
+            ):
+                yield index, column, convert

@@ -88,6 +88,8 @@ def fingerprint(request: Any) -> str:
 
 
 def _query(text: str) -> list[tuple[str, str]]:
+    if not text:
+        return []
     # Always UTF-8: request.GET follows the charset of the body. What is no UTF-8 stays
     # apart, because in another charset it means something.
     pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
