@@ -1,12 +1,69 @@
-"""The database's clock."""
+"""Instants in the database, and the database's clock."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from datetime import timezone as zones
 from typing import Any
 
+from django.conf import settings
 from django.db import models
 from django.db.models.sql import Query
+from django.utils import timezone
+
+UTC = zones.utc
+
+
+class InstantField(models.DateTimeField):  # type: ignore[type-arg]  # generic for the stubs alone
+    """A time that is the same whatever USE_TZ and TIME_ZONE are.
+
+    Django's own field keeps local time where USE_TZ is False or the database has a
+    TIME_ZONE, and an hour a year comes twice in that. This one keeps UTC where the
+    database knows no zones, and always returns UTC. Times without a zone that it is
+    given are in the project's time zone. The column is as Django's own.
+    """
+
+    def deconstruct(self) -> Any:
+        """Let migrations have Django's own field: nothing differs in the database."""
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, kwargs
+
+    def get_prep_value(self, value: Any) -> Any:
+        """Return a time with its zone."""
+        value = super().get_prep_value(value)
+        if value is not None and timezone.is_naive(value):
+            value = timezone.make_aware(value, timezone.get_default_timezone())
+        return value
+
+    def get_db_prep_value(
+        self, value: Any, connection: Any, prepared: bool = False
+    ) -> Any:
+        """Return what the driver takes."""
+        value = value if prepared else self.get_prep_value(value)
+        if value is not None and not connection.features.supports_timezones:
+            value = timezone.make_naive(value, UTC)
+        return connection.ops.adapt_datetimefield_value(value)
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> Any:
+        """Ask for UTC where Django's driver would leave out which zone it told."""
+        if not settings.USE_TZ:
+            sql = in_utc(sql, compiler.connection)
+        return sql, params
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        """Return UTC, whatever zone Django has taken it for."""
+        if value is None:
+            return None
+        if connection.features.supports_timezones and timezone.is_aware(value):
+            return value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+def in_utc(sql: str, connection: Any) -> str:
+    """Return an instant of the database's without its zone, in UTC."""
+    if connection.features.supports_timezones:
+        return f"({sql}) AT TIME ZONE 'UTC'"
+    return sql
 
 
 class Duration(models.Value):
@@ -23,7 +80,7 @@ class Duration(models.Value):
 class UTCNow(models.Func):
     """The database's clock in UTC, whatever the session's time zone."""
 
-    output_field = models.DateTimeField()
+    output_field = InstantField()
     arity = 0
     template = "CURRENT_TIMESTAMP"
 

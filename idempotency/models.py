@@ -15,7 +15,7 @@ from django.http import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, reconnecting, scopes
-from idempotency.clocks import UTCNow
+from idempotency.clocks import InstantField, UTCNow
 from idempotency.conf import get_settings
 from idempotency.discretion import discreet, without_values
 from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
@@ -214,15 +214,15 @@ class IdempotencyRecord(models.Model):
     state = models.CharField(_("state"), max_length=11, choices=State.choices)
     attempt = models.PositiveIntegerField(_("attempt"), default=1)
     token = models.UUIDField(_("claim token"))
-    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True)
+    lease_expires_at = InstantField(_("lease expires at"), null=True)
     status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
     headers = models.JSONField(_("headers"), null=True)
     body = models.BinaryField(_("body"), null=True)
     # NULL without an answer, and where the answer was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
-    created_at = models.DateTimeField(_("created at"))
-    completed_at = models.DateTimeField(_("completed at"), null=True)
-    expires_at = models.DateTimeField(_("expires at"))
+    created_at = InstantField(_("created at"))
+    completed_at = InstantField(_("completed at"), null=True)
+    expires_at = InstantField(_("expires at"))
 
     objects: ClassVar[IdempotencyRecordManager] = IdempotencyRecordManager()
 

@@ -278,11 +278,6 @@ def e005(project: Project) -> Messages:
     return check_leased_views()
 
 
-def e006(project: Project) -> Messages:
-    project.settings.USE_TZ = False
-    return check_settings()
-
-
 def e007(project: Project) -> Messages:
     project.settings.IDEMPOTENCY = {"LEASE": timedelta(days=30)}
     return check_settings()

@@ -110,16 +110,7 @@ NULLABLE = {
 @checks.register("idempotency")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Report settings that are unknown, of a wrong type or without meaning."""
-    found = list(_mistakes_in_settings()) or list(_long_lease())
-    if not settings.USE_TZ:
-        found.append(
-            Error(
-                "USE_TZ is False, and the records' times are in UTC.",
-                hint="Write USE_TZ = True, which is Django's default.",
-                id="idempotency.E006",
-            )
-        )
-    return found
+    return list(_mistakes_in_settings()) or list(_long_lease())
 
 
 @checks.register("idempotency")

@@ -11,7 +11,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
-from idempotency.clocks import UTCNow
+from idempotency.clocks import UTCNow, in_utc
 from idempotency.discretion import without_values
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
@@ -55,13 +55,13 @@ class Claims(Rows):
         lease, state = columns["lease_expires_at"], columns["state"]
         executing = f"{by_claim} AND {state} = '{State.IN_PROGRESS}'"
         now = self._compile(UTCNow())[0]
+        selected = ", ".join(map(self._selected, ATTNAMES))
         self.columns = (
-            f"{', '.join(columns.values())}, {lease} > {now} AS is_leased, "
-            f"{now} AS read_at"
+            f"{selected}, {lease} > {now} AS is_leased, "
+            f"{in_utc(now, connection)} AS read_at"
         )
-        self.times = ", ".join(columns[name] for name in TIMES)
-        self.inserted = ", ".join(columns[name] for name in CLAIMED)
-        self.inserted += f", {self.times}, {lease}"
+        self.inserted = ", ".join(columns[name] for name in [*CLAIMED, *TIMES])
+        self.inserted += f", {lease}"
         self.marks = ", ".join([*["%s"] * len(CLAIMED), now, EXPIRY, LEASE])
         claimed = ", ".join(f"{columns[name]} = %s" for name in (*CLAIMED, *TIMES))
         emptied = ", ".join(f"{columns[name]} = NULL" for name in LATER)

@@ -8,8 +8,9 @@ from typing import Any
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from idempotency.claims.base import Claims
+from idempotency.claims.base import TIMES, Claims
 from idempotency.claims.errors import causes
+from idempotency.claims.rows import TIME
 from idempotency.models import IdempotencyRecord
 
 
@@ -35,13 +36,14 @@ class PostgreSQLClaims(Claims):
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
+        times = ", ".join(map(self._selected, TIMES))
         # The SELECT finds the record that was there before, lock or no lock: replays do
         # not get in each other's way. A join, since parsing and planning is most of
         # what the statement takes, and a UNION has every column twice.
         self.insert_sql = (
             f"WITH claim AS (INSERT INTO {self.table} ({self.inserted}) "
             f"SELECT {self.marks} WHERE {self.LOCK.format(table=self.table)} "
-            f"ON CONFLICT DO NOTHING RETURNING {self.times}) "
+            f"ON CONFLICT DO NOTHING RETURNING {times}) "
             f"SELECT claim.*, record.* FROM claim "
             f"FULL JOIN ({self.select_sql}) AS record ON TRUE"
         )
@@ -58,7 +60,8 @@ class PostgreSQLClaims(Claims):
         created_at, expires_at, *found = row
         if created_at is None:
             return self._record(found)
-        wanted.created_at, wanted.expires_at = created_at, expires_at
+        wanted.created_at = TIME.from_db_value(created_at, None, self.connection)
+        wanted.expires_at = TIME.from_db_value(expires_at, None, self.connection)
         return wanted
 
     def is_transient(self, error: DatabaseError) -> bool:

@@ -9,6 +9,7 @@ from uuid import UUID
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from idempotency.clocks import InstantField, in_utc
 from idempotency.discretion import without_values
 from idempotency.models import IdempotencyRecord
 
@@ -31,6 +32,14 @@ class Rows:
         compiler = query.get_compiler(using=self.connection.alias)
         sql, values = compiler.compile(expression.resolve_expression(query))
         return sql, [*values]
+
+    def _selected(self, name: str) -> str:
+        """Return a column as it is read: times are in UTC, whatever USE_TZ is."""
+        field = FIELDS[ATTNAMES.index(name)]
+        column: str = self.connection.ops.quote_name(field.column)
+        if not isinstance(field, InstantField):
+            return column
+        return f"{in_utc(column, self.connection)} AS {column}"
 
     def _id(self, record_id: UUID) -> list[Any]:
         field: Any = IdempotencyRecord._meta.pk
