@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
-from functools import partial, update_wrapper, wraps
+from functools import partial, wraps
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
@@ -110,10 +111,21 @@ class IdempotencyMixin(Hooks):
                 ignore_key(self, drf_request, acts=acts)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
             _keep_body(request)
-            # With the handler's own marks: permissions and schemas may look for them.
-            run = partial(self._execute, handler, options)
-            setattr(self, name, update_wrapper(run, handler))
+            setattr(self, name, self._protect(handler, options))
         return drf_request
+
+    def _protect(self, handler: Any, options: Options) -> Any:
+        """Return what the view has in the handler's place, to all who look a method.
+
+        With the handler's own marks: permissions and schemas look for them, and loggers
+        for the view that a method is bound to.
+        """
+
+        @wraps(handler.__func__ if type(handler) is MethodType else handler)
+        def protected(view: IdempotencyMixin, /, *args: Any, **kwargs: Any) -> Any:
+            return view._execute(handler, options, *args, **kwargs)
+
+        return MethodType(protected, self)
 
     def _execute(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -192,6 +193,23 @@ def test_options_of_a_request(client: Any, atomic_requests: bool) -> None:
     assert inside.json() == {"in transaction": True}
     assert outside.json() == {"in transaction": False}
     assert {*ByKind.asked} == {("POST", (), "create")}
+
+
+def test_a_handler_is_a_method() -> None:
+    """K4: Whoever looks at a view's handler finds a method of it, with its marks."""
+    seen = []
+
+    def post(self: Any, request: Request, *, pk: int = 0) -> Response:
+        return Response()
+
+    def initial(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((self.post.__self__ is self, signature(self.post), self.post.limit))
+
+    post.limit = 5  # type: ignore[attr-defined]
+    base = view_of(APIView, post=post, initial=initial)
+    for view in (base, view_of(IdempotencyMixin, base)):
+        assert view.as_view()(APIRequestFactory().post("/")).status_code == 200
+    assert seen[0] == seen[1]
 
 
 def test_as_view_of_an_instance() -> None:

@@ -269,6 +269,14 @@ class TestTracking:
         assert client.post(door, {}, **key()).content == first.content
         assert Effect.objects.count() == APIRequestLog.objects.count() == 1
 
+    def test_name_of_the_view(self, client: Any, door: str) -> None:
+        """K4: It finds the view by the method that answers, key or no key."""
+        for headers in ({}, key()):
+            assert client.post(door, {}, **headers).status_code == 201
+        name = "Tracked" if door == "/tracked/" else "TrackedMethod"
+        found = APIRequestLog.objects.values_list("view", flat=True)
+        assert [*found] == [f"{__name__}.{name}"] * 2
+
     def test_refusal(self, client: Any, handle: Handle, door: str) -> None:
         """O2: What a refused handler wrote is what it is without a key."""
 
