@@ -514,6 +514,14 @@ class Scoped(ByApiKey):
     idempotency_scope = by_api_key
 
 
+class Permits(ByApiKey):
+    permission_classes = property(lambda self: [~AllowAny])
+
+
+class AuthenticatesLater(ByApiKey):
+    authentication_classes = property(lambda self: [])
+
+
 @pytest.mark.parametrize(
     ("view", "arguments", "is_reported"),
     [
@@ -524,6 +532,8 @@ class Scoped(ByApiKey):
         (ByApiKey, {"authentication_classes": [TokenAuthentication]}, False),
         (Authenticates, {}, False),
         (Scoped, {}, False),
+        (Permits, {}, False),
+        (AuthenticatesLater, {}, False),
     ],
 )
 def test_callers_that_nothing_names(

@@ -12,6 +12,7 @@ from rest_framework.views import APIView
 from idempotency.checks.endpoints import Endpoint, find_endpoints
 from idempotency.checks.settings import settings_are_right
 from idempotency.conf import get_settings
+from idempotency.handlers import attribute_of
 from idempotency.protection import protection_of
 from idempotency.routes import find_routes
 
@@ -51,15 +52,14 @@ def _mixes_callers(endpoint: Endpoint) -> bool:
         or getattr(cls, "get_authenticators", None) is not APIView.get_authenticators
     ):
         return False
-    own = {**_attributes_of(cls), **endpoint.callback.initkwargs}
-    return not own["authentication_classes"] and any(
-        permission is not AllowAny for permission in own["permission_classes"]
+    authenticators, permissions = (
+        endpoint.callback.initkwargs.get(name, attribute_of(cls, name))
+        for name in ("authentication_classes", "permission_classes")
     )
-
-
-def _attributes_of(cls: Any) -> dict[str, Any]:
-    names = ("authentication_classes", "permission_classes")
-    return {name: getattr(cls, name) for name in names}
+    # What is made for each view, by a property, only a view can tell.
+    if not all(type(each) in (list, tuple) for each in (authenticators, permissions)):
+        return False
+    return not authenticators and any(each is not AllowAny for each in permissions)
 
 
 @checks.register("idempotency")
