@@ -9,7 +9,7 @@ attributes are read of functions alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.views import View
 from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSetMixin
 
 # Tracers put wrapt's transparent proxies, or those of their own copy of wrapt, around
 # views and handlers.
@@ -45,10 +46,20 @@ def function_of(value: Any) -> Any:
             return value
         if kind is MethodType or kind is staticmethod or kind is classmethod:
             value = value.__func__
-        elif any(base.__name__ in PROXIES for base in kind.__mro__):
+        elif any(name in PROXIES for _module, name in places_of(kind)):
             value = value.__wrapped__
         else:
             return None
+
+
+def places_of(cls: type) -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of a class and of its bases.
+
+    A metaclass is not asked: it may answer for its classes.
+    """
+    read = type.__getattribute__
+    for base in read(cls, "__mro__"):
+        yield read(base, "__module__"), read(base, "__name__")
 
 
 def dotted_name(value: Any) -> str:
@@ -175,10 +186,12 @@ def parts_of(callback: Any) -> Parts | None:
     own = {} if function is None else vars(function)
     for cls, arguments in (("cls", "initkwargs"), ("view_class", "view_initkwargs")):
         if is_class(own.get(cls)) and issubclass(own[cls], View):
+            # On other views the name is anybody's.
+            is_view_set = issubclass(own[cls], ViewSetMixin)
             return Parts(
                 cls=own[cls],
                 arguments=own.get(arguments, {}),
-                actions=own.get("actions", {}),
+                actions=own.get("actions", {}) if is_view_set else {},
             )
     return None
 

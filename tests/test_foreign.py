@@ -63,6 +63,16 @@ WAYS = [
 Touchy: Any = type("Touchy", (), {way: recording(way) for way in WAYS})
 
 
+class TouchyClass(type):
+    """Answers for what its classes have, their names and bases included."""
+
+    __getattribute__ = recording("class")
+
+
+class ReadByNobody(metaclass=TouchyClass):
+    pass
+
+
 class Held:
     """Such an object, for a class or a closure."""
 
@@ -95,6 +105,8 @@ class WithMixin(IdempotencyMixin, APIView):
     """Protected by the mixin."""
 
     client = Touchy()
+    model = ReadByNobody
+    instance = object.__new__(ReadByNobody)
     idempotency_scope = everybody
 
     @Held.by
@@ -354,6 +366,14 @@ def test_a_view_that_answers_to_any_name(settings: Any) -> None:
         ("none", f"{__name__}.Touchy"),
     ]
     assert not is_exempt(Touchy(), "POST")
+
+
+def test_a_view_that_has_actions_of_its_own(settings: Any) -> None:
+    """X2: What decorators leave on a view is read on ViewSets alone."""
+    view: Any = WithMixin.as_view()
+    view.actions = Touchy()
+    settings.ROOT_URLCONF = (path("mixin", view),)
+    assert {each.door for each in audit()} == {"mixin", "decorator"}
 
 
 class Scope:

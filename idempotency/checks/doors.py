@@ -17,6 +17,7 @@ from idempotency.handlers import (
     handlers_of,
     hidden_in,
     mark_of,
+    places_of,
 )
 from idempotency.routes import Route, find_routes
 
@@ -97,7 +98,4 @@ def _ninja_operations(callback: Any) -> Iterator[Any]:
 
 
 def _is_of(value: Any, module: str, name: str) -> bool:
-    return any(
-        (base.__module__, base.__name__) == (module, name)
-        for base in type(value).__mro__
-    )
+    return (module, name) in places_of(type(value))
