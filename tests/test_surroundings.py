@@ -241,20 +241,22 @@ class TestTracking:
     def door(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
-    @pytest.mark.parametrize("how", ["raised", "lost"])
+    @pytest.mark.parametrize("how", ["raised", "returned", "lost"])
     def test_failure(self, client: Any, handle: Handle, door: str, how: str) -> None:
-        """E2, O3: A failure leaves neither effect nor claim, whoever logs it."""
+        """E2, O3, R1: A failure leaves neither effect nor claim, but its log."""
 
         def handler(request: Request) -> Any:
             Effect.objects.create()
             if how == "raised":
                 raise APIException("out of order")  # 500
+            if how == "returned":
+                return Response(status=500)
             lose_effects()
             return Response(status=201)
 
         handle(handler)
         answer = client.post(door, {}, **key())
-        assert answer.status_code == (500 if how == "raised" else 503)
+        assert answer.status_code == (503 if how == "lost" else 500)
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
         assert APIRequestLog.objects.get().status_code == answer.status_code
@@ -513,13 +515,15 @@ class TestMadeAnswers:
         assert client.post("/forgiving/", {}, **key()).status_code == 503
         assert Effect.objects.count() == 0
 
-    def test_envelope(self, client: Any, handle: Handle) -> None:
+    @pytest.mark.parametrize("status_code", [402, 500])
+    def test_envelope(self, client: Any, handle: Handle, status_code: int) -> None:
         """O3: An envelope that always says 200 is told apart from what it holds."""
 
         def handler(request: Request) -> Any:
             Effect.objects.create()
-            lose_effects()
-            return Response({"code": 402}, status=402)
+            if status_code == 402:
+                lose_effects()
+            return Response({"code": status_code}, status=status_code)
 
         handle(handler)
         answer = client.post("/enveloping/", {}, **key())

@@ -86,18 +86,18 @@ class AtomicMode(Mode):
                 else:
                     self._release(claimed)
                 return error
-            # An answer whose effects are undone is not rendered in a transaction that
-            # may refuse every query: Django does it afterwards (R1).
-            if self._is_doomed():
+            # An answer whose effects are undone is not finished in a transaction that
+            # may refuse every query, and undoes what is written there: Django REST
+            # framework and Django do it afterwards (R1).
+            if self._is_lost(response):
                 return self._answer_undone(response, wish, claimed)
             response = self.finisher.finalize(response)
-            if response.status_code < 500:
-                response = self.finisher.render(response)
-            if self._is_doomed():
+            if self._is_lost(response):
                 return self._answer_undone(response, wish, claimed)
-        if response.status_code >= 500:
-            self._undo(is_wanted=False)
-        elif self.is_released_by(response):
+            response = self.finisher.render(response)
+            if self._is_lost(response):
+                return self._answer_undone(response, wish, claimed)
+        if self.is_released_by(response):
             self._release(claimed)
         else:
             self._complete(claimed, response)
@@ -105,6 +105,10 @@ class AtomicMode(Mode):
 
     def _note_commit(self) -> None:
         self.is_committed = True
+
+    def _is_lost(self, response: HttpResponseBase) -> bool:
+        """Tell whether an answer's effects are to be undone, or are already (O3)."""
+        return response.status_code >= 500 or self._is_doomed()
 
     def _is_doomed(self) -> bool:
         """Tell whether the transaction can only be rolled back."""
