@@ -106,13 +106,24 @@ def check_replay_by(
     if callable(option):
         option(request, record)
     elif option == "object":
-        lookup = getattr(view, "lookup_url_kwarg", None) or getattr(
-            view, "lookup_field", None
-        )
-        if lookup in view.kwargs and isinstance(view, GenericAPIView):
+        if isinstance(view, GenericAPIView) and _names_an_object(view):
             view.get_object()
     else:
         imported(option)(request, record)
+
+
+def _names_an_object(view: GenericAPIView[Any]) -> bool:
+    """Tell whether the URL of a view's request is that of one object.
+
+    A router tells a ViewSet so. Else, a ``get_object()`` of the view's own may look for
+    its object by anything in the URL.
+    """
+    is_detail: bool | None = getattr(view, "detail", None)
+    if is_detail is None:
+        has_own = type(view).get_object is not GenericAPIView.get_object
+        lookup = view.lookup_url_kwarg or view.lookup_field
+        is_detail = bool(view.kwargs) if has_own else lookup in view.kwargs
+    return is_detail
 
 
 def imported(value: Any) -> Any:

@@ -18,9 +18,10 @@ from django.db import (
     transaction,
 )
 from django.http import Http404
+from django.shortcuts import get_object_or_404
 from django.urls import path
 from django.utils.functional import SimpleLazyObject
-from rest_framework import exceptions, generics, serializers, throttling
+from rest_framework import exceptions, generics, serializers, throttling, viewsets
 from rest_framework.decorators import api_view
 from rest_framework.permissions import BasePermission
 from rest_framework.renderers import JSONRenderer
@@ -221,6 +222,23 @@ class OnObjects(IdempotencyMixin, generics.GenericAPIView):
         return behave(request)
 
 
+class OnInvoices(IdempotencyMixin, viewsets.GenericViewSet[Effect]):
+    """Looks for its object by another name than ``lookup_field`` says."""
+
+    queryset = Effect.objects.exclude(note="hidden")
+    idempotency_check_replay = "object"
+
+    def get_object(self) -> Effect:
+        return get_object_or_404(self.get_queryset(), pk=self.kwargs["number"])
+
+    def pay(self, request: Request, number: int) -> Any:
+        self.get_object()
+        return behave(request)
+
+    def add(self, request: Request, pk: int) -> Any:
+        return behave(request)
+
+
 urlpatterns = [
     *usual_urls,
     path("get-only/", GetOnly.as_view()),
@@ -233,6 +251,9 @@ urlpatterns = [
     path("keeps-small-function/", keeps_small),
     path("objects/", OnObjects.as_view()),
     path("objects/<int:pk>/", OnObjects.as_view()),
+    path("routed/<int:number>/", OnInvoices.as_view({"post": "pay"}, detail=True)),
+    path("invoices/<int:number>/", OnInvoices.as_view({"post": "pay"})),
+    path("of/<int:pk>/", OnInvoices.as_view({"post": "add"}, detail=False)),
     path("function-scope/", FunctionScope.as_view()),
     path("bulk/", Bulk.as_view()),
     path(
@@ -621,10 +642,11 @@ class TestReplayOptions:
         assert client.post(door, {}, **key()).status_code == 403
         assert Effect.objects.count() == 1
 
-    def test_object(self, client: Any) -> None:
+    @pytest.mark.parametrize("route", ["objects", "routed", "invoices"])
+    def test_object(self, client: Any, route: str) -> None:
         """S2: Who can't get the object any more gets no replay."""
         effect = Effect.objects.create()
-        url = f"/objects/{effect.pk}/"
+        url = f"/{route}/{effect.pk}/"
         first = client.post(url, {}, **key())
         assert client.post(url, {}, **key()).content == first.content
         Effect.objects.filter(pk=effect.pk).update(note="hidden")
@@ -634,7 +656,7 @@ class TestReplayOptions:
     def test_no_object(self, client: Any, settings: Any, door: str) -> None:
         """S2: Where no object is named, there is none to get again."""
         settings.IDEMPOTENCY = {"CHECK_REPLAY": "object"}
-        for url in ("/objects/", door):
+        for url in ("/objects/", "/of/1/", door):
             first = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
             again = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
             assert again.content == first.content
