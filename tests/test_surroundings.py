@@ -533,6 +533,25 @@ class TestMadeAnswers:
         )
         assert Effect.objects.count() == 0
 
+    @pytest.mark.parametrize("status_code", [500, 200])
+    def test_finalised(
+        self, client: Any, handle: Handle, monkeypatch: Any, status_code: int
+    ) -> None:
+        """E2, O3: What finalize_response makes a failure of, or undoes, is one."""
+
+        def finalize(view: Any, request: Request, response: Any) -> Any:
+            if status_code == 200 and response.status_code == 201:
+                lose_effects()
+            response.status_code = status_code
+            return original(view, request, response)
+
+        original = APIView.finalize_response
+        monkeypatch.setattr(APIView, "finalize_response", finalize)
+        for _ in range(2):
+            answer = client.post("/mixin-view/", {}, **key())
+            assert answer.status_code == (500 if status_code == 500 else 503)
+            assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
+
 
 class TestBatches:
     """E2, E6: requests that a handler sends."""
