@@ -181,7 +181,7 @@ def test_purge(
 ) -> None:
     """A3, P3: The purge is of that database alone, whoever does it."""
     monkeypatch.setattr(purge, "has_worker", lambda: is_by_a_worker)
-    monkeypatch.setattr(purge.purge_expired_records, "delay", purge_expired_records)
+    monkeypatch.setattr(purge_expired_records, "delay", purge_expired_records)
     make_record(RETENTION + DAY)
     new_record(RETENTION + DAY).save(using="ledger")
     staff.post(f"{HERE}purge/")
