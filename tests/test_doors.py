@@ -61,6 +61,18 @@ class Plain(View):
 
 
 @method_decorator(idempotent, name="dispatch")
+class PlainDispatched(View):
+    def post(self, request: HttpRequest) -> Any:
+        raise AssertionError
+
+
+class Paying:
+    @idempotent
+    def __call__(self, request: HttpRequest) -> Any:
+        raise AssertionError
+
+
+@method_decorator(idempotent, name="dispatch")
 class Dispatched(APIView):
     def post(self, request: Request) -> Response:
         raise AssertionError
@@ -109,6 +121,12 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "function that is hidden": (hiding(pay), "test_doors.pay", "@api_view"),
     "function with arguments": (partial(pay), "test_doors.pay", "@api_view"),
     "method of a view of Django's": (Plain.as_view(), "Plain.post", "APIView"),
+    "dispatch of a view of Django's": (
+        PlainDispatched.as_view(),
+        "PlainDispatched.dispatch",
+        "APIView",
+    ),
+    "object that is called": (Paying(), "Paying.__call__", "@api_view"),
     "dispatch": (Dispatched.as_view(), "Dispatched.dispatch", "no handler"),
     "no handler": (Performing.as_view(), "Performing.perform_create", "no handler"),
     "Ninja": (PathView(search, pay).get_view(), "test_doors.pay", "Django Ninja"),

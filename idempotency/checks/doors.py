@@ -68,7 +68,9 @@ def check_doors(**kwargs: Any) -> list[CheckMessage]:
 def _places(route: Route) -> Iterator[Misplaced]:
     parts = route.parts
     if parts is None:
-        yield Misplaced(route.callback, "no view of DRF's", BELOW_API_VIEW)
+        call = attribute_of(type(route.callback), "__call__")
+        for handler in (route.callback, call):
+            yield Misplaced(handler, "no view of DRF's", BELOW_API_VIEW)
         for operation in _ninja_operations(route.callback):
             yield Misplaced(operation, "an operation of Django Ninja", NOT_NINJA)
     elif parts.is_drf:
@@ -78,6 +80,9 @@ def _places(route: Route) -> Iterator[Misplaced]:
             handler = attribute_of(parts.cls, name)
             yield Misplaced(handler, "no handler", ON_HANDLER, own_name)
     else:
+        own_name = f"{dotted_name(parts.cls)}.dispatch"
+        handler = attribute_of(parts.cls, "dispatch")
+        yield Misplaced(handler, "no view of DRF's", ON_API_VIEW, own_name)
         for method in route.methods():
             for handler in handlers_of(parts, method):
                 yield Misplaced(handler, "no view of DRF's", ON_API_VIEW)
