@@ -459,8 +459,9 @@ def test_below_a_tracer() -> None:
     assert protection is not None
     assert protection.policy.required
     assert is_exempt(search, "POST")
-    request = APIRequestFactory().post("/", {}, HTTP_X_USER="ada", **key())
-    assert [search(request).status_code for _ in range(2)] == [201, 201]
+    for _ in range(2):
+        request = APIRequestFactory().post("/", {}, HTTP_X_USER="ada", **key())
+        assert search(request).status_code == 201
     assert Effect.objects.count() == 2
     refused = create(APIRequestFactory().post("/", {}, HTTP_X_USER="ada"))
     assert refused.status_code == 400
