@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
 from django.http import HttpResponseBase
 
 from idempotency import client_warnings
 from idempotency.client_warnings import KEY_IGNORED
 from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
+from idempotency.handlers import parts_of
 from idempotency.hooks import Hooks, hooks_of
 from idempotency.refusing import exception_handler_of
 from idempotency.responses import ERROR_HEADER
@@ -98,6 +100,7 @@ class Finisher:
         in the view's ``handle_exception`` or ``finalize_response``.
         """
         self._refuses_success = True
+        self._spare_others()
 
     def refuse(self, refusal: IdempotencyError) -> None:
         """Let the answer to a refusal of the app's say which it is (X1)."""
@@ -107,6 +110,38 @@ class Finisher:
             self.headers["Retry-After"] = str(refusal.wait)
         handler = exception_handler_of(self.view)
         self.view.get_exception_handler = lambda: handler  # type: ignore[method-assign]  # of this instance
+        self._spare_others()
+
+    def _spare_others(self) -> None:
+        """Let the answer to an error undo nothing of the request that sent this one.
+
+        Nothing of the handler's is left to undo. But Django REST framework marks every
+        transaction of ATOMIC_REQUESTS, which in a batch has other parts' effects (E2).
+        """
+        if not self._is_part():
+            return
+        handle_exception = self.view.handle_exception
+
+        def handle(error: Exception) -> Any:
+            clean = [
+                connection
+                for connection in connections.all(initialized_only=True)
+                if connection.in_atomic_block and not connection.needs_rollback
+            ]
+            try:
+                return handle_exception(error)
+            finally:
+                for connection in clean:
+                    connection.set_rollback(False)
+
+        self.view.handle_exception = handle  # type: ignore[method-assign, assignment]  # of this instance
+
+    def _is_part(self) -> bool:
+        """Tell whether a handler has sent the request, instead of a client."""
+        match = self.request._request.resolver_match
+        parts = None if match is None else parts_of(match.func)
+        # A part may be a copy of the batch's request, with that one's match.
+        return match is None or (parts is not None and parts.cls is not type(self.view))
 
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
         """Take a response as finished already."""

@@ -23,6 +23,7 @@ from django.core.management import get_commands, load_command_class
 from django.db import transaction
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
+from rest_framework.exceptions import ValidationError
 from rest_framework.response import Response
 from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient, APIRequestFactory
@@ -616,7 +617,7 @@ def run_case(case: type[TestCase]) -> None:
 
 
 def refuse(request: Any) -> Any:
-    raise exceptions.KeyRequired
+    raise ValidationError("no")
 
 
 def fail(request: Any) -> Any:

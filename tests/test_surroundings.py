@@ -37,6 +37,10 @@ pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__nam
 Handle = Callable[[Callable[[Request], Any]], None]
 
 
+class OutOfOrder(APIException):
+    status_code = 503
+
+
 class Tracked(LoggingMixin, IdempotencyMixin, APIView):
     """drf-api-tracking's mixin clears the mark of a rollback, to write its log."""
 
@@ -101,12 +105,16 @@ def send_parts(request: Request) -> Response:
     return Response([each.status_code for each in answers], status=207)
 
 
-def send_part(parent: HttpRequest, url: str, body: Any, key: str | None) -> Any:
+def send_part(
+    parent: HttpRequest, url: str, body: Any, key: str | None, matched: bool = False
+) -> Any:
     headers = {"HTTP_X_USER": parent.META["HTTP_X_USER"]}
     key = key or parent.META.get("HTTP_IDEMPOTENCY_KEY")
     if key:
         headers["HTTP_IDEMPOTENCY_KEY"] = key
     part = RequestFactory().post(url, body, "application/json", **headers)
+    if matched:  # as a copy of the batch's request has it
+        part.resolver_match = parent.resolver_match
     view, args, kwargs = resolve(url)
     try:
         return view(part, *args, **kwargs)
@@ -561,14 +569,19 @@ class TestBatches:
             url,
             {
                 "parts": [
-                    dict(zip(("url", "body", "key"), p, strict=True)) for p in parts
+                    # Not all say whether they have the batch's match.
+                    dict(zip(("url", "body", "key", "matched"), part, strict=False))
+                    for part in parts
                 ]
             },
             **headers,
         )
 
-    @pytest.mark.parametrize("how", ["returned", "raised"])
-    def test_one_fails(self, client: Any, handle: Handle, door: str, how: str) -> None:
+    @pytest.mark.parametrize("matched", [False, True], ids=["own", "copied"])
+    @pytest.mark.parametrize("how", ["returned", "raised", "answered"])
+    def test_one_fails(
+        self, client: Any, handle: Handle, door: str, how: str, matched: bool
+    ) -> None:
         """E2: A part that fails undoes itself, and no other part."""
 
         def handler(request: Request) -> Any:
@@ -577,19 +590,55 @@ class TestBatches:
                 return response
             if how == "raised":
                 raise ValueError
+            if how == "answered":
+                raise OutOfOrder  # Django REST framework marks the transaction
             return Response({}, status=503)
 
         handle(handler)
         parts = [
-            (door, {"title": title}, f"{number}-{KEY}")
+            (door, {"title": title}, f"{number}-{KEY}", matched)
             for number, title in enumerate(["right", "wrong", "right"])
         ]
         answer = self.send(client, "/batch/", *parts)
-        statuses = [201, 503 if how == "returned" else 500, 201]
+        statuses = [201, 500 if how == "raised" else 503, 201]
         assert answer.data == statuses
         assert Effect.objects.count() == IdempotencyRecord.objects.count() == 2
         assert self.send(client, "/batch/", *parts).data == statuses
         assert Effect.objects.count() == 2
+
+    def test_one_is_refused(self, client: Any, door: str) -> None:
+        """E2: Nor does a part that the app refuses: nothing of it has run."""
+        client.post(door, {"title": "another"}, **key("used-" + KEY))
+        parts = [
+            (door, {"title": "right"}, "first-" + KEY),
+            (door, {"title": "wrong"}, "used-" + KEY),
+            (door, {"title": "wrong"}, "not a key"),
+            (door, {"title": "right"}, "last-" + KEY),
+        ]
+        answer = self.send(client, "/batch/", *parts)
+        assert answer.data == [201, 422, 400, 201]
+        assert Effect.objects.count() == IdempotencyRecord.objects.count() == 3
+
+    def test_one_finds_nothing(
+        self, client: Any, handle: Handle, atomic_requests: bool
+    ) -> None:
+        """O2: A refusal of the handler's is what it is without a key."""
+
+        def handler(request: Request) -> Any:
+            response = create_effect(request)
+            if request.data["title"] == "wrong":
+                raise NotFound
+            return response
+
+        handle(handler)
+        for keyed in (True, False):
+            parts = [
+                ("/mixin-view/", {"title": title}, f"{title}-{KEY}" if keyed else None)
+                for title in ("right", "wrong")
+            ]
+            assert self.send(client, "/batch/", *parts).data == [201, 404]
+            assert Effect.objects.count() == (0 if atomic_requests else 2)
+            Effect.objects.all().delete()
 
     @pytest.mark.parametrize("url", ["/keyed-batch/", "/leased-batch/"])
     def test_copied_headers(
