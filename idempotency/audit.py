@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
 from idempotency.credentials import handles_credentials
 from idempotency.handlers import dotted_name
-from idempotency.policy import LEASED, Policy
+from idempotency.policy import OPTIONS, Policy
 from idempotency.protection import Protection, is_exempt, protection_of
 from idempotency.routes import Route, find_routes
 
@@ -74,7 +74,7 @@ class Finding:
         mode, scope, policy = "-", "-", "-"
         if self.protection is not None:
             mode = _mode(self.protection.policy)
-            scope = _text(self.protection.scope)
+            scope = _text(self.protection.policy.scope)
             policy = ", ".join(_essentials(self.protection.policy))
         if self.credentials:
             policy = f"{policy}, {CREDENTIALS}".removeprefix("-, ")
@@ -97,12 +97,12 @@ class Finding:
         return {
             **found,
             "mode": mode,
-            "scope": _text(self.protection.scope),
+            "scope": _text(self.protection.policy.scope),
             "policy": {
-                field.name: _json(getattr(policy, field.name))
-                for field in fields(Policy)
-                if field.name not in TOLD_APART
-                and (mode == "leased" or field.name not in LEASED)
+                name: _json(getattr(policy, name))
+                for name, option in OPTIONS.items()
+                if name not in TOLD_APART
+                and (mode == "leased" or not option.is_leased_only)
             },
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.request import Request
@@ -20,21 +20,31 @@ from idempotency.handlers import (
     mark_of,
     parts_of,
 )
-from idempotency.hooks import hooks_of
-from idempotency.policy import validate_options
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from idempotency.policy import TypedOptions
+from idempotency.hooks import options_of
+from idempotency.policy import Policy, validate_options
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+TypedOptions = ParamSpec("TypedOptions")
 
 
-@overload
-def idempotent(handler: Handler, /) -> Handler: ...
-@overload
-def idempotent(**options: Unpack[TypedOptions]) -> Callable[[Handler], Handler]: ...
+class Decorator(Protocol[TypedOptions]):
+    """What ``@idempotent`` is to type checkers: the table of options types its own."""
+
+    @overload
+    def __call__(self, handler: Handler, /) -> Handler: ...
+    @overload
+    def __call__(
+        self, *args: TypedOptions.args, **options: TypedOptions.kwargs
+    ) -> Callable[[Handler], Handler]: ...
+
+
+def _typed_by(
+    table: Callable[TypedOptions, Policy],
+) -> Callable[[Callable[..., Any]], Decorator[TypedOptions]]:
+    return lambda decorator: cast("Decorator[TypedOptions]", decorator)
+
+
+@_typed_by(Policy)
 def idempotent(handler: Any = None, /, **options: Any) -> Any:
     """Protect a function under ``@api_view``, a view's method or a ViewSet's action.
 
@@ -84,9 +94,8 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
                 "@api_view above @idempotent, or decorate the method of an APIView "
                 "that takes the request, such as post() or create()."
             )
-        inherited = hooks_of(view).get_idempotency_options()
         run = partial(handler, *args, **kwargs)
-        return execute(view, request, run, {**inherited, **options})
+        return execute(view, request, run, {**options_of(view), **options})
 
     leave_mark(protected, Mark(options))
     return protected

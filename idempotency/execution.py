@@ -66,7 +66,7 @@ def execute(
     if outer is not None and outer.key is not None and outer.request is request:
         raise ImproperlyConfigured(ONE_AFTER_ANOTHER)
     enabled = get_settings().ENABLED
-    policy = Policy.resolve(options)
+    policy = get_settings().policy.with_options(options)
     if enabled and request.method not in policy.methods:
         ignore_key(view, request)
         return handler()
@@ -219,7 +219,7 @@ class Execution:
         # Neither scope nor key in a variable: a hook may report errors of its own, with
         # all frames around it (X1).
         context = self.context
-        context.scope = scopes.validate_scope(self._ask_for_scope())
+        context.scope = scopes.validate_scope(scope_of(self.request, self.policy.scope))
         if context.scope == scopes.ANONYMOUS:
             scopes.admit_stranger(self.key)
         elif keys.is_weak(self.key):
@@ -236,11 +236,6 @@ class Execution:
             record_id=context.record_id,
             fingerprint=fingerprint,
         )
-
-    def _ask_for_scope(self) -> str:
-        if self.policy.scope is not None:
-            return scope_of(self.request, self.policy.scope)
-        return self.hooks.get_idempotency_scope(self.request)
 
     def _attempt(self) -> Outcome | None:
         """Return the answer, the handler's refusal, or None: in progress elsewhere."""

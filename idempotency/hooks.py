@@ -13,6 +13,7 @@ from idempotency import client_warnings
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_settings
 from idempotency.fingerprints import Fingerprint, default_fingerprint
+from idempotency.policy import OPTIONS
 from idempotency.scopes import default_scope
 
 if TYPE_CHECKING:
@@ -22,20 +23,27 @@ if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecord
 
 
+# Of a view's attributes that are options.
+PREFIX = "idempotency_"
+
+
 class Hooks:
     """The hooks of ``IdempotencyMixin``; views without it get these defaults."""
 
-    idempotency_scope: str | Callable[..., str] | None = None
-
     def get_idempotency_scope(self, request: Request) -> str:
         """Return whose key it is: at most 512 characters (S1)."""
-        # From the class: a function would come from the instance as a method.
-        own = vars(self).get("idempotency_scope", type(self).idempotency_scope)
-        return scope_of(request, get_settings().SCOPE if own is None else own)
+        own = Hooks.get_idempotency_options(self).get("scope")
+        return scope_of(request, get_settings().policy.scope if own is None else own)
 
     def get_idempotency_options(self) -> dict[str, Any]:
         """Return the options that the view itself has an opinion on."""
-        return {}
+        # From the class: a function would come from the instance as a method.
+        own, shared = vars(self), type(self)
+        found = {
+            name: own.get(PREFIX + name, getattr(shared, PREFIX + name))
+            for name in OPTIONS
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def get_idempotency_fingerprint(self, request: Request) -> Fingerprint | str:
         """Return what was asked: equal for equal requests, of any length (F1)."""
@@ -65,12 +73,26 @@ class Hooks:
         client_warnings.add_to_body(response, warnings)
 
 
+for name in OPTIONS:
+    # None leaves an option to the settings.
+    setattr(Hooks, PREFIX + name, None)
+
 DEFAULT_HOOKS = Hooks()
 
 
 def hooks_of(view: APIView) -> Hooks:
     """Return the view if it has the mixin's hooks, else the defaults."""
     return view if isinstance(view, Hooks) else DEFAULT_HOOKS
+
+
+def options_of(view: APIView) -> dict[str, Any]:
+    """Return a view's own options; an override of the hook decides on the scope."""
+    if not isinstance(view, Hooks):
+        return {}
+    options = view.get_idempotency_options()
+    if type(view).get_idempotency_scope is not Hooks.get_idempotency_scope:
+        options = {**options, "scope": view.get_idempotency_scope}
+    return options
 
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from datetime import timedelta
+from collections.abc import Iterable
 from functools import partial, wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,13 @@ from idempotency.handlers import (
     is_coroutine_function,
     mark_of,
 )
-from idempotency.hooks import Hooks
-from idempotency.policy import RULES, Options, validate_options
+from idempotency.hooks import PREFIX, Hooks, options_of
+from idempotency.policy import Options, validate_options
 from idempotency.protection import protection_of_request
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
     from rest_framework.request import Request
-
-PREFIX = "idempotency_"
 
 
 class IdempotencyMixin(Hooks):
@@ -44,19 +41,6 @@ class IdempotencyMixin(Hooks):
     are refused when the class is made, with ``ImproperlyConfigured``, and so is a mixin
     right of the view class, with ``TypeError``.
     """
-
-    idempotency_required: bool | None = None
-    idempotency_methods: Collection[str] | None = None
-    idempotency_retention: timedelta | None = None
-    idempotency_using: str | None = None
-    idempotency_released_statuses: Collection[int] | None = None
-    idempotency_store: bool | str | Callable[..., bool] | None = None
-    idempotency_check_replay: str | Callable[..., None] | None = None
-    idempotency_atomic: bool | None = None
-    idempotency_on_concurrent: str | None = None
-    idempotency_wait_timeout: timedelta | None = None
-    idempotency_lease: timedelta | None = None
-    idempotency_on_abandoned: str | Callable[..., Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,9 +87,9 @@ class IdempotencyMixin(Hooks):
             if mark.options is not None:
                 _keep_body(request)
             return drf_request
-        options = self.get_idempotency_options()
+        options = options_of(self)  # type: ignore[arg-type]  # a view, too
         settings = get_settings()
-        if request.method not in options.get("methods", settings.METHODS):
+        if request.method not in options.get("methods", settings.policy.methods):
             if settings.ENABLED:
                 acts = handler is not None and name in self.http_method_names  # type: ignore[attr-defined]  # of the view class
                 ignore_key(self, drf_request, acts=acts)  # type: ignore[arg-type]  # a view, too
@@ -138,20 +122,6 @@ class IdempotencyMixin(Hooks):
     ) -> Any:
         run = partial(handler, request, *args, **kwargs)
         return execute(self, request, run, options)  # type: ignore[arg-type]  # a view, too
-
-    def get_idempotency_options(self) -> dict[str, Any]:
-        """Return what the view itself says of the options."""
-        # From the class: a function would come from the instance as a method.
-        own, shared = vars(self), type(self)
-        found = {
-            name: own.get(PREFIX + name, getattr(shared, PREFIX + name))
-            for name in OPTION_NAMES
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
-# The scope is a hook's to decide: get_idempotency_scope() reads its attribute.
-OPTION_NAMES = tuple(name for name in RULES if name != "scope")
 
 
 def _keep_body(request: HttpRequest) -> None:

@@ -194,7 +194,7 @@ def record_id(scope: str, key: str) -> UUID:
 
 def default_alias() -> str:
     """Return the alias of the database that records are written to by default."""
-    return get_settings().USING or router.db_for_write(IdempotencyRecord)
+    return get_settings().policy.using or router.db_for_write(IdempotencyRecord)
 
 
 class RecordChanged(Exception):

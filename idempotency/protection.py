@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idempotency.conf import get_settings
 from idempotency.handlers import Parts, attribute_of, handlers_of, mark_of, parts_of
-from idempotency.hooks import Hooks, hooks_of
+from idempotency.hooks import Hooks, options_of
 from idempotency.policy import Options, Policy
 
 if TYPE_CHECKING:
@@ -19,15 +18,10 @@ Door: TypeAlias = Literal["mixin", "decorator"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protection:
-    """How one method of one route is protected.
-
-    ``scope`` is what says whose key it is: a function, its dotted path, or None for the
-    app's own rule (S1).
-    """
+    """How one method of one route is protected."""
 
     door: Door
     policy: Policy
-    scope: str | Callable[..., str] | None
 
 
 def protection_of(callback: Any, method: str) -> Protection | None:
@@ -78,12 +72,8 @@ def _protection(
         return None
     if view is None:
         view = _made(parts, method, attributes)
-    hooks = hooks_of(view)
-    policy = Policy.resolve({**hooks.get_idempotency_options(), **options})
-    if method not in policy.methods:
-        return None
-    scope = _scope_of(hooks) if policy.scope is None else policy.scope
-    return Protection(door=door, policy=policy, scope=scope)
+    policy = get_settings().policy.with_options({**options_of(view), **options})
+    return Protection(door=door, policy=policy) if method in policy.methods else None
 
 
 def _door_of(parts: Parts, handlers: list[Any]) -> tuple[Door, Options | None]:
@@ -109,10 +99,3 @@ def _made(parts: Parts, method: str, attributes: dict[str, Any]) -> Any:
     if parts.actions:
         view.action = parts.actions.get(method.lower())
     return view
-
-
-def _scope_of(hooks: Hooks) -> str | Callable[..., str] | None:
-    if type(hooks).get_idempotency_scope is not Hooks.get_idempotency_scope:
-        return hooks.get_idempotency_scope
-    own = vars(hooks).get("idempotency_scope", type(hooks).idempotency_scope)
-    return get_settings().SCOPE if own is None else own

@@ -21,15 +21,13 @@ from django.db import connection, connections
 from django.test import override_settings
 
 from idempotency.checks import (
-    NULLABLE,
-    SETTINGS,
     check_leased_views,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_settings,
     purges,
 )
-from idempotency.conf import NAMES
+from idempotency.conf import SETTINGS
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
 from tests.processes import PATIENCE, ROOT, environment
 
@@ -113,8 +111,9 @@ WRONG: dict[str, list[Any]] = {
 
 def test_every_key_has_a_rule() -> None:
     """X2: No key of the settings is without a rule, and none is without a test."""
-    assert {*SETTINGS} == {*NAMES} == {*RIGHT} == {*WRONG}
-    assert {name for name, values in RIGHT.items() if None in values} == NULLABLE
+    assert {*SETTINGS} == {*RIGHT} == {*WRONG}
+    nullable = {name for name, setting in SETTINGS.items() if setting.is_nullable}
+    assert {name for name, values in RIGHT.items() if None in values} == nullable
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_wrong_value(name: str, value: Any) -> None:
     assert message.id == "idempotency.E003"
     assert f"IDEMPOTENCY['{name}'] can't be" in message.msg
     assert_helpful(message)
-    assert SETTINGS[name].expected in str(message.hint)
+    assert SETTINGS[name].rule.expected in str(message.hint)
 
 
 def test_secrets_stay_secret() -> None:
@@ -203,7 +202,7 @@ def test_strange_key(name: Any) -> None:
     (message,) = messages({name: 1})
     assert message.id == "idempotency.E002"
     assert "Did you mean" not in str(message.hint)
-    assert all(known in str(message.hint) for known in NAMES)
+    assert all(known in str(message.hint) for known in SETTINGS)
 
 
 def test_no_way_in() -> None:

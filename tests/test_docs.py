@@ -29,9 +29,9 @@ from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient, APIRequestFactory
 
 import idempotency.mixins
-from idempotency import checks, client_warnings, context, exceptions, hooks, policy
+from idempotency import client_warnings, context, exceptions, hooks, policy
 from idempotency.admin import SEE_BODY
-from idempotency.conf import NAMES, Settings, get_settings
+from idempotency.conf import SETTINGS, get_settings
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
@@ -248,7 +248,7 @@ def test_every_code_in_the_documents_exists() -> None:
     extras.add(f"{PREFIX}event")
     for name, document in DOCUMENTS.items():
         named = re.findall(r"`(idempotency_\w+)`", document)
-        attributes = {f"idempotency_{name}" for name in policy.RULES}
+        attributes = {f"idempotency_{name}" for name in policy.OPTIONS}
         functions = {"idempotency_exempt", "idempotency_key"}
         assert {*named} <= known | attributes | functions | extras, name
 
@@ -256,26 +256,26 @@ def test_every_code_in_the_documents_exists() -> None:
 def test_settings_table() -> None:
     """Every setting is listed with its default."""
     rows = table("key", "type", "default", "meaning")
-    assert [code(row["key"]) for row in rows] == list(NAMES)
+    assert [code(row["key"]) for row in rows] == list(SETTINGS)
     from datetime import timedelta  # noqa: PLC0415  # for eval
 
     for row in rows:
         default = eval(code(row["default"]), {"timedelta": timedelta})
-        assert default == getattr(Settings, code(row["key"])), row["key"]
-        assert type(default) is type(getattr(Settings, code(row["key"])))
-        nullable = code(row["key"]) in checks.NULLABLE
-        assert row["type"].endswith("or None") is nullable, row["key"]
+        setting = SETTINGS[code(row["key"])]
+        assert default == setting.default, row["key"]
+        assert type(default) is type(setting.default)
+        assert row["type"].endswith("or None") is setting.is_nullable, row["key"]
 
 
 def test_options_table() -> None:
     """Every option is listed with its attribute and its setting."""
     rows = table("`@idempotent(...)`", "mixin", "setting", "meaning")
-    assert [code(row["`@idempotent(...)`"]) for row in rows] == list(policy.RULES)
+    assert [code(row["`@idempotent(...)`"]) for row in rows] == list(policy.OPTIONS)
     for row in rows:
         name = code(row["`@idempotent(...)`"])
         assert code(row["mixin"]) == f"idempotency_{name}"
         assert hasattr(idempotency.mixins.IdempotencyMixin, f"idempotency_{name}")
-        setting = name.upper() if name.upper() in NAMES else None
+        setting = name.upper() if name.upper() in SETTINGS else None
         assert row["setting"] == (f"`{setting}`" if setting else "none")
 
 

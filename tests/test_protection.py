@@ -60,7 +60,7 @@ def test_every_door(callback: Any, door: str) -> None:
     assert protection is not None
     assert protection.door == door
     assert protection.policy.atomic
-    assert protection.scope is None
+    assert protection.policy.scope is None
     assert not is_exempt(callback, "POST")
     for method in ("GET", "PUT"):
         assert protection_of(callback, method) is None
@@ -218,10 +218,10 @@ def test_scope(settings: Any) -> None:
     for callback, method, scope in expected:
         protection = protection_of(callback, method)
         assert protection is not None
-        assert protection.scope == scope
+        assert protection.policy.scope == scope
     own = protection_of(OwnScope.as_view(), "POST")
     assert own is not None
-    assert getattr(own.scope, "__func__", None) is OwnScope.get_idempotency_scope
+    assert getattr(own.policy.scope, "__func__", None) is OwnScope.get_idempotency_scope
 
 
 def hiding(handler: Any) -> Any:

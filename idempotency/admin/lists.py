@@ -298,7 +298,7 @@ class RecordList(ChangeList):
         self.is_limited = True
         if not is_old:
             return Q(expires_at__gt=end)
-        self.retention = get_settings().RETENTION
+        self.retention = get_settings().policy.retention
         are_old = Q(expires_at__lte=UTCNow() + (self.retention - WEEK))
         end = _end_of_the_last(places.filter(are_old))
         return are_old if end is None else are_old & Q(expires_at__gt=end)

@@ -23,16 +23,12 @@ from idempotency.checks.purges import (
     check_purge_is_scheduled_in_database,
 )
 from idempotency.checks.settings import (
-    NULLABLE,
-    SETTINGS,
     check_enabled,
     check_settings,
     check_settings_of_their_own,
 )
 
 __all__ = [
-    "NULLABLE",
-    "SETTINGS",
     "check_callers",
     "check_databases",
     "check_doors",

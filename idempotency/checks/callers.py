@@ -48,7 +48,7 @@ def _mixes_callers(endpoint: Endpoint) -> bool:
     """
     cls = getattr(endpoint.callback, "cls", None)
     if (
-        endpoint.protection.scope is not None
+        endpoint.protection.policy.scope is not None
         or getattr(cls, "get_authenticators", None) is not APIView.get_authenticators
     ):
         return False

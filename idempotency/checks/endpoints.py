@@ -10,13 +10,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import connections, router
 
 from idempotency import models
-from idempotency.checks.settings import (
-    FUNCTION,
-    KEEPING,
-    REPLAY_CHECK,
-    lease_error,
-    settings_are_right,
-)
+from idempotency.checks.settings import lease_error, misfit, settings_are_right
 from idempotency.conf import get_settings
 from idempotency.handlers import (
     attributes_of,
@@ -25,15 +19,15 @@ from idempotency.handlers import (
     handlers_of,
     mark_of,
 )
-from idempotency.hooks import Hooks
-from idempotency.mixins import PREFIX, IdempotencyMixin
+from idempotency.hooks import PREFIX, Hooks
+from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
-from idempotency.policy import RULES
+from idempotency.policy import OPTIONS
 from idempotency.protection import Protection, protection_of
 from idempotency.routes import Route, find_routes
 
-ATTRIBUTES = tuple(PREFIX + name for name in RULES)
+ATTRIBUTES = tuple(PREFIX + name for name in OPTIONS)
 # Its names are unmistakable only where a handler is protected.
 HOOKS = tuple(name for name in vars(Hooks) if not name.startswith(("_", PREFIX)))
 
@@ -178,17 +172,17 @@ def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _mistakes_of(endpoint: Endpoint) -> Iterator[CheckMessage]:
-    policy, settings = endpoint.protection.policy, get_settings()
+    policy, project = endpoint.protection.policy, get_settings().policy
     if not policy.atomic and policy.lease >= policy.retention:
         yield lease_error(endpoint.name, policy.lease, policy.retention)
-    for name, value, usual, rule in (
-        ("scope", endpoint.protection.scope, settings.SCOPE, FUNCTION),
-        ("store", policy.store, settings.STORE, KEEPING),
-        ("check_replay", policy.check_replay, settings.CHECK_REPLAY, REPLAY_CHECK),
-    ):
-        if value is not None and value is not usual and not rule.holds(value):
+    for name, option in OPTIONS.items():
+        value = getattr(policy, name)
+        if value is getattr(project, name) or not option.rule.takes_path:
+            continue  # the settings are checked by themselves
+        hint = misfit(option.rule, value)
+        if hint is not None:
             yield Error(
                 f"{endpoint.name}: nothing is found at its {name}, {value!r}.",
-                hint=f"It must be {rule.expected}.",
+                hint=hint,
                 id="idempotency.E008",
             )

@@ -32,7 +32,7 @@ class IdempotentClient(APIClient):
         in_query, in_header = keys.find_raw(environ)
         found = [*in_query, *([] if in_header is None else [in_header])]
         settings = get_settings()
-        if not found and environ["REQUEST_METHOD"] in settings.METHODS:
+        if not found and environ["REQUEST_METHOD"] in settings.policy.methods:
             found = [new_key()]
             if settings.HEADER:
                 kwargs[environ_name(settings.HEADER)] = found[0]
