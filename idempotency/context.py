@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_secret
-from idempotency.derivation import derive_key
 from idempotency.discretion import discreet
+from idempotency.fingerprints.derivation import derive_key
 
 if TYPE_CHECKING:
     from rest_framework.request import Request

@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 APP = __name__.partition(".")[0]
 # What is called from these works with keys, rows and bodies, and is no project's.
 INNERMOST = tuple(
-    f"{APP}.{name}"
-    for name in ("bodies", "claims", "fingerprints", "models", "reconnecting")
+    f"{APP}.{name}" for name in ("claims", "database", "fingerprints", "models")
 )
 
 HIDDEN = "What the database said is left out: it may quote values."

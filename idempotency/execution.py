@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponseBase
@@ -21,13 +23,19 @@ from idempotency.exceptions import (
     KeyReused,
     ResponseNotKept,
 )
-from idempotency.fingerprints import custom_fingerprint, derivation_payload
-from idempotency.finishing import Finisher, finisher_of
+from idempotency.finalizing import ResponseFinalizer, finalizer_of
+from idempotency.fingerprints import (
+    VERSIONS,
+    Fingerprint,
+    custom_fingerprint,
+    derivation_payload,
+    fingerprint_in,
+)
 from idempotency.hooks import check_replay_by, hooks_of, scope_of
-from idempotency.identity import Identity
 from idempotency.models import (
     IdempotencyRecord,
     NextAnswer,
+    State,
     default_alias,
     record_id,
 )
@@ -83,7 +91,7 @@ def execute(
         return handler()
     except IdempotencyError as refusal:
         Reporter(view, request, policy, context).refused(refusal)
-        finisher_of(view, request, context).refuse(refusal)
+        finalizer_of(view, request, context).refuse(refusal)
         raise
     finally:
         context.executing = False
@@ -103,7 +111,9 @@ def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
     acts = acts and request.method != "OPTIONS"
     if acts and (in_query or in_header is not None):
         context.warnings = (KEY_IGNORED,)
-        Finisher(view, request, hooks_of(view), context, warn_in_body=bool(in_query))
+        ResponseFinalizer(
+            view, request, hooks_of(view), context, warn_in_body=bool(in_query)
+        )
 
 
 def warn_of_near_miss(view: APIView, request: Request, context: RequestContext) -> None:
@@ -113,9 +123,61 @@ def warn_of_near_miss(view: APIView, request: Request, context: RequestContext) 
         return
     context.warnings = (key_misspelled(place),)
     # Another protected handler of the view may have had the request before (E6).
-    if not isinstance(view.finalize_response, Finisher):
+    if not isinstance(view.finalize_response, ResponseFinalizer):
         in_body = place == "query"
-        Finisher(view, request, hooks_of(view), context, warn_in_body=in_body)
+        ResponseFinalizer(view, request, hooks_of(view), context, warn_in_body=in_body)
+
+
+# The database writes them (P1).
+NO_TIMES: Any = {"created_at": None, "expires_at": None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What makes two requests one: scope and key (S1), and what was asked (F1)."""
+
+    request: Request = field(repr=False)
+    scope: str = field(repr=False)
+    key: str = field(repr=False)
+    record_id: UUID
+    fingerprint: Fingerprint
+
+    def is_that_of(self, record: IdempotencyRecord) -> bool:
+        """Compare with a record, in the record's own fingerprint version (F4)."""
+        mine = self.fingerprint
+        if record.fingerprint_version != mine.version:
+            if record.fingerprint_version not in VERSIONS:
+                return False
+            mine = fingerprint_in(self.request, record.fingerprint_version)
+        return (record.scope, record.key, record.fingerprint) == (
+            self.scope,
+            self.key,
+            mine.digest,
+        )
+
+    def new_record(self) -> IdempotencyRecord:
+        """Return the record of a claim that is to be won, as yet without times."""
+        return IdempotencyRecord(
+            id=self.record_id,
+            scope=self.scope,
+            key=self.key,
+            method=self.request.method or "",
+            # PostgreSQL has no NUL in text.
+            path=self.request.path.replace("\0", "%00"),
+            fingerprint=self.fingerprint.digest,
+            fingerprint_version=self.fingerprint.version,
+            state=State.IN_PROGRESS,
+            attempt=1,
+            token=uuid4(),
+            # Said, since Django asks each field for a default otherwise.
+            lease_expires_at=None,
+            status_code=None,
+            headers=None,
+            body=None,
+            body_size=None,
+            completed_at=None,
+            **NO_TIMES,
+        )
 
 
 class Execution:
@@ -140,7 +202,7 @@ class Execution:
         self.context = context
         self.key = context.key = key.value
         self.hooks = hooks_of(view)
-        self.finisher = Finisher(
+        self.finalizer = ResponseFinalizer(
             view, request, self.hooks, self.context, warn_in_body=key.in_query
         )
         self.reporter = Reporter(view, request, policy, context)
@@ -150,7 +212,7 @@ class Execution:
             policy=policy,
             context=context,
             hooks=self.hooks,
-            finisher=self.finisher,
+            finalizer=self.finalizer,
             reporter=self.reporter,
             alias=policy.using or default_alias(),
         )
@@ -168,7 +230,7 @@ class Execution:
                 and self.mode.is_undone
                 and not self.is_within
             ):
-                self.finisher.refuse_success()
+                self.finalizer.refuse_success()
             raise
         finally:
             if self.mode.claimed is not None:
@@ -264,15 +326,15 @@ class Execution:
         self._name_expiry(record)
         stored: Any = record.stored_response
         if stored.body is None:
-            self.finisher.headers.update(dict(stored.headers))
+            self.finalizer.headers.update(dict(stored.headers))
             raise ResponseNotKept(
                 ResponseNotKept.default_detail.format(status_code=stored.status_code)
             )
-        self.finisher.headers[REPLAYED_HEADER] = "true"
+        self.finalizer.headers[REPLAYED_HEADER] = "true"
         self.reporter.replayed(record)
         again = replay(stored, self.view, self.request)
-        return self.finisher.let_pass(again)
+        return self.finalizer.let_pass(again)
 
     def _name_expiry(self, record: IdempotencyRecord) -> None:
         expires_at = record.expires_at.timestamp()
-        self.finisher.headers[EXPIRES_HEADER] = http_date(expires_at)
+        self.finalizer.headers[EXPIRES_HEADER] = http_date(expires_at)

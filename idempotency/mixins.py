@@ -12,10 +12,10 @@ from django.views import View
 from rest_framework.views import APIView
 
 from idempotency import keys
-from idempotency.bodies import record_body
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
+from idempotency.fingerprints.bodies import record_body
 from idempotency.handlers import (
     answering,
     attribute_of,

@@ -14,11 +14,16 @@ from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
-from idempotency import keys, reconnecting, scopes
-from idempotency.clocks import InstantField, UTCNow
+from idempotency import keys, scopes
 from idempotency.conf import get_settings
+from idempotency.database import (
+    EXPIRES_AT_INDEX,
+    InstantField,
+    UTCNow,
+    WhereNotNull,
+    write_with_retry,
+)
 from idempotency.discretion import discreet, without_values
-from idempotency.indexes import EXPIRES_AT_INDEX, WhereNotNull
 from idempotency.purging import (
     ExpiredOnDay,
     PurgeReport,
@@ -304,7 +309,7 @@ class IdempotencyRecord(models.Model):
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, also if that has to be repeated on a new connection (E7)."""
         try:
-            found = reconnecting.write(
+            found = write_with_retry(
                 connections[self._alias()], write, lambda: write() or is_done()
             )
         except Error as error:

@@ -13,7 +13,7 @@ from django.db.models.functions import Left
 from django.utils import timezone
 from django.utils.translation import gettext
 
-from idempotency.clocks import now_in
+from idempotency.database import now_in
 from idempotency.routes import route_of
 
 DAYS = 30

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import connections, transaction
 from django.utils import timezone
 
-from idempotency.indexes import EXPIRES_AT_INDEX
+from idempotency.database import EXPIRES_AT_INDEX
 from idempotency.signals import RecordsPurged, records_purged
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rest_framework.throttling import SimpleRateThrottle
 from idempotency.exceptions import QuotaExceeded
 
 if TYPE_CHECKING:
-    from idempotency.finishing import Finisher
+    from idempotency.finalizing import ResponseFinalizer
 
 Handler = Callable[[], HttpResponseBase]
 
@@ -59,7 +59,7 @@ class Quota(SimpleRateThrottle):
         return max(1, math.ceil(left))
 
 
-def within_quota(handler: Handler, finisher: Finisher) -> Handler:
+def within_quota(handler: Handler, finalizer: ResponseFinalizer) -> Handler:
     """Return a handler that counts its claim first, and refuses one too many.
 
     For the mode, that refusal is one of the handler's own before it acted: the claim
@@ -68,18 +68,18 @@ def within_quota(handler: Handler, finisher: Finisher) -> Handler:
 
     def run() -> HttpResponseBase:
         if Quota.is_set():
-            _count(finisher)
+            _count(finalizer)
         return handler()
 
     return run
 
 
-def _count(finisher: Finisher) -> None:
-    context, quota = finisher.context, Quota()
+def _count(finalizer: ResponseFinalizer) -> None:
+    context, quota = finalizer.context, Quota()
     is_released = context.is_released
     # Whatever fails here, this run has not acted outside. What an abandoned one before
     # it did, nobody knows.
     context.is_released = is_released or not context.is_acting
-    if not quota.allow_request(finisher.request, finisher.view):
+    if not quota.allow_request(finalizer.request, finalizer.view):
         raise QuotaExceeded(quota.wait())
     context.is_released = is_released

@@ -92,7 +92,7 @@ BREAKS = (
         name="an answer that can't be rendered taken for a refusal",
         file="idempotency/modes/atomic.py",
         old="                response = self.handler()\n" + AFTER_THE_HANDLER,
-        new="                response = self.finisher.finish(self.handler())\n"
+        new="                response = self.finalizer.finish(self.handler())\n"
         + AFTER_THE_HANDLER,
         test="tests/test_execution.py::TestOutcomes::test_rendering_refuses",
     ),
@@ -106,7 +106,7 @@ BREAKS = (
     Break(
         name="a success made of a failure",
         file="idempotency/execution.py",
-        old="                self.finisher.refuse_success()\n",
+        old="                self.finalizer.refuse_success()\n",
         new="                pass\n",
         test="tests/test_surroundings.py::TestMadeAnswers::test_of_the_view",
     ),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import uuid4
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.boundaries import Visit

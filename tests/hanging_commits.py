@@ -62,7 +62,7 @@ def _try(situation: str, folder: Path) -> Found:
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connection, connections  # noqa: PLC0415
 
-    from idempotency.clocks import UTCNow  # noqa: PLC0415
+    from idempotency.database import UTCNow  # noqa: PLC0415
     from idempotency.models import IdempotencyRecord  # noqa: PLC0415
     from tests.cuts import serving  # noqa: PLC0415
     from tests.leased_crashes import HANDLERS, Crashes  # noqa: PLC0415

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from django.db.models import Q
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.boundaries import Visit
 from tests.cuts import Cuts, Sending

@@ -29,7 +29,7 @@ from idempotency.claims import (
     SQLiteClaims,
     claims_in,
 )
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State, record_id
 from idempotency.responses import StoredResponse

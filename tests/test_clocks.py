@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 from django.utils.http import parse_http_date
 
-from idempotency.clocks import UTCNow, now_in
+from idempotency.database import UTCNow, now_in
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.overview import Overview
 from idempotency.signals import response_replayed

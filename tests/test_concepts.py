@@ -19,7 +19,7 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency.claims import claims_in
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.execution import Execution
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State

@@ -18,7 +18,7 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 
 from idempotency.claims import claims_in
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import code_of, key

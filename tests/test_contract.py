@@ -14,8 +14,8 @@ from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from idempotency.clocks import UTCNow
 from idempotency.context import RequestContext
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import create_effect

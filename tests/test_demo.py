@@ -32,7 +32,7 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo_settings
 from testproject.school import provider as provider_client

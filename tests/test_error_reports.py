@@ -34,8 +34,8 @@ from idempotency.context import RequestContext, context_of
 from idempotency.decorators import idempotent
 from idempotency.discretion import HIDDEN, without_values
 from idempotency.exceptions import ClaimLost
+from idempotency.execution import Identity
 from idempotency.fingerprints import Fingerprint
-from idempotency.identity import Identity
 from idempotency.keys import ClientKey
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State

@@ -24,9 +24,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from idempotency.bodies import Recording, record_body
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.fingerprints import default_fingerprint
+from idempotency.fingerprints.bodies import Recording, record_body
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect

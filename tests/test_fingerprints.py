@@ -693,7 +693,9 @@ def test_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
             self.was_full = True
             raise OSError("No space left on device")
 
-    monkeypatch.setattr("idempotency.bodies.SpooledTemporaryFile", lambda **kw: Full())
+    monkeypatch.setattr(
+        "idempotency.fingerprints.bodies.SpooledTemporaryFile", lambda **kw: Full()
+    )
     request = make_request(*multipart({"title": "Essay", "file": upload()}))
     with pytest.raises(OSError, match="No space left"):
         default_fingerprint(request)
@@ -710,7 +712,7 @@ def test_disk_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("Input/output error")
 
     monkeypatch.setattr(
-        "idempotency.bodies.SpooledTemporaryFile", lambda **kw: Broken()
+        "idempotency.fingerprints.bodies.SpooledTemporaryFile", lambda **kw: Broken()
     )
     with pytest.raises(OSError, match="Input/output error"):
         digest(*multipart({"title": "Essay"}))

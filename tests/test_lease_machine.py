@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 from idempotency import claims
 from idempotency.claims import Claims
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse

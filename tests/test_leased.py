@@ -28,7 +28,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from idempotency.claims import claims_in
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State

@@ -25,7 +25,7 @@ from rest_framework.test import APIClient
 from idempotency import claims
 from idempotency.claims import Claims, claims_in
 from idempotency.claims.leases import PAUSES
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.app.views import create_effect

@@ -28,7 +28,7 @@ from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
 
 from idempotency import purging
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.management.commands.purge_idempotency_records import Interruption
 from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport

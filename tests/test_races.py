@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 from django.db import connection
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.meetings import PATIENCE, Meeting

@@ -49,7 +49,7 @@ from idempotency.decorators import idempotent
 from idempotency.exceptions import IdempotencyError
 from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
-from idempotency.operations import IdempotencyErrorSerializer
+from idempotency.schema.operations import IdempotencyErrorSerializer
 from tests.app import views
 from tests.processes import PATIENCE, ROOT
 from tests.test_docs import table
@@ -822,10 +822,10 @@ settings.configure(
 )
 import django
 django.setup()
-import idempotency.mixins, idempotency.protection, idempotency.refusals
+import idempotency.mixins, idempotency.protection
 from django.core.checks import run_checks
 assert [check.id for check in run_checks()] == ["idempotency.W001"]
-assert not {"idempotency.schema", "idempotency.operations"} & {*sys.modules}
+assert not {"idempotency.schema", "idempotency.schema.operations"} & {*sys.modules}
 """
 
 

@@ -24,9 +24,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from idempotency.components import Shared, shared_of
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
+from idempotency.schema.components import Shared, shared_of
 from tests.test_schema import Json, Problem, post, resolved, view_with
 
 pytestmark = pytest.mark.skipif(

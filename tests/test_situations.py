@@ -25,7 +25,7 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 from rest_framework.throttling import BaseThrottle
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import MixinView

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from django.http import HttpResponse
 
-from idempotency.clocks import UTCNow
+from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord, State
 from tests.boundaries import wait_for_visit

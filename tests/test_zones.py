@@ -19,7 +19,7 @@ from django.test import Client
 from django.utils.http import parse_http_date
 
 from idempotency.claims import claims_in
-from idempotency.clocks import UTCNow, now_in
+from idempotency.database import UTCNow, now_in
 from idempotency.models import IdempotencyRecord
 from idempotency.overview import Overview
 from idempotency.testing import abandon_record, age_records

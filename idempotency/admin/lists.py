@@ -17,8 +17,8 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.clocks import UTCNow
 from idempotency.conf import get_settings
+from idempotency.database import UTCNow
 from idempotency.models import State
 
 # How many records the pages of the list have together.

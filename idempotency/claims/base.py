@@ -11,7 +11,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
-from idempotency.clocks import UTCNow, in_utc
+from idempotency.database import UTCNow, in_utc
 from idempotency.discretion import without_values
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from django.db import DatabaseError, DataError, Error, IntegrityError
 
-from idempotency import reconnecting
 from idempotency.claims.base import Claims
+from idempotency.database import write_with_retry
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
@@ -90,7 +90,7 @@ class Leases:
     def _write(
         self, once: Callable[[], None], again: Callable[[], None] | None = None
     ) -> None:
-        reconnecting.write(self.connection, once, again)
+        write_with_retry(self.connection, once, again)
 
     def _win(
         self,
@@ -121,7 +121,7 @@ class Leases:
                         return record
             return None
 
-        return reconnecting.write(
+        return write_with_retry(
             self.connection, claim, claim_again, is_certain=self._is_refused
         )
 

@@ -10,7 +10,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.dateparse import parse_datetime
 
-from idempotency.clocks import UTC, InstantField, in_utc
+from idempotency.database import UTC, InstantField, in_utc
 from idempotency.discretion import without_values
 from idempotency.models import IdempotencyRecord
 

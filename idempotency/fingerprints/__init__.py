@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
 
-from idempotency.derivation import FINGERPRINT_VERSION
 from idempotency.fingerprints import v1
+from idempotency.fingerprints.derivation import FINGERPRINT_VERSION
 
 if TYPE_CHECKING:
     from rest_framework.request import Request

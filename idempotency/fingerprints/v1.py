@@ -28,8 +28,8 @@ from django.http.request import RawPostDataException
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.request import Empty
 
-from idempotency.bodies import body_length, record_body
 from idempotency.conf import get_settings
+from idempotency.fingerprints.bodies import body_length, record_body
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"

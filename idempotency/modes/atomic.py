@@ -91,10 +91,10 @@ class AtomicMode(Mode):
             # framework and Django do it afterwards (R1).
             if self._is_lost(response):
                 return self._answer_undone(response, wish, claimed)
-            response = self.finisher.finalize(response)
+            response = self.finalizer.finalize(response)
             if self._is_lost(response):
                 return self._answer_undone(response, wish, claimed)
-            response = self.finisher.render(response)
+            response = self.finalizer.render(response)
             if self._is_lost(response):
                 return self._answer_undone(response, wish, claimed)
         if self.is_released_by(response):
@@ -118,7 +118,7 @@ class AtomicMode(Mode):
         """Let the savepoint, or the transaction, be rolled back at its end (E2)."""
         transaction.set_rollback(True, using=self.alias)
         if not is_wanted:
-            self.finisher.refuse_success()
+            self.finalizer.refuse_success()
 
     def _answer_undone(
         self, response: HttpResponseBase, wish: RollbackWish, claimed: IdempotencyRecord

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from idempotency.claims import claims_in
 from idempotency.context import RequestContext
 from idempotency.credentials import tell_of_cookies
-from idempotency.finishing import Finisher
+from idempotency.finalizing import ResponseFinalizer
 from idempotency.hooks import Hooks, may_store
 from idempotency.models import IdempotencyRecord
 from idempotency.policy import Policy
@@ -54,7 +54,7 @@ class Mode(ABC):
     policy: Policy
     context: RequestContext
     hooks: Hooks
-    finisher: Finisher
+    finalizer: ResponseFinalizer
     reporter: Reporter
     alias: str
     # Of the run that the request has won, if any; no fate where another run took the
@@ -66,7 +66,7 @@ class Mode(ABC):
         # The stubs do not know all of its attributes.
         self.connection: Any = connections[self.alias]
         self.claims = claims_in(self.alias)
-        self.handler = within_quota(self.handler, self.finisher)
+        self.handler = within_quota(self.handler, self.finalizer)
 
     @abstractmethod
     def run(
@@ -114,7 +114,7 @@ class Mode(ABC):
             language=language_to_be_named(),
         )
         if stored.body is not None:
-            tell_of_cookies(self.finisher.view, self.request, response)
+            tell_of_cookies(self.finalizer.view, self.request, response)
         return stored
 
 

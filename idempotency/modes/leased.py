@@ -131,7 +131,7 @@ class LeasedMode(Mode):
             self._give_up(claimed)  # the process is being ended
             raise
         try:
-            response = self.finisher.finish(response)
+            response = self.finalizer.finish(response)
             is_error = response.status_code >= 500 or (
                 found is None and self.is_released_by(response)
             )

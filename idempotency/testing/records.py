@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from django.db.models import F, QuerySet
 
-from idempotency.clocks import Duration, UTCNow
+from idempotency.database import Duration, UTCNow
 from idempotency.models import IdempotencyRecord, State, default_alias
 
 TIMES = ("created_at", "completed_at", "expires_at", "lease_expires_at")

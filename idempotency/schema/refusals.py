@@ -14,9 +14,9 @@ from rest_framework.views import APIView, exception_handler
 from idempotency import exceptions
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError, ResponseNotKept
+from idempotency.finalizing import exception_handler_of
 from idempotency.policy import Policy
 from idempotency.quotas import Quota
-from idempotency.refusing import exception_handler_of
 
 ANY_PATH = "/path/of/the/request"
 

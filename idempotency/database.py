@@ -1,17 +1,23 @@
-"""Instants in the database, and the database's clock."""
+"""What the app needs of databases beyond Django's own: times, clock, index, retries."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from datetime import timezone as zones
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
-from django.db import models
+from django.db import Error, models
+from django.db.models import Q
 from django.db.models.sql import Query
 from django.utils import timezone
 
 UTC = zones.utc
+EXPIRES_AT_INDEX = "idempotency_expires_at"
+
+Result = TypeVar("Result")
 
 
 class InstantField(models.DateTimeField):  # type: ignore[type-arg]  # generic for the stubs alone
@@ -116,3 +122,56 @@ def now_in(alias: str) -> datetime:
     (row,) = query.get_compiler(using=alias).results_iter()
     now: datetime = row[0]
     return now
+
+
+class WhereNotNull(models.Index):
+    """Index the rows that have a value in one column; all rows where that can't be.
+
+    Django's own ``condition`` warns of such databases (models.W037) whenever a project
+    is checked there.
+    """
+
+    def __init__(self, field: str, *, name: str) -> None:
+        super().__init__(fields=(field,), name=name)
+
+    def deconstruct(self) -> Any:
+        """Return what a migration has to write."""
+        path, _arguments, _options = super().deconstruct()
+        return path, self.fields, {"name": self.name}
+
+    def create_sql(self, model: Any, schema_editor: Any, *args: Any, **kw: Any) -> Any:
+        """Return the statement, with a condition where the database has such."""
+        if not schema_editor.connection.features.supports_partial_indexes:
+            return super().create_sql(model, schema_editor, *args, **kw)
+        (field,) = self.fields
+        has_value = Q((f"{field}__isnull", False))
+        partial = models.Index(fields=(field,), name=self.name, condition=has_value)
+        return partial.create_sql(model, schema_editor, *args, **kw)
+
+
+def write_with_retry(
+    connection: Any,
+    once: Callable[[], Result],
+    again: Callable[[], Result] | None = None,
+    *,
+    is_certain: Callable[[Error], bool] = lambda error: False,
+) -> Result:
+    """Write, and once more on a new connection where the first one was lost.
+
+    ``again`` is what to do then, by default the same. It has to recognise a write that
+    was done: its reply alone was lost. Whatever fails counts as lost unless
+    ``is_certain`` says that it failed for certain. In a transaction nothing is
+    repeated: no new connection has what came before.
+
+    Raises what the database does.
+    """
+    try:
+        return once()
+    except Error as error:
+        if connection.in_atomic_block or not connection.autocommit:
+            raise
+        if is_certain(error):
+            raise
+        with suppress(Error):
+            connection.close()
+        return (again or once)()

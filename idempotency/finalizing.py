@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.http import HttpResponseBase
+from rest_framework.views import exception_handler
 
 from idempotency import client_warnings
 from idempotency.client_warnings import KEY_IGNORED
@@ -16,18 +17,20 @@ from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.handlers import parts_of
 from idempotency.hooks import Hooks, hooks_of
-from idempotency.refusing import exception_handler_of
 from idempotency.responses import ERROR_HEADER
 from idempotency.signals import escaped, extras
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+    from rest_framework.response import Response
     from rest_framework.views import APIView
+
+ExceptionHandler = Callable[[Exception, dict[str, Any]], "Response | None"]
 
 logger = logging.getLogger("idempotency")
 
 
-class Finisher:
+class ResponseFinalizer:
     """Stands in for ``finalize_response`` of one view instance.
 
     A response must be finished inside the transaction, to be stored (E1), and
@@ -203,9 +206,31 @@ class Finisher:
         return failure
 
 
-def finisher_of(view: APIView, request: Request, context: RequestContext) -> Finisher:
+def finalizer_of(
+    view: APIView, request: Request, context: RequestContext
+) -> ResponseFinalizer:
     """Return what finishes a view's answers already, or a new one."""
     finalize = view.finalize_response
-    if isinstance(finalize, Finisher):
+    if isinstance(finalize, ResponseFinalizer):
         return finalize
-    return Finisher(view, request, hooks_of(view), context, warn_in_body=False)
+    return ResponseFinalizer(view, request, hooks_of(view), context, warn_in_body=False)
+
+
+def exception_handler_of(view: APIView) -> ExceptionHandler:
+    """Return a view's EXCEPTION_HANDLER, that of DRF with codes of the app's refusals.
+
+    A format of the project's own is left alone.
+    """
+    own: ExceptionHandler = view.get_exception_handler()
+    return _exception_handler if own is exception_handler else own
+
+
+def _exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
+    response = exception_handler(error, context)
+    if (
+        response is not None
+        and isinstance(error, IdempotencyError)
+        and isinstance(error.detail, str)
+    ):
+        response.data = {**response.data, "code": error.default_code}
+    return response

@@ -12,13 +12,13 @@ from drf_spectacular.plumbing import modify_media_types_for_versioning
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
-from idempotency.components import Json, Shared, shared_of
 from idempotency.conf import get_settings
 from idempotency.exceptions import IdempotencyError
 from idempotency.keys import MAX_LENGTH
 from idempotency.policy import Policy
-from idempotency.refusals import body_of, has_own_format, refusals_of
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
+from idempotency.schema.components import Json, Shared, shared_of
+from idempotency.schema.refusals import body_of, has_own_format, refusals_of
 
 
 def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:

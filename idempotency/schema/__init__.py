@@ -11,8 +11,8 @@ from drf_spectacular.plumbing import get_doc
 from idempotency.conf import get_settings
 from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
-from idempotency.operations import describe
 from idempotency.protection import protection_of_view
+from idempotency.schema.operations import describe
 
 Json = dict[str, Any]
 
