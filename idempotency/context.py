@@ -37,7 +37,7 @@ class RequestContext:
     payload: str = field(default="", repr=False)
     # Leased mode's own: what renews the claim, and what the handler has said of itself.
     renew_claim: Callable[[timedelta | None], None] | None = None
-    is_acting: bool = False
+    has_side_effects: bool = False
     is_released: bool = False
     _fresh: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -55,7 +55,7 @@ class RequestContext:
         """
         if self.key is None or self.scope is None:
             return self._fresh.setdefault(name, str(uuid4()))
-        self.is_acting = True
+        self.has_side_effects = True
         return derive_key(get_secret(), self.scope, self.key, self.payload, name)
 
     @discreet
@@ -73,7 +73,7 @@ class RequestContext:
         if lease is not None and lease <= timedelta(0):
             raise ValueError(f"A lease must be longer than nothing, not {lease!r}.")
         if self.key is not None:
-            self.is_acting = True
+            self.has_side_effects = True
             self._leased("renew")(lease)
 
     def release(self) -> None:

@@ -12,7 +12,8 @@ from idempotency.signals import extras
 if TYPE_CHECKING:
     from django.http import HttpResponseBase
     from rest_framework.request import Request
-    from rest_framework.views import APIView
+
+    from idempotency.keyed_request import KeyedRequest
 
 logger = logging.getLogger("idempotency")
 
@@ -34,7 +35,7 @@ KNOWN = (
 )
 
 # Endpoints of which the log has it by now, in this process.
-_told: set[tuple[str, str | None, str]] = set()
+_warned_of: set[tuple[str, str | None, str]] = set()
 
 
 def handles_credentials(view_class: type, action: str) -> bool:
@@ -49,17 +50,14 @@ def handles_credentials(view_class: type, action: str) -> bool:
     )
 
 
-def tell_of_cookies(
-    view: APIView, request: Request, response: HttpResponseBase
-) -> None:
-    """Say in the log that replays of an answer lack its cookies, once per endpoint."""
-    if not (response.cookies or _has_new_session(request)):
+def warn_of_cookies(keyed: KeyedRequest, response: HttpResponseBase) -> None:
+    """Log that replays of a response lack its cookies, once per endpoint."""
+    if not (response.cookies or _has_new_session(keyed.request)):
         return
-    name = f"{type(view).__module__}.{type(view).__name__}"
-    action, method = getattr(view, "action", None), request.method or ""
-    if (name, action, method) in _told:
+    name, action, method = endpoint = keyed.view_name, keyed.action, keyed.method
+    if endpoint in _warned_of:
         return
-    _told.add((name, action, method))
+    _warned_of.add(endpoint)
     logger.warning(
         "An answer that sets a cookie was stored, and its replays do not set it: "
         "view=%s action=%s method=%s. Endpoints of credentials are better left "

@@ -31,7 +31,8 @@ from idempotency.fingerprints import (
     derivation_payload,
     fingerprint_in,
 )
-from idempotency.hooks import check_replay_by, hooks_of, scope_of
+from idempotency.hooks import scope_of
+from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import (
     IdempotencyRecord,
     NextAnswer,
@@ -40,8 +41,8 @@ from idempotency.models import (
     record_id,
 )
 from idempotency.modes import AtomicMode, LeasedMode
-from idempotency.modes.base import Fate, Handler, Outcome, is_failure
-from idempotency.policy import Options, Policy
+from idempotency.modes.base import Busy, Fate, InForce, Ran, is_failure
+from idempotency.policy import Options
 from idempotency.replays import replay
 from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
@@ -80,18 +81,19 @@ def execute(
         return handler()
     context = RequestContext(executing=True, request=request)
     http_request.idempotency = context
+    keyed = KeyedRequest(view=view, request=request, policy=policy, context=context)
     try:
         key = keys.find_key(request.META) if enabled else None
         if key is not None:
-            return Execution(view, request, handler, policy, key, context).run()
+            return Execution(keyed, handler, key).run()
         if enabled:
-            warn_of_near_miss(view, request, context)
+            warn_of_near_miss(keyed)
             if policy.required:
                 raise KeyRequired
         return handler()
     except IdempotencyError as refusal:
-        Reporter(view, request, policy, context).refused(refusal)
-        finalizer_of(view, request, context).refuse(refusal)
+        Reporter(keyed).refused(refusal)
+        finalizer_of(keyed).refuse(refusal)
         raise
     finally:
         context.executing = False
@@ -100,7 +102,7 @@ def execute(
 def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
     """Let a request of another method run as always, its key warned about (K5).
 
-    Nobody is warned where nothing can act: of OPTIONS, or where no handler answers.
+    There is no warning where nothing can act: on OPTIONS, or without a handler.
     """
     http_request: Any = request._request
     outer = getattr(http_request, "idempotency", None)
@@ -111,21 +113,19 @@ def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
     acts = acts and request.method != "OPTIONS"
     if acts and (in_query or in_header is not None):
         context.warnings = (KEY_IGNORED,)
-        ResponseFinalizer(
-            view, request, hooks_of(view), context, warn_in_body=bool(in_query)
-        )
+        keyed = KeyedRequest(view=view, request=request, context=context)
+        ResponseFinalizer(keyed, warn_in_body=bool(in_query))
 
 
-def warn_of_near_miss(view: APIView, request: Request, context: RequestContext) -> None:
-    """Tell a client that misspelled its key's name that it sent no key (K1)."""
-    place = keys.find_near_miss(request.META)
+def warn_of_near_miss(keyed: KeyedRequest) -> None:
+    """Warn a client that misspelled its key's name that it sent no key (K1)."""
+    place = keys.find_near_miss(keyed.request.META)
     if place is None:
         return
-    context.warnings = (key_misspelled(place),)
+    keyed.context.warnings = (key_misspelled(place),)
     # Another protected handler of the view may have had the request before (E6).
-    if not isinstance(view.finalize_response, ResponseFinalizer):
-        in_body = place == "query"
-        ResponseFinalizer(view, request, hooks_of(view), context, warn_in_body=in_body)
+    if not isinstance(keyed.view.finalize_response, ResponseFinalizer):
+        ResponseFinalizer(keyed, warn_in_body=place == "query")
 
 
 # The database writes them (P1).
@@ -181,148 +181,122 @@ class Identity:
 
 
 class Execution:
-    """One keyed request."""
-
-    # Whether it runs under the claim of the request that has sent it.
-    is_within = False
+    """The decision table of one keyed request."""
 
     def __init__(
-        self,
-        view: APIView,
-        request: Request,
-        handler: Handler,
-        policy: Policy,
-        key: keys.ClientKey,
-        context: RequestContext,
+        self, keyed: KeyedRequest, handler: Handler, key: keys.ClientKey
     ) -> None:
-        self.view = view
-        self.request = request
+        self.keyed = keyed
         self.handler = handler
-        self.policy = policy
-        self.context = context
-        self.key = context.key = key.value
-        self.hooks = hooks_of(view)
-        self.finalizer = ResponseFinalizer(
-            view, request, self.hooks, self.context, warn_in_body=key.in_query
-        )
-        self.reporter = Reporter(view, request, policy, context)
-        self.mode = (AtomicMode if policy.atomic else LeasedMode)(
-            request=request,
+        self.context = keyed.context
+        self.key = keyed.context.key = key.value
+        self.finalizer = ResponseFinalizer(keyed, warn_in_body=key.in_query)
+        self.reporter = Reporter(keyed)
+        self.mode = (AtomicMode if keyed.policy.atomic else LeasedMode)(
+            keyed=keyed,
             handler=handler,
-            policy=policy,
-            context=context,
-            hooks=self.hooks,
             finalizer=self.finalizer,
             reporter=self.reporter,
-            alias=policy.using or default_alias(),
+            alias=keyed.policy.using or default_alias(),
         )
 
     def run(self) -> HttpResponseBase:
-        """Answer, or raise what DRF is to answer; tell what became of the key."""
-        answer: Outcome | BaseException | None = None
+        """Return the response, or raise what DRF is to answer."""
+        is_part = False
         try:
-            answer = self._answer()
-        except BaseException as error:
-            answer = error
-            if (
-                isinstance(error, Exception)
-                and is_failure(error)
-                and self.mode.is_undone
-                and not self.is_within
-            ):
-                self.finalizer.refuse_success()
+            self.identity = self._identify()
+            is_part = self._is_part_of_executed()
+            if is_part:
+                return self.handler()
+            result = self._wait_for_result()
+        except Exception as error:
+            if is_failure(error) and not is_part:
+                self.finalizer.refuse_success()  # nothing has run
             raise
-        finally:
-            if self.mode.claimed is not None:
-                self.mode.claims.executing.pop(self.mode.claimed.pk, None)
-            self._report(answer)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return self._end(result) if isinstance(result, Ran) else result
 
-    def _answer(self) -> Outcome:
-        """Claim the key, or answer from its record; wait where the policy says so."""
-        self.identity = self._identify()
-        if self.mode.claims.executing and self._is_part_of_executed():
-            self.is_within = True
-            return self.handler()
-        give_up_at = time.monotonic()
-        if self.policy.on_concurrent == "wait":
-            give_up_at += self.policy.wait_timeout.total_seconds()
-        pause = FIRST_PAUSE
-        while (answer := self._attempt()) is None:
-            left = give_up_at - time.monotonic()
-            if left <= 0:
-                raise InProgress
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
-        return answer
+    def _end(self, ran: Ran) -> HttpResponseBase:
+        outcome: Any = ran.outcome
+        if isinstance(outcome, BaseException):
+            if isinstance(outcome, Exception) and ran.is_undone and is_failure(outcome):
+                self.finalizer.refuse_success()
+            self.mode.end(ran)
+            raise outcome
+        if ran.fate is Fate.STORED:
+            self._name_expiry(ran.record)
+        self.mode.end(ran)
+        response: HttpResponseBase = outcome
+        return response
 
     def _is_part_of_executed(self) -> bool:
         """Tell whether the handler of this very key has sent another request with it.
 
         A batch does, whose parts have its own headers (E6).
         """
-        fingerprint = self.mode.claims.executing.get(self.identity.record_id)
+        executing = self.mode.claims.executing
+        if not executing:
+            return False
+        fingerprint = executing.get(self.identity.record_id)
         return fingerprint not in (None, self.identity.fingerprint.digest)
-
-    def _report(self, answer: object) -> None:
-        record, fate = self.mode.claimed, self.mode.fate
-        status_code = getattr(answer, "status_code", None)
-        if record is not None and fate is Fate.STORED:
-            self.reporter.stored(record, self.mode.alias)
-        elif fate is Fate.RELEASED:
-            self.reporter.released(status_code)
-        elif fate is Fate.ABANDONED:
-            self.reporter.abandoned(status_code)
 
     def _identify(self) -> Identity:
         """Find out whose key it is (S1), and for what (F1)."""
         # Neither scope nor key in a variable: a hook may report errors of its own, with
         # all frames around it (X1).
-        context = self.context
-        context.scope = scopes.validate_scope(scope_of(self.request, self.policy.scope))
+        context, request = self.context, self.keyed.request
+        context.scope = scopes.validate_scope(
+            scope_of(request, self.keyed.policy.scope)
+        )
         if context.scope == scopes.ANONYMOUS:
             scopes.admit_stranger(self.key)
         elif keys.is_weak(self.key):
             context.warnings = (KEY_WEAK,)
         context.record_id = record_id(context.scope, self.key)
         fingerprint = custom_fingerprint(
-            self.hooks.get_idempotency_fingerprint(self.request)
+            self.keyed.hooks.get_idempotency_fingerprint(request)
         )
-        context.payload = derivation_payload(self.request, fingerprint)
+        context.payload = derivation_payload(request, fingerprint)
         return Identity(
-            request=self.request,
+            request=request,
             scope=context.scope,
             key=self.key,
             record_id=context.record_id,
             fingerprint=fingerprint,
         )
 
-    def _attempt(self) -> Outcome | None:
-        """Return the answer, the handler's refusal, or None: in progress elsewhere."""
-        wanted = self.identity.new_record()
-        record, outcome = self.mode.run(wanted)
-        if record is not None and outcome is None:
-            self.context.attempt = record.attempt
-            if not self.identity.is_that_of(record):
-                raise KeyReused
-            answer = record.next_answer
-            if answer is NextAnswer.IN_PROGRESS:
-                return None
-            if answer is not NextAnswer.UNKNOWN:
-                return self._replay(record)
-            record, outcome = self.mode.recover(record, wanted)
-        if record is not None and self.mode.fate is Fate.STORED:
-            self._name_expiry(record)
-        return outcome
+    def _wait_for_result(self) -> HttpResponseBase | Ran:
+        """Claim the key, or answer from its record; wait where the policy says so."""
+        policy = self.keyed.policy
+        give_up_at = time.monotonic()
+        if policy.on_concurrent == "wait":
+            give_up_at += policy.wait_timeout.total_seconds()
+        pause = FIRST_PAUSE
+        while isinstance(result := self._attempt(), Busy):
+            left = give_up_at - time.monotonic()
+            if left <= 0:
+                raise InProgress
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return result
+
+    def _attempt(self) -> HttpResponseBase | Ran | Busy:
+        new_record = self.identity.new_record()
+        result = self.mode.run(new_record)
+        if not isinstance(result, InForce):
+            return result
+        record = result.record
+        self.context.attempt = record.attempt
+        if not self.identity.is_that_of(record):
+            raise KeyReused
+        if record.next_answer is NextAnswer.IN_PROGRESS:
+            return Busy()
+        if record.next_answer is NextAnswer.UNKNOWN:
+            return self.mode.recover(record, new_record)
+        return self._replay(record)
 
     def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
-        """Answer from a completed record, or say that its answer was not kept (R4)."""
-        check = self.policy.check_replay
-        if check is not None:
-            check_replay_by(check, self.view, self.request, record)
-        self.hooks.check_replay(self.request, record)
+        """Replay a completed record, or say that its response was not kept (R4)."""
+        self.keyed.check_replay(record)
         self._name_expiry(record)
         stored: Any = record.stored_response
         if stored.body is None:
@@ -332,7 +306,7 @@ class Execution:
             )
         self.finalizer.headers[REPLAYED_HEADER] = "true"
         self.reporter.replayed(record)
-        again = replay(stored, self.view, self.request)
+        again = replay(stored, self.keyed.view, self.keyed.request)
         return self.finalizer.let_pass(again)
 
     def _name_expiry(self, record: IdempotencyRecord) -> None:

@@ -13,10 +13,9 @@ from rest_framework.views import exception_handler
 
 from idempotency import client_warnings
 from idempotency.client_warnings import KEY_IGNORED
-from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.handlers import parts_of
-from idempotency.hooks import Hooks, hooks_of
+from idempotency.keyed_request import KeyedRequest
 from idempotency.responses import ERROR_HEADER
 from idempotency.signals import escaped, extras
 
@@ -39,25 +38,16 @@ class ResponseFinalizer:
     refusals included, gets the app's headers.
     """
 
-    def __init__(
-        self,
-        view: APIView,
-        request: Request,
-        hooks: Hooks,
-        context: RequestContext,
-        *,
-        warn_in_body: bool,
-    ) -> None:
-        self.view = view
-        self.request = request
-        self.hooks = hooks
-        self.context = context
+    def __init__(self, keyed: KeyedRequest, *, warn_in_body: bool = False) -> None:
+        self.keyed = keyed
+        self.view = keyed.view
+        self.context = keyed.context
         self.warn_in_body = warn_in_body
         self.headers: dict[str, str] = {}
         self._refuses_success = False
         self._finished: HttpResponseBase | None = None
-        self._finalize = view.finalize_response
-        view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
+        self._finalize = self.view.finalize_response
+        self.view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
 
     def finish(self, response: HttpResponseBase) -> HttpResponseBase:
         """Finalise and render a handler's response."""
@@ -141,7 +131,7 @@ class ResponseFinalizer:
 
     def _is_part(self) -> bool:
         """Tell whether a handler has sent the request, instead of a client."""
-        match = self.request._request.resolver_match
+        match = self.keyed.request._request.resolver_match
         parts = None if match is None else parts_of(match.func)
         # A part may be a copy of the batch's request, with that one's match.
         return match is None or (parts is not None and parts.cls is not type(self.view))
@@ -159,10 +149,10 @@ class ResponseFinalizer:
         headers = dict(self.view.headers)
         if response.status_code == 405 and KEY_IGNORED in self.context.warnings:
             self.context.warnings = ()  # nothing has acted (K5)
-        response = self._finalize(self.request, response, *args, **kwargs)  # type: ignore[arg-type]  # stubs know no other responses
+        response = self._finalize(self.keyed.request, response, *args, **kwargs)  # type: ignore[arg-type]  # stubs know no other responses
         self.view.headers = headers
         if self.context.warnings and self.warn_in_body:
-            self.hooks.add_idempotency_warnings(response, self.context.warnings)
+            self.keyed.hooks.add_idempotency_warnings(response, self.context.warnings)
         return response
 
     def __call__(
@@ -188,8 +178,8 @@ class ResponseFinalizer:
             response.status_code,
             TransactionFailed.default_code,
             self.context.record_id,
-            self.request.method,
-            escaped(self.request.path),
+            self.keyed.method,
+            escaped(self.keyed.request.path),
             extra=extras(
                 "success_refused",
                 record_id=self.context.record_id,
@@ -206,14 +196,12 @@ class ResponseFinalizer:
         return failure
 
 
-def finalizer_of(
-    view: APIView, request: Request, context: RequestContext
-) -> ResponseFinalizer:
-    """Return what finishes a view's answers already, or a new one."""
-    finalize = view.finalize_response
+def finalizer_of(keyed: KeyedRequest) -> ResponseFinalizer:
+    """Return what finalizes the responses of a view already, or a new one."""
+    finalize = keyed.view.finalize_response
     if isinstance(finalize, ResponseFinalizer):
         return finalize
-    return ResponseFinalizer(view, request, hooks_of(view), context, warn_in_body=False)
+    return ResponseFinalizer(keyed)
 
 
 def exception_handler_of(view: APIView) -> ExceptionHandler:

@@ -116,23 +116,23 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
             get_settings().PURGE_TIME_BUDGET if time_budget is None else time_budget
         )
         return purge_in_batches(
-            *self._expired_and_doomed(now, older_than),
+            *self._expired_and_purgeable(now, older_than),
             batch_size=limit,
             time_budget=budget,
             rest=rest,
         )
 
-    def count_doomed(
+    def count_purgeable(
         self, *, time_budget: timedelta, older_than: timedelta | None = None
     ) -> Iterator[ExpiredOnDay | None]:
         """Yield by day how many records a purge with these arguments deletes.
 
         None comes last if the time ended before the days did.
         """
-        rows = self._expired_and_doomed(None, older_than)
+        rows = self._expired_and_purgeable(None, older_than)
         return count_by_day(*rows, time_budget=time_budget)
 
-    def _expired_and_doomed(
+    def _expired_and_purgeable(
         self, now: datetime | None, older_than: timedelta | None
     ) -> tuple[IdempotencyRecordQuerySet, IdempotencyRecordQuerySet]:
         """Return all expired records, and those of them that a purge deletes (P2).
@@ -142,12 +142,12 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         alias = self._db or default_alias()  # type: ignore[attr-defined]  # not in the stubs
         by = now or UTCNow()
         expired = IdempotencyRecordQuerySet(self.model, using=alias).expired(now)
-        doomed = self.using(alias).expired(now).without_live_lease()
+        purgeable = self.using(alias).expired(now).without_live_lease()
         if older_than is None:
-            return expired, doomed
+            return expired, purgeable
         if older_than < timedelta(0):
             raise ValueError(f"older_than must not be negative, but is {older_than!r}.")
-        return expired, doomed.filter(created_at__lte=by - older_than)
+        return expired, purgeable.filter(created_at__lte=by - older_than)
 
 
 if TYPE_CHECKING:

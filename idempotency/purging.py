@@ -94,7 +94,7 @@ class Window:
 
 def purge_in_batches(
     expired: IdempotencyRecordQuerySet,
-    doomed: IdempotencyRecordQuerySet,
+    purgeable: IdempotencyRecordQuerySet,
     *,
     batch_size: int,
     time_budget: timedelta,
@@ -102,23 +102,27 @@ def purge_in_batches(
 ) -> Iterator[PurgeReport]:
     """Delete batch by batch, and yield after each what was done so far.
 
-    ``doomed`` is what goes of ``expired``, which is all that may. ``rest`` waits for so
-    many seconds; if it returns something true, the purge ends there.
+    ``purgeable`` are those of the ``expired`` rows that are deleted. ``rest`` waits for
+    a number of seconds; the purge ends when it returns something true.
     """
     report = PurgeReport()
     try:
         for report in _batches(
-            expired, doomed, batch_size, time_budget.total_seconds(), rest or time.sleep
+            expired,
+            purgeable,
+            batch_size,
+            time_budget.total_seconds(),
+            rest or time.sleep,
         ):
             yield report
     finally:
-        told = RecordsPurged(database=doomed.db, **asdict(report))
-        records_purged.tell(doomed.model, told)
+        details = RecordsPurged(database=purgeable.db, **asdict(report))
+        records_purged.emit(purgeable.model, details)
 
 
 def _batches(
     expired: IdempotencyRecordQuerySet,
-    doomed: IdempotencyRecordQuerySet,
+    purgeable: IdempotencyRecordQuerySet,
     batch_size: int,
     budget: float,
     rest: Callable[[float], object],
@@ -129,7 +133,7 @@ def _batches(
     since: datetime | None = None
     while True:
         window = Window.next(expired, size, since)
-        found, last = _delete_batch(doomed, window, size)
+        found, last = _delete_batch(purgeable, window, size)
         ended = time.monotonic()
         deleted += found
         batches += 1
@@ -164,23 +168,23 @@ def _next_size(size: int, took: float, most: int) -> int:
 
 
 def _delete_batch(
-    doomed: IdempotencyRecordQuerySet, window: Window, size: int
+    purgeable: IdempotencyRecordQuerySet, window: Window, size: int
 ) -> tuple[int, datetime | None]:
     """Delete so many rows of a window; return how many, and when the last expired.
 
     Where no rows are locked, that is not known.
     """
-    alias = doomed.db
+    alias = purgeable.db
     connection: Any = connections[alias]
     features = connection.features
-    rows = window.of(doomed)
+    rows = window.of(purgeable)
     is_outermost = not connection.in_atomic_block  # in a TestCase it is not
     # Deleted by _raw_delete(): delete() loads whole rows for its signals.
     with transaction.atomic(using=alias, durable=True):
         if not features.has_select_for_update:
             # SQLite: a transaction that reads first may find that it can't write.
             next_rows = rows.values("pk")[:size]
-            return doomed.filter(pk__in=next_rows)._raw_delete(alias), None
+            return purgeable.filter(pk__in=next_rows)._raw_delete(alias), None
         if is_outermost:
             with connection.cursor() as cursor:
                 # Above that, PostgreSQL ends purges that run beside each other, and
@@ -195,9 +199,9 @@ def _delete_batch(
             return 0, None
         pks = [pk for pk, _expires_at in mine]
         if is_mariadb:
-            deleted = _delete_by_primary_key(doomed, connection, pks)
+            deleted = _delete_by_primary_key(purgeable, connection, pks)
         else:
-            deleted = doomed.filter(pk__in=pks)._raw_delete(alias)
+            deleted = purgeable.filter(pk__in=pks)._raw_delete(alias)
         return deleted, mine[-1][1]
 
 
@@ -217,21 +221,21 @@ def _in_order_of_expiry(connection: Any) -> Iterator[None]:
 
 
 def _delete_by_primary_key(
-    doomed: IdempotencyRecordQuerySet, connection: Any, pks: list[UUID]
+    purgeable: IdempotencyRecordQuerySet, connection: Any, pks: list[UUID]
 ) -> int:
     """Delete rows by that index: a scan would wait for rows that others hold.
 
     For an IN, MariaDB 10.11 scans small tables even when told to use the index.
     """
-    meta = doomed.model._meta
+    meta = purgeable.model._meta
     quote = connection.ops.quote_name
     column = quote(meta.pk.column)
     marks = ", ".join(["(%s)"] * len(pks))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"DELETE doomed FROM (SELECT NULL AS {column} UNION ALL VALUES {marks}) "
-            f"AS mine STRAIGHT_JOIN {quote(meta.db_table)} AS doomed "
-            f"ON doomed.{column} = mine.{column}",
+            f"DELETE purgeable FROM (SELECT NULL AS {column} UNION ALL VALUES {marks}) "
+            f"AS mine STRAIGHT_JOIN {quote(meta.db_table)} AS purgeable "
+            f"ON purgeable.{column} = mine.{column}",
             [meta.pk.get_db_prep_value(pk, connection) for pk in pks],
         )
         deleted: int = cursor.rowcount
@@ -240,11 +244,11 @@ def _delete_by_primary_key(
 
 def count_by_day(
     expired: IdempotencyRecordQuerySet,
-    doomed: IdempotencyRecordQuerySet,
+    purgeable: IdempotencyRecordQuerySet,
     *,
     time_budget: timedelta,
 ) -> Iterator[ExpiredOnDay | None]:
-    """Yield the days on which doomed rows expired, oldest first, by the time zone.
+    """Yield the days on which purgeable rows expired, oldest first, by the time zone.
 
     No day is counted beyond ``MOST_COUNTED`` rows. None comes last if the time ended
     before the days did; then the day before it may have more rows.
@@ -256,14 +260,14 @@ def count_by_day(
         next_day = timezone.make_aware(
             datetime.combine(day + timedelta(days=1), datetime.min.time())
         )
-        expired_then, doomed_then = (
-            rows.filter(expires_at__lt=next_day) for rows in (expired, doomed)
+        expired_then, purgeable_then = (
+            rows.filter(expires_at__lt=next_day) for rows in (expired, purgeable)
         )
         begin: datetime | None = first
         counted = 0
         while begin and counted <= MOST_COUNTED and time.monotonic() < deadline:
             window = Window.next(expired_then, COUNTED_AT_ONCE, begin)
-            counted += window.of(doomed_then).count()
+            counted += window.of(purgeable_then).count()
             begin = window.after
         is_over = begin is not None and counted <= MOST_COUNTED
         if counted:

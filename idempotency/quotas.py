@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponseBase
@@ -14,9 +13,7 @@ from rest_framework.throttling import SimpleRateThrottle
 from idempotency.exceptions import QuotaExceeded
 
 if TYPE_CHECKING:
-    from idempotency.finalizing import ResponseFinalizer
-
-Handler = Callable[[], HttpResponseBase]
+    from idempotency.keyed_request import Handler, KeyedRequest
 
 
 class Quota(SimpleRateThrottle):
@@ -59,7 +56,7 @@ class Quota(SimpleRateThrottle):
         return max(1, math.ceil(left))
 
 
-def within_quota(handler: Handler, finalizer: ResponseFinalizer) -> Handler:
+def within_quota(handler: Handler, keyed: KeyedRequest) -> Handler:
     """Return a handler that counts its claim first, and refuses one too many.
 
     For the mode, that refusal is one of the handler's own before it acted: the claim
@@ -68,18 +65,18 @@ def within_quota(handler: Handler, finalizer: ResponseFinalizer) -> Handler:
 
     def run() -> HttpResponseBase:
         if Quota.is_set():
-            _count(finalizer)
+            _count(keyed)
         return handler()
 
     return run
 
 
-def _count(finalizer: ResponseFinalizer) -> None:
-    context, quota = finalizer.context, Quota()
+def _count(keyed: KeyedRequest) -> None:
+    context, quota = keyed.context, Quota()
     is_released = context.is_released
     # Whatever fails here, this run has not acted outside. What an abandoned one before
     # it did, nobody knows.
-    context.is_released = is_released or not context.is_acting
-    if not quota.allow_request(finalizer.request, finalizer.view):
+    context.is_released = is_released or not context.has_side_effects
+    if not quota.allow_request(keyed.request, keyed.view):
         raise QuotaExceeded(quota.wait())
     context.is_released = is_released

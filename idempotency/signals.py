@@ -34,7 +34,7 @@ class LoggedSignal(Signal):
         """Whether anybody listens; if not, details need not be made."""
         return bool(self.receivers) or logger.isEnabledFor(self.level)
 
-    def tell(self, sender: type, details: Any) -> None:
+    def emit(self, sender: type, details: Any) -> None:
         """Send the details, and write them as a line and as its extras.
 
         No text in them has a control character: receivers write lines, too.
@@ -87,8 +87,8 @@ class RequestDetails:
     attempt: int | None
 
     def __str__(self) -> str:
-        told = asdict(self).items()
-        return " ".join(f"{name}={value}" for name, value in told if value is not None)
+        given = asdict(self).items()
+        return " ".join(f"{name}={value}" for name, value in given if value is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,7 +134,7 @@ BREAKS = (
     Break(
         name="a refusal after derive() frees the key",
         file="idempotency/modes/leased.py",
-        old="if self.context.is_acting and not self.context.is_released:",
+        old="if self.context.has_side_effects and not self.context.is_released:",
         new="if self.context.attempt is None:",
         test="tests/test_leased.py::TestErrors::test_charged_and_refused",
     ),

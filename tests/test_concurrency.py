@@ -268,7 +268,7 @@ class TestWaitingInOneProcess:
         """E3: A database that is too busy to be read is no error, either."""
         for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
             vendor = getattr(sys.modules["idempotency.claims"], name)
-            monkeypatch.setattr(vendor, "looks_up_first", True)
+            monkeypatch.setattr(vendor, "select_before_insert", True)
             monkeypatch.setattr(vendor, "look_up", self.busy_twice(vendor.look_up))
             monkeypatch.setattr(vendor, "is_busy", lambda self, error: True)
         answer = client.post("/waiting/", {}, HTTP_IDEMPOTENCY_KEY="a-key-of-mine")

@@ -37,7 +37,7 @@ urlpatterns = [*usual_urls, path("leased/", leased)]
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "_told", set())
+    monkeypatch.setattr(credentials, "_warned_of", set())
 
 
 def lines(caplog: Any) -> list[tuple[str, str | None, str]]:
@@ -170,7 +170,7 @@ def test_sessions(
     """R2: A session that begins or ends is a cookie that replays lack."""
     for each in before:
         sends_cookie(visitor, handle, each)
-    credentials._told.clear()
+    credentials._warned_of.clear()
     caplog.clear()
     sent = sends_cookie(visitor, handle, handler)
     assert bool(lines(caplog)) == is_told

@@ -505,7 +505,7 @@ class TestOtherSteps:
             with pytest.raises(SystemExit) as caught:
                 post(client, door)
             frames = caught.traceback
-            assert [f.locals for f in frames if f.name == "_attempt"] == [{}]
+            assert [f.locals for f in frames if f.name == "_run_handler"] == [{}]
             assert [f.locals["clue"] for f in frames if f.name == "fail"] == ["a clue"]
             return
         post(client, door)

@@ -556,7 +556,7 @@ def test_signals_that_forge_lines(told: Told, caplog: pytest.LogCaptureFixture) 
         database=FORGED, deleted=1, batches=1, seconds=0.5, more=False
     )
     with caplog.at_level(logging.INFO, logger="idempotency"):
-        signals.records_purged.tell(IdempotencyRecord, purged)
+        signals.records_purged.emit(IdempotencyRecord, purged)
     (line,) = caplog.records
     for text in (
         told.last().database,
@@ -598,7 +598,7 @@ def test_silence(client: APIClient) -> None:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with patch.object(LoggedSignal, "tell", side_effect=AssertionError):
+        with patch.object(LoggedSignal, "emit", side_effect=AssertionError):
             assert post(client, ATOMIC).status_code == 201
             assert post(client, ATOMIC).status_code == 201
     finally:
@@ -677,8 +677,10 @@ OF_THE_APP = (
     "kind",
     "claimed.pk",
     "claimed.attempt",
+    "ran.record.pk",
+    "ran.record.attempt",
     "current",
-    "self.request.method",
+    "self.keyed.method",
 )
 
 

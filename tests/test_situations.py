@@ -727,7 +727,7 @@ def test_row(
     expected = effects_without_key(world) if row["effect"] == "as without a key" else 0
     world.remember()
     response = send()
-    ANSWERS[kind_of(row["answer"])](world, row["answer"], response)
+    ANSWERS[error_classes(row["answer"])](world, row["answer"], response)
     check_effect(world, row["effect"], expected)
     RECORDS[row["record"]](world, response)
     if row["record"] == "none" and row["effect"] in ("undone", "as without a key"):
@@ -756,7 +756,7 @@ def effects_without_key(world: World) -> int:
     return Effect.objects.count() - before
 
 
-def kind_of(answer: str) -> str:
+def error_classes(answer: str) -> str:
     return "a code" if answer.startswith("`") else answer.partition(", with ")[0]
 
 

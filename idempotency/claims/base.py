@@ -36,7 +36,7 @@ class Claims(Rows):
     """
 
     # Whether a look-up before the transaction spares replays the INSERT.
-    looks_up_first = True
+    select_before_insert = True
     # What keeps a statement from waiting for another transaction.
     AT_ONCE = ""
     # A condition that keeps a take-over from waiting for another one.
@@ -86,16 +86,17 @@ class Claims(Rows):
 
     def claim(
         self,
-        wanted: IdempotencyRecord,
+        new_record: IdempotencyRecord,
         retention: timedelta,
         seen: IdempotencyRecord | None = None,
         *,
         lease: timedelta | None = None,
     ) -> IdempotencyRecord | None:
-        """Return the record that now stands for the key of ``wanted``.
+        """Return the record that now stands for the key of ``new_record``.
 
-        It has the token of ``wanted`` if the claim is won; another token if the record
-        is in force already; and it is None while another transaction executes the key.
+        It has the token of ``new_record`` if the claim is won and another token if a
+        record is in force already. It is None while another transaction executes the
+        key.
         ``seen`` is the record that a look-up found. What is claimed is in force for
         ``retention`` from now (P1). Without a ``lease`` it must run
         inside the transaction that is to hold the effects.
@@ -104,15 +105,15 @@ class Claims(Rows):
         """
         # Again only after somebody purged, released or replaced what was seen.
         for _turn in range(3):
-            record = seen or self.insert(wanted, retention, lease)
-            if record is None or record.token == wanted.token:
+            record = seen or self.insert(new_record, retention, lease)
+            if record is None or record.token == new_record.token:
                 return record
             if record.is_in_force:
                 return record
-            wanted.created_at = record.read_at
-            wanted.expires_at = record.read_at + retention
-            if self.take_over(record, wanted, lease):
-                return wanted
+            new_record.created_at = record.read_at
+            new_record.expires_at = record.read_at + retention
+            if self.take_over(record, new_record, lease):
+                return new_record
             seen = self.read_again(record.pk)
             if seen is not None and seen.token == record.token:
                 return None
@@ -127,40 +128,43 @@ class Claims(Rows):
         return self.look_up(record_id)
 
     def insert(
-        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
+        self,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
     ) -> IdempotencyRecord | None:
-        """Insert ``wanted``, or quietly lose, and return the record that stands."""
+        """Insert ``new_record``, or quietly lose, and return the record that stands."""
         times: dict[str, Any] = {
             "created_at": UTCNow(),
             "expires_at": UTCNow() + retention,
             "lease_expires_at": lease and UTCNow() + lease,
         }
         for name, expression in times.items():
-            setattr(wanted, name, expression)
+            setattr(new_record, name, expression)
         manager = IdempotencyRecord.objects.using(self.connection.alias)
         try:
-            manager.bulk_create([wanted], ignore_conflicts=True)
+            manager.bulk_create([new_record], ignore_conflicts=True)
         except Error as error:
             failure = without_values(error)
         else:
-            return self.look_up(wanted.pk)
+            return self.look_up(new_record.pk)
         raise failure
 
     def take_over(
         self,
         earlier: IdempotencyRecord,
-        wanted: IdempotencyRecord,
+        new_record: IdempotencyRecord,
         lease: timedelta | None,
     ) -> bool:
-        """Put ``wanted``, with its times, in the place of an earlier record.
+        """Put ``new_record``, with its times, in the place of an earlier record.
 
         False if it is no longer that one, has a live lease again, or was completed by
         a late handler meanwhile: a stored answer is not replaced (E9).
         """
         sql, ends = self._with_lease(self.take_over_sql, lease)
-        values = [*self._values(wanted, [*CLAIMED, *TIMES]), *ends]
+        values = [*self._values(new_record, [*CLAIMED, *TIMES]), *ends]
         values += self._values(earlier, [*CLAIM, "state"])
-        return self._execute(sql, values + self._lock_key(wanted)) == 1
+        return self._execute(sql, values + self._lock_key(new_record)) == 1
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
         """Let the lease end ``lease`` from now (E8).
@@ -226,14 +230,14 @@ class Claims(Rows):
     def _insertion(
         self,
         sql: str,
-        wanted: IdempotencyRecord,
+        new_record: IdempotencyRecord,
         retention: timedelta,
         lease: timedelta | None,
     ) -> tuple[str, list[Any]]:
         """Return a statement that inserts, and the values for its marks."""
         expiry, expiries = self.end_of(retention)
         end, ends = self.end_of(lease) if lease else ("NULL", [])
-        values = [*self._values(wanted, CLAIMED), *expiries, *ends]
+        values = [*self._values(new_record, CLAIMED), *expiries, *ends]
         return sql.format(expiry=expiry, lease=end), values
 
     def _compile_end(self, duration: timedelta) -> tuple[str, list[Any]]:
@@ -254,9 +258,12 @@ class ReturningClaims(Claims):
         self.insert_sql = f"{insert_sql} RETURNING {self.columns}"
 
     def insert(
-        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
+        self,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
     ) -> IdempotencyRecord | None:
         if not self.connection.features.can_return_columns_from_insert:
-            return super().insert(wanted, retention, lease)  # SQLite before 3.35
-        sql, values = self._insertion(self.insert_sql, wanted, retention, lease)
-        return self._fetch(sql, values) or self.read_again(wanted.pk)
+            return super().insert(new_record, retention, lease)  # SQLite before 3.35
+        sql, values = self._insertion(self.insert_sql, new_record, retention, lease)
+        return self._fetch(sql, values) or self.read_again(new_record.pk)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from idempotency.discretion import causes
 
-__all__ = ["causes", "kind_of"]
+__all__ = ["causes", "error_classes"]
 
 
-def kind_of(error: BaseException) -> str:
+def error_classes(error: BaseException) -> str:
     """Return the classes of an error and its causes.
 
     For the log: databases put values of rows, and so of bodies, into what they say.

@@ -41,27 +41,34 @@ class Leases:
         return self.claims.look_up(record_id)
 
     def claim(
-        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta
+        self, new_record: IdempotencyRecord, retention: timedelta, lease: timedelta
     ) -> IdempotencyRecord | None:
         """Return the record that stands for the key, as ``Claims.claim`` does."""
 
         def claim() -> IdempotencyRecord | None:
             seen = None
-            if self.claims.looks_up_first:
-                seen = self.claims.look_up(wanted.pk)
-            return self.claims.claim(wanted, retention, seen, lease=lease)
+            if self.claims.select_before_insert:
+                seen = self.claims.look_up(new_record.pk)
+            return self.claims.claim(new_record, retention, seen, lease=lease)
 
-        return self._win(claim, wanted, lease)
+        return self._win(claim, new_record, lease)
 
     def take_over(
-        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord, lease: timedelta
+        self,
+        abandoned: IdempotencyRecord,
+        new_record: IdempotencyRecord,
+        lease: timedelta,
     ) -> bool:
-        """Put ``wanted`` in the place of an abandoned record (E9)."""
+        """Put ``new_record`` in the place of an abandoned record (E9)."""
 
         def take_over() -> IdempotencyRecord | None:
-            return wanted if self.claims.take_over(abandoned, wanted, lease) else None
+            return (
+                new_record
+                if self.claims.take_over(abandoned, new_record, lease)
+                else None
+            )
 
-        return self._win(take_over, wanted, lease) is not None
+        return self._win(take_over, new_record, lease) is not None
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
         """Let the lease end ``lease`` from now (E8)."""
@@ -95,14 +102,14 @@ class Leases:
     def _win(
         self,
         claim: Callable[[], IdempotencyRecord | None],
-        wanted: IdempotencyRecord,
+        new_record: IdempotencyRecord,
         lease: timedelta,
     ) -> IdempotencyRecord | None:
         """Claim, and look for the claim first if that has to be repeated."""
 
         def look_and_claim() -> IdempotencyRecord | None:
-            found = self.claims.look_up(wanted.pk)
-            if found is None or found.token != wanted.token:
+            found = self.claims.look_up(new_record.pk)
+            if found is None or found.token != new_record.token:
                 return claim()
             if found.is_leased or self.claims.take_over(found, found, lease):
                 return found

@@ -22,7 +22,7 @@ class PostgreSQLClaims(Claims):
     equal keys in two schemas are two.
     """
 
-    looks_up_first = False
+    select_before_insert = False
     LOCK = (
         "pg_try_advisory_xact_lock("
         "hashint8extended(%s, '{table}'::regclass::oid::bigint))"
@@ -49,20 +49,23 @@ class PostgreSQLClaims(Claims):
         )
 
     def insert(
-        self, wanted: IdempotencyRecord, retention: timedelta, lease: timedelta | None
+        self,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
     ) -> IdempotencyRecord | None:
-        sql, values = self._insertion(self.insert_sql, wanted, retention, lease)
-        values += [*self._lock_key(wanted), wanted.pk]
+        sql, values = self._insertion(self.insert_sql, new_record, retention, lease)
+        values += [*self._lock_key(new_record), new_record.pk]
         row = self._fetch_row(sql, values)
         if row is None:
             # Held by another transaction, or committed after the snapshot.
-            return self.look_up(wanted.pk)
+            return self.look_up(new_record.pk)
         created_at, expires_at, *found = row
         if created_at is None:
             return self._record(found)
-        wanted.created_at = TIME.from_db_value(created_at, None, self.connection)
-        wanted.expires_at = TIME.from_db_value(expires_at, None, self.connection)
-        return wanted
+        new_record.created_at = TIME.from_db_value(created_at, None, self.connection)
+        new_record.expires_at = TIME.from_db_value(expires_at, None, self.connection)
+        return new_record
 
     def is_transient(self, error: DatabaseError) -> bool:
         return self._has_state(error, self.TRANSIENT)

@@ -9,10 +9,10 @@ from django.db import DatabaseError, Error, transaction
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponseBase
 
-from idempotency.claims.errors import kind_of
+from idempotency.claims.errors import error_classes
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Fate, Mode, Outcome, is_failure
+from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran, is_failure
 from idempotency.modes.rollbacks import RollbackWish
 from idempotency.signals import escaped, extras
 
@@ -27,51 +27,66 @@ class AtomicMode(Mode):
     # Whether the transaction of the request's own was committed.
     is_committed = False
 
-    def run(
-        self, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+    def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Do all in one transaction, or in one savepoint of an open one (E1, E2)."""
-        record = seen = None
-        outcome: Outcome | None = None
+        seen = ran = None
         self.is_nested = self.connection.in_atomic_block
         try:
-            if self.claims.looks_up_first:
-                seen = self.claims.look_up(wanted.pk)
+            if self.claims.select_before_insert:
+                seen = self.claims.look_up(new_record.pk)
             if seen is not None and seen.is_in_force:
-                return seen, None
+                return InForce(seen)
             with transaction.atomic(using=self.alias):
-                record = self.claims.claim(wanted, self.policy.retention, seen)
-                if record is not None and record.token == wanted.token:
-                    outcome = self._run_handler(record)
+                record = self.claims.claim(new_record, self.policy.retention, seen)
+                if record is None:
+                    return Busy()
+                if record.token != new_record.token:
+                    return InForce(record)
+                ran = Ran(record, Fate.RELEASED)
+                ran.outcome = self._run_handler(ran)
         except DatabaseError as error:
-            if record is None and self.claims.is_busy(error):
-                return None, None
-            if self.is_committed:
-                raise  # by an on_commit hook (O5)
-            if outcome is not None and self._outlived_savepoint(record):
-                return record, outcome
-            if self.claims.is_transient(error):
-                self.fate = self.fate and Fate.RELEASED
+            if ran is not None:
+                ran.outcome = self._end_of(ran, error)
+            elif self.claims.is_busy(error):
+                return Busy()
+            elif self.claims.is_transient(error):
                 raise TransactionFailed from error
-            if self.fate is Fate.STORED:
-                self.fate = None  # nobody knows how the COMMIT ended
-            raise
-        return record, outcome
+            else:
+                raise
+        except BaseException as error:
+            if ran is None:
+                raise
+            ran.outcome = error
+        ran.is_undone = not self.is_committed
+        return ran
 
     def recover(
-        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+        self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
+    ) -> Busy | Ran:
         """Refuse: the run committed behind the app's back (E5)."""
         raise OutcomeUnknown
 
-    @property
-    def is_undone(self) -> bool:
-        """Whether a failure has left no effect of the handler's."""
-        return not self.is_committed
+    def _end_of(
+        self, ran: Ran, error: DatabaseError
+    ) -> HttpResponseBase | BaseException:
+        """Return the outcome of a run that a database error has ended."""
+        if self.is_committed:
+            return error  # by an on_commit hook (O5)
+        if ran.outcome is not None and self._outlived_savepoint(ran):
+            return ran.outcome
+        if self.claims.is_transient(error):
+            ran.fate = ran.fate and Fate.RELEASED
+            failure = TransactionFailed()
+            failure.__cause__ = error
+            return failure
+        if ran.fate is Fate.STORED:
+            ran.fate = None  # nobody knows how the COMMIT ended
+        return error
 
-    def _run_handler(self, claimed: IdempotencyRecord) -> Outcome | None:
+    def _run_handler(self, ran: Ran) -> HttpResponseBase | Exception:
         """Run the handler under its claim; decide what becomes of both (O1 to O4)."""
-        self.begin(claimed, Fate.RELEASED)
+        self.begin(ran)
+        claimed = ran.record
         if not self.is_nested:
             # Before all hooks of the handler's.
             transaction.on_commit(self._note_commit, using=self.alias)
@@ -81,12 +96,12 @@ class AtomicMode(Mode):
             except Exception as error:
                 if is_failure(error):
                     raise
-                if self._is_doomed():
+                if self._can_only_roll_back():
                     self._undo(is_wanted=wish.is_wanted)
                 else:
                     self._release(claimed)
                 return error
-            # An answer whose effects are undone is not finished in a transaction that
+            # A response whose effects are undone is not finished in a transaction that
             # may refuse every query, and undoes what is written there: Django REST
             # framework and Django do it afterwards (R1).
             if self._is_lost(response):
@@ -101,6 +116,7 @@ class AtomicMode(Mode):
             self._release(claimed)
         else:
             self._complete(claimed, response)
+            ran.fate = Fate.STORED
         return response
 
     def _note_commit(self) -> None:
@@ -108,9 +124,9 @@ class AtomicMode(Mode):
 
     def _is_lost(self, response: HttpResponseBase) -> bool:
         """Tell whether an answer's effects are to be undone, or are already (O3)."""
-        return response.status_code >= 500 or self._is_doomed()
+        return response.status_code >= 500 or self._can_only_roll_back()
 
-    def _is_doomed(self) -> bool:
+    def _can_only_roll_back(self) -> bool:
         """Tell whether the transaction can only be rolled back."""
         return self.connection.needs_rollback or self.claims.is_aborted()
 
@@ -136,19 +152,18 @@ class AtomicMode(Mode):
             self.claims.complete(claimed, stored)
         except (ClaimLost, Error) as error:
             self._undo_because_of(error, claimed)
-        self.fate = Fate.STORED
 
     def _undo_because_of(
         self, error: Exception, claimed: IdempotencyRecord
     ) -> NoReturn:
-        kind = kind_of(error)
+        kind = error_classes(error)
         logger.error(
             "An answer could not be stored with its effects, and all was undone: %s. "
             "Handlers that catch database errors need a savepoint. Record %s, %s %s",
             kind,
             claimed.pk,
-            self.request.method,
-            escaped(self.request.path),
+            self.keyed.method,
+            escaped(self.keyed.request.path),
             extra=extras(
                 "effects_undone",
                 record_id=claimed.pk,
@@ -164,21 +179,22 @@ class AtomicMode(Mode):
         except ClaimLost as error:
             raise TransactionFailed from error  # E5
 
-    def _outlived_savepoint(self, record: IdempotencyRecord | None) -> bool:
+    def _outlived_savepoint(self, ran: Ran) -> bool:
         """Tell whether a savepoint is gone, and what was written under it is there.
 
         A handler that commits by itself ends every savepoint: DDL does on MariaDB (E5).
         What came later is in the transaction around it.
         """
-        if not self.is_nested or record is None:
+        if not self.is_nested:
             return False
+        record = ran.record
         transaction.set_rollback(False, using=self.alias)
         try:
             found = self.claims.look_up(record.pk)
         except Error:
             is_there = False
         else:
-            token = record.token if self.fate is Fate.STORED else None
+            token = record.token if ran.fate is Fate.STORED else None
             is_there = (found and found.token) == token
         transaction.set_rollback(not is_there, using=self.alias)
         return is_there

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.core.exceptions import PermissionDenied
 from django.db import connections
@@ -15,22 +14,13 @@ from rest_framework.exceptions import APIException
 from rest_framework.response import Response
 
 from idempotency.claims import claims_in
-from idempotency.context import RequestContext
-from idempotency.credentials import tell_of_cookies
+from idempotency.credentials import warn_of_cookies
 from idempotency.finalizing import ResponseFinalizer
-from idempotency.hooks import Hooks, may_store
+from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import IdempotencyRecord
-from idempotency.policy import Policy
 from idempotency.quotas import within_quota
 from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
-
-if TYPE_CHECKING:
-    from rest_framework.request import Request
-
-Handler = Callable[[], HttpResponseBase]
-# What a run ends in: a finished answer, or the handler's own refusal, to be raised.
-Outcome = HttpResponseBase | Exception
 
 # What a handler raises to refuse. From status 500 up it is a failure instead.
 REFUSALS = (APIException, Http404, PermissionDenied)
@@ -44,60 +34,82 @@ class Fate(Enum):
     ABANDONED = auto()
 
 
-# The request's repr has the query in it, and so may have the key (X1).
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another request executes the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The key has a record already, which decides what the client gets."""
+
+    record: IdempotencyRecord
+
+
+# Without the outcome's repr: a response may say the key (X1).
+@dataclass(slots=True, repr=False)
+class Ran:
+    """The handler has run under this request's claim.
+
+    ``outcome`` is its finished response, or the error to raise. ``fate`` is None where
+    another run took the claim, or where the end of a COMMIT is unknown. ``is_undone``
+    says that an error has left none of the handler's effects (O3).
+    """
+
+    record: IdempotencyRecord
+    fate: Fate | None
+    outcome: HttpResponseBase | BaseException | None = None
+    is_undone: bool = False
+
+
 @dataclass(kw_only=True, repr=False)
 class Mode(ABC):
     """How the handler of one keyed request is executed."""
 
-    request: Request
+    keyed: KeyedRequest
     handler: Handler
-    policy: Policy
-    context: RequestContext
-    hooks: Hooks
     finalizer: ResponseFinalizer
     reporter: Reporter
     alias: str
-    # Of the run that the request has won, if any; no fate where another run took the
-    # key away, or where nobody knows whether the COMMIT succeeded.
-    claimed: IdempotencyRecord | None = field(default=None, init=False)
-    fate: Fate | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # The stubs do not know all of its attributes.
         self.connection: Any = connections[self.alias]
         self.claims = claims_in(self.alias)
-        self.handler = within_quota(self.handler, self.finalizer)
+        self.policy = self.keyed.policy
+        self.context = self.keyed.context
+        self.handler = within_quota(self.handler, self.keyed)
 
     @abstractmethod
-    def run(
-        self, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
-        """Claim the key and run the handler, or find the record that is in force.
-
-        Returns the record and the outcome. There is no outcome if the record was in
-        force already, and no record either if another request has the key.
-        """
+    def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
+        """Claim the key and run the handler, or find the record that is in force."""
 
     @abstractmethod
     def recover(
-        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+        self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
+    ) -> Busy | Ran:
         """Do what the policy says of a record whose outcome is unknown.
 
-        Returns what ``run`` does. Raises ``OutcomeUnknown`` if it is to be left alone.
+        Raises ``OutcomeUnknown`` if it is to be left alone.
         """
 
-    @property
-    @abstractmethod
-    def is_undone(self) -> bool:
-        """Whether a failure that came out of ``run`` has left no effect (O3)."""
-
-    def begin(self, claimed: IdempotencyRecord, fate: Fate) -> None:
-        """Note that the claim is won, and its fate if nothing else is said."""
-        self.claimed, self.fate = claimed, fate
-        self.claims.executing[claimed.pk] = claimed.fingerprint
-        self.context.attempt = claimed.attempt
+    def begin(self, ran: Ran) -> None:
+        """Note that the claim is won and the handler is about to run."""
+        record = ran.record
+        self.context.attempt = record.attempt
         self.reporter.claimed()
+        self.claims.executing[record.pk] = record.fingerprint
+
+    def end(self, ran: Ran) -> None:
+        """Note that the handler does not run any more, and tell what became of it."""
+        self.claims.executing.pop(ran.record.pk, None)
+        status_code = getattr(ran.outcome, "status_code", None)
+        if ran.fate is Fate.STORED:
+            self.reporter.stored(ran.record, self.alias)
+        elif ran.fate is Fate.RELEASED:
+            self.reporter.released(status_code)
+        elif ran.fate is Fate.ABANDONED:
+            self.reporter.abandoned(status_code)
 
     def is_released_by(self, response: HttpResponseBase) -> bool:
         """Tell whether an answer gives the key back (O2)."""
@@ -105,16 +117,14 @@ class Mode(ABC):
 
     def to_store(self, response: HttpResponseBase) -> StoredResponse:
         """Return what is to be kept of an answer (O4, R4)."""
-        keep = may_store(response, self.policy.store)
-        keep = keep and self.hooks.should_store_response(response)
         stored = StoredResponse.from_http(
             response,
-            keep=keep,
+            keep=self.keyed.may_store(response),
             is_plain=not isinstance(response, Response),
             language=language_to_be_named(),
         )
         if stored.body is not None:
-            tell_of_cookies(self.finalizer.view, self.request, response)
+            warn_of_cookies(self.keyed, response)
         return stored
 
 

@@ -11,11 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
-from idempotency.claims.errors import kind_of
+from idempotency.claims.errors import error_classes
 from idempotency.claims.leases import Leases
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Fate, Mode, Outcome, is_failure
+from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran, is_failure
 from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
@@ -51,43 +51,38 @@ class LeasedMode(Mode):
         super().__post_init__()
         self.leases = Leases(self.claims)
 
-    def run(
-        self, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+    def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Commit the claim, then run the handler (E7)."""
         if self._is_in_transaction():  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
         try:
             policy = self.policy
-            record = self.leases.claim(wanted, policy.retention, policy.lease)
+            record = self.leases.claim(new_record, policy.retention, policy.lease)
         except DatabaseError as error:
             return self._not_claimed(error)
-        if record is None or record.token != wanted.token:
-            return record, None
-        return record, self._run_handler(record, None)
+        if record is None:
+            return Busy()
+        if record.token != new_record.token:
+            return InForce(record)
+        return self._run_under(record, None)
 
     def recover(
-        self, abandoned: IdempotencyRecord, wanted: IdempotencyRecord
-    ) -> tuple[IdempotencyRecord | None, Outcome | None]:
+        self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
+    ) -> Busy | Ran:
         """Take over, unless a person is to decide (E9)."""
         if self.policy.on_abandoned == "hold":
             raise OutcomeUnknown
-        wanted.attempt = abandoned.attempt + 1
-        wanted.created_at = abandoned.created_at
-        wanted.expires_at = abandoned.read_at + self.policy.retention
+        new_record.attempt = abandoned.attempt + 1
+        new_record.created_at = abandoned.created_at
+        new_record.expires_at = abandoned.read_at + self.policy.retention
         try:
-            is_taken = self.leases.take_over(abandoned, wanted, self.policy.lease)
+            is_taken = self.leases.take_over(abandoned, new_record, self.policy.lease)
         except DatabaseError as error:
             return self._not_claimed(error)
         if not is_taken:
-            return None, None  # another retry was faster
-        return wanted, self._run_handler(wanted, abandoned)
-
-    @property
-    def is_undone(self) -> bool:
-        """Whether nothing has run: what a leased handler has done, stays."""
-        return self.claimed is None
+            return Busy()  # another retry was faster
+        return self._run_under(new_record, abandoned)
 
     def _is_in_transaction(self) -> bool:
         """Tell where ``atomic(durable=True)`` would refuse to begin."""
@@ -97,24 +92,34 @@ class LeasedMode(Mode):
             return not blocks[-1]._from_testcase
         return not self.connection.get_autocommit()
 
-    def _not_claimed(self, error: DatabaseError) -> tuple[None, None]:
+    def _not_claimed(self, error: DatabaseError) -> Busy:
         if self.claims.is_busy(error):
-            return None, None
+            return Busy()
         if self.claims.is_transient(error):
             raise TransactionFailed from error
         raise error
 
-    def _run_handler(
+    def _run_under(
         self, claimed: IdempotencyRecord, abandoned: IdempotencyRecord | None
-    ) -> Outcome:
+    ) -> Ran:
+        ran = Ran(claimed, Fate.ABANDONED)
+        try:
+            ran.outcome = self._run_handler(ran, abandoned)
+        except BaseException as error:  # noqa: BLE001  # raised by who ends the run
+            ran.outcome = error
+        return ran
+
+    def _run_handler(
+        self, ran: Ran, abandoned: IdempotencyRecord | None
+    ) -> HttpResponseBase | Exception:
         """Run the handler under its lease; decide what becomes of both (O1 to O4, E9).
 
-        After an abandoned run the outcome stays unknown until an answer is stored.
+        After an abandoned run the outcome stays unknown until a response is stored.
         """
         context = self.context
-        self.begin(claimed, Fate.ABANDONED)
-        context.renew_claim = lambda lease: self._renew(claimed, lease)
-        context.is_acting = abandoned is not None
+        self.begin(ran)
+        context.renew_claim = lambda lease: self._renew(ran, lease)
+        context.has_side_effects = abandoned is not None
         try:
             response = found = self._find_out(abandoned)
             if response is None:
@@ -123,12 +128,12 @@ class LeasedMode(Mode):
             raise
         except Exception as error:
             if is_failure(error):
-                self._give_up(claimed)
+                self._give_up(ran)
                 raise
-            self._end_in_error(claimed)
+            self._end_in_error(ran)
             return error
         except BaseException:
-            self._give_up(claimed)  # the process is being ended
+            self._give_up(ran)  # the process is being ended
             raise
         try:
             response = self.finalizer.finish(response)
@@ -138,15 +143,15 @@ class LeasedMode(Mode):
             is_stored = not (is_error or context.is_released)
             stored = self.to_store(response) if is_stored else None
         except BaseException:
-            self._give_up(claimed)  # whatever it is, it is no refusal of the handler's
+            self._give_up(ran)  # whatever it is, it is no refusal of the handler's
             raise
         if stored is not None:
-            self._write(claimed, lambda: self.leases.complete(claimed, stored))
-            self.fate = Fate.STORED
+            self._write(ran, lambda: self.leases.complete(ran.record, stored))
+            ran.fate = Fate.STORED
         elif response.status_code >= 500:
-            self._give_up(claimed)
+            self._give_up(ran)
         else:
-            self._end_in_error(claimed)
+            self._end_in_error(ran)
         return response
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
@@ -154,45 +159,45 @@ class LeasedMode(Mode):
         ask = self.policy.on_abandoned
         if abandoned is None or not callable(ask):
             return None
-        found: HttpResponseBase | None = ask(abandoned, self.request)
+        found: HttpResponseBase | None = ask(abandoned, self.keyed.request)
         return found
 
-    def _renew(self, claimed: IdempotencyRecord, lease: timedelta | None) -> None:
+    def _renew(self, ran: Ran, lease: timedelta | None) -> None:
         lease = lease or self.policy.lease
-        self._write(claimed, lambda: self.leases.renew(claimed, lease))
+        self._write(ran, lambda: self.leases.renew(ran.record, lease))
 
-    def _end_in_error(self, claimed: IdempotencyRecord) -> None:
+    def _end_in_error(self, ran: Ran) -> None:
         """Give the key back, unless the handler may have acted outside (O2, E9)."""
-        if self.context.is_acting and not self.context.is_released:
-            self._write(claimed, lambda: self.leases.abandon(claimed))
+        if self.context.has_side_effects and not self.context.is_released:
+            self._write(ran, lambda: self.leases.abandon(ran.record))
             return
-        self._write(claimed, lambda: self.leases.release(claimed))
-        self.fate = Fate.RELEASED
+        self._write(ran, lambda: self.leases.release(ran.record))
+        ran.fate = Fate.RELEASED
 
-    def _give_up(self, claimed: IdempotencyRecord) -> None:
+    def _give_up(self, ran: Ran) -> None:
         """After a failure: the answer is the failure's own, whatever is written."""
-        self.context.is_acting = True  # for all that anybody knows
+        self.context.has_side_effects = True  # for all that anybody knows
         try:
-            self._end_in_error(claimed)
+            self._end_in_error(ran)
         except ClaimLost:
             pass  # the log has it
         except (Error, RuntimeError) as error:
             # Where the record can't be written, its lease ends by itself.
-            kind = kind_of(error)
+            kind = error_classes(error)
             logger.warning(
                 "A failed run could not be given up: record %s, attempt %d: %s",
-                claimed.pk,
-                claimed.attempt,
+                ran.record.pk,
+                ran.record.attempt,
                 kind,
                 extra=extras(
                     "not_given_up",
-                    record_id=claimed.pk,
-                    attempt=claimed.attempt,
+                    record_id=ran.record.pk,
+                    attempt=ran.record.attempt,
                     error=kind,
                 ),
             )
 
-    def _write(self, claimed: IdempotencyRecord, write: Callable[[], None]) -> None:
+    def _write(self, ran: Ran, write: Callable[[], None]) -> None:
         """Write under the claim's token.
 
         Raises ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
@@ -203,11 +208,11 @@ class LeasedMode(Mode):
         try:
             write()
         except ClaimLost:
-            self.fate = None
-            self._tell_of_loss(claimed)
+            ran.fate = None
+            self._log_loss(ran.record)
             raise
 
-    def _tell_of_loss(self, claimed: IdempotencyRecord) -> None:
+    def _log_loss(self, claimed: IdempotencyRecord) -> None:
         current: int | str | None = "unknown"
         with suppress(Error):
             found = self.leases.look_up(claimed.pk)

@@ -16,8 +16,8 @@ from idempotency.testing.effects import (
     Effects,
     Watch,
     beyond,
-    told,
-    told_twice,
+    compare_changes,
+    describe_changes,
 )
 from idempotency.testing.sending import (
     KeyIn,
@@ -121,7 +121,7 @@ class IdempotencyTrial(Trial):
             fail(
                 f"{self.request}: an error after the handler did not undo all that it "
                 "had done:",
-                lines=told_twice(
+                lines=compare_changes(
                     retry.changes,
                     "the retry",
                     failed.changes,
@@ -132,13 +132,13 @@ class IdempotencyTrial(Trial):
         if has_record:
             fail(
                 f"{self.request}: an error after the handler left a record, and the "
-                f"retry was answered {retry.told}. The handler commits by itself: "
+                f"retry was answered {retry.summary}. The handler commits by itself: "
                 "leased mode is for such handlers."
             )
         if retry.mode is None:
             fail(
                 f"{self.request}: after an error that undid everything the retry was "
-                f"answered {retry.told}",
+                f"answered {retry.summary}",
                 mend="The handler keeps something elsewhere, such as in a cache.",
             )
         return retry
@@ -147,7 +147,7 @@ class IdempotencyTrial(Trial):
         """Check that the endpoint took the request."""
         if acted.mode is None and acted.response.status_code >= 400:
             fail(
-                f"{self.request} was answered {acted.told}",
+                f"{self.request} was answered {acted.summary}",
                 mend="Such an answer gives the key back. The client and the data must "
                 "be such that the endpoint acts.",
             )
@@ -164,16 +164,16 @@ class IdempotencyTrial(Trial):
             fail(
                 f"{self.request}: the duplicate was answered from the record, but "
                 "something else than the handler acted:",
-                lines=told_twice(
+                lines=compare_changes(
                     acted.changes, "the first request", again.changes, "the duplicate"
                 ),
                 mend="If that is meant, such as a log of all requests, pass "
                 "ignore=[<its model>].",
             )
-        if is_replay and again.told_exactly != acted.told_exactly:
+        if is_replay and again.exact_response != acted.exact_response:
             fail(
                 f"{self.request}: the duplicate got another answer:\n"
-                f"    first: {acted.told}\n    duplicate: {again.told}",
+                f"    first: {acted.summary}\n    duplicate: {again.summary}",
                 mend="A middleware changes stored answers: let the view give the "
                 "answer its final form.",
             )
@@ -182,14 +182,14 @@ class IdempotencyTrial(Trial):
             isinstance(acted.mode, AtomicMode) and acted.writes - again.writes
         )
         if not is_seen:
-            fail(f"{self.request} was answered {acted.told}", mend=NO_EFFECT)
+            fail(f"{self.request} was answered {acted.summary}", mend=NO_EFFECT)
 
     def fail_to_replay(self, acted: Sent, again: Sent) -> NoReturn:
         """Say that a duplicate was not recognised, what doubled, and why."""
         fail(
             f"{self.request}: a duplicate under the same key was not answered from a "
-            f"record, but {again.told}. What doubled:",
-            lines=told_twice(
+            f"record, but {again.summary}. What doubled:",
+            lines=compare_changes(
                 {**acted.changes, **acted.writes},
                 "the first request",
                 {**again.changes, **again.writes},
@@ -225,8 +225,8 @@ class IdempotencyTrial(Trial):
         if other.response.status_code != 422 or other.mode or other.changes:
             fail(
                 f"{self.request}: another payload under the same key was answered "
-                f"{other.told}, instead of 422 idempotency_key_reused.",
-                lines=told(other.changes, "the other payload"),
+                f"{other.summary}, instead of 422 idempotency_key_reused.",
+                lines=describe_changes(other.changes, "the other payload"),
                 mend="If the endpoint's own fingerprint leaves out what differs, pass "
                 "other_data=<a payload that it tells apart>.",
             )
@@ -241,7 +241,7 @@ class IdempotencyTrial(Trial):
         failed = self.send(key, fails_in=LeasedMode, request=request)
         if not failed.has_failed:
             fail(
-                f"{request}: under another key it was answered {failed.told}",
+                f"{request}: under another key it was answered {failed.summary}",
                 mend=TRY_OTHER_DATA,
             )
         self.send(key, request=request)
@@ -250,7 +250,7 @@ class IdempotencyTrial(Trial):
             fail(
                 f"{request}: an attempt that failed and its retry did more than one "
                 "request does:",
-                lines=told_twice(
+                lines=compare_changes(
                     acted.changes, "one request", doubled, "the two of them"
                 ),
                 mend=AT_LEAST_ONCE,

@@ -131,13 +131,15 @@ def beyond(once: Numbers, total: Numbers) -> Numbers:
     }
 
 
-def told(changes: Numbers, by: str) -> Iterator[str]:
+def describe_changes(changes: Numbers, by: str) -> Iterator[str]:
     """Yield a line for each change."""
     for name, change in changes.items():
         yield f"{name}: {change:+} by {by}"
 
 
-def told_twice(first: Numbers, by: str, again: Numbers, by_again: str) -> Iterator[str]:
+def compare_changes(
+    first: Numbers, by: str, again: Numbers, by_again: str
+) -> Iterator[str]:
     """Yield a line for each change of the second run, beside the first one's."""
     for name, change in again.items():
         yield f"{name}: {first.get(name, 0):+} by {by}, {change:+} by {by_again}"

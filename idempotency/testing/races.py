@@ -21,15 +21,15 @@ from idempotency.testing.effects import (
     Effects,
     Watch,
     beyond,
-    told_twice,
+    compare_changes,
     usable_databases,
 )
 from idempotency.testing.sending import (
     KeyIn,
     SentRequest,
+    describe_response,
     fail,
     new_key,
-    told_answer,
 )
 
 # Seconds. Longer than the slowest machine needs, so that only a mistake gets there.
@@ -79,11 +79,11 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
     once = watch.changes_since(before)
     if answer.status_code >= 400 and EXPIRES_HEADER not in answer:
         fail(
-            f"{request} was answered {told_answer(answer)}",
+            f"{request} was answered {describe_response(answer)}",
             mend="The client and the data must be such that the endpoint acts.",
         )
     if not once:
-        fail(f"{request} was answered {told_answer(answer)}", mend=NO_EFFECT)
+        fail(f"{request} was answered {describe_response(answer)}", mend=NO_EFFECT)
     before = watch.count()
     key = new_key()
     race = Race(request, _send_at_once(request, key, duplicates))
@@ -94,7 +94,7 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
         fail(
             f"{request}: of {duplicates} duplicates at once and a last one, "
             f"{len(race.acted)} acted. What they did:",
-            lines=told_twice(once, "one request", total, "all of them"),
+            lines=compare_changes(once, "one request", total, "all of them"),
             mend="Protect the view with IdempotencyMixin, or its handler with "
             "@idempotent. What is done outside the record's transaction can happen "
             "more than once.",
@@ -150,7 +150,7 @@ class Answer:
 
     def __str__(self) -> str:
         cause = "" if self.error is None else f" ({self.error!r})"
-        return f"{told_answer(self.response)}{cause}"
+        return f"{describe_response(self.response)}{cause}"
 
 
 class Race:

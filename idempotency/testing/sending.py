@@ -61,7 +61,7 @@ class SentRequest:
             send = getattr(self.client, self.method.lower())
             response = send(url, self.data, **extra)
         if response.status_code == 429 and EXPIRES_HEADER not in response:
-            fail(f"{self} was answered {told_answer(response)}", mend=THROTTLED)
+            fail(f"{self} was answered {describe_response(response)}", mend=THROTTLED)
         return response
 
     def _with_key(self, key: str) -> tuple[str, dict[str, Any]]:
@@ -148,7 +148,7 @@ def _rewind(data: Any) -> None:
         data.seek(0)
 
 
-def told_answer(response: HttpResponseBase) -> str:
+def describe_response(response: HttpResponseBase) -> str:
     """Return an answer in words for people: its status, and what its body begins with.
 
     A streamed body is left alone.

@@ -12,9 +12,9 @@ from idempotency.testing.effects import Numbers, Watch, writes_counted
 from idempotency.testing.sending import (
     HandlerFailed,
     SentRequest,
+    describe_response,
     log_silenced,
     runs_watched,
-    told_answer,
 )
 
 
@@ -38,12 +38,12 @@ class Sent:
         return records.filter(pk=found).first()
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The answer in words for people."""
-        return told_answer(self.response)
+        return describe_response(self.response)
 
     @property
-    def told_exactly(self) -> tuple[int, bytes, str]:
+    def exact_response(self) -> tuple[int, bytes, str]:
         """What a replay has in common with the first answer."""
         response = self.response
         content_type = response.get("Content-Type", "")

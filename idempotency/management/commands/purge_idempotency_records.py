@@ -144,7 +144,7 @@ class Command(BaseCommand):
         records = IdempotencyRecord.objects.using(options["database"])
         budget = options["time_budget"]
         total, is_exact = 0, True
-        for found in records.count_doomed(
+        for found in records.count_purgeable(
             time_budget=DRY_RUN_BUDGET if budget is None else budget,
             older_than=options["older_than"],
         ):
