@@ -8,9 +8,8 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
-from idempotency.credentials import handles_credentials
+from idempotency.conf.policy import OPTIONS, Policy
 from idempotency.handlers import dotted_name
-from idempotency.policy import OPTIONS, Policy
 from idempotency.protection import Protection, is_exempt, protection_of
 from idempotency.routes import Route, find_routes
 
@@ -19,6 +18,24 @@ HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
 TOLD_APART = ("methods", "scope", "atomic")
 CREDENTIALS = "leave out: credentials"
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+# Packages, modules, classes and methods whose answers are credentials, or whose effect
+# is that those of the request are none any more.
+KNOWN = (
+    "allauth.headless",
+    "dj_rest_auth",
+    "django.contrib.auth.views",
+    "djoser.social",
+    "djoser.views.TokenCreateView",
+    "djoser.views.TokenDestroyView",
+    "djoser.views.UserViewSet.reset_password_confirm",
+    "djoser.views.UserViewSet.set_password",
+    "djoser.webauthn",
+    "knox",
+    "rest_framework.authtoken.views",
+    "rest_framework_simplejwt",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +191,15 @@ def _json(value: Any) -> Any:
     if isinstance(value, Collection) and not isinstance(value, str):
         return sorted(value)
     return value
+
+
+def handles_credentials(view_class: type, action: str) -> bool:
+    """Tell whether a class is a view of a well-known package's, or derived from one.
+
+    ``action`` is the name of the method that answers. Nothing is imported.
+    """
+    return any(
+        f"{cls.__module__}.{cls.__qualname__}.{action}.".startswith(f"{known}.")
+        for cls in view_class.__mro__
+        for known in KNOWN
+    )

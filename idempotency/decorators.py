@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 from django.core.exceptions import ImproperlyConfigured
 from rest_framework.request import Request
 
+from idempotency.conf.policy import Policy, validate_options
 from idempotency.execution import execute
 from idempotency.handlers import (
     Mark,
@@ -21,7 +22,6 @@ from idempotency.handlers import (
     parts_of,
 )
 from idempotency.hooks import options_of
-from idempotency.policy import Policy, validate_options
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 TypedOptions = ParamSpec("TypedOptions")

@@ -14,6 +14,7 @@ from django.utils.http import http_date
 from idempotency import keys, scopes
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
+from idempotency.conf.policy import Options
 from idempotency.context import RequestContext
 from idempotency.discretion import discreet
 from idempotency.exceptions import (
@@ -31,7 +32,6 @@ from idempotency.fingerprints import (
     derivation_payload,
     fingerprint_in,
 )
-from idempotency.hooks import scope_of
 from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import (
     IdempotencyRecord,
@@ -42,10 +42,8 @@ from idempotency.models import (
 )
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran, is_failure
-from idempotency.policy import Options
-from idempotency.replays import replay
 from idempotency.reporting import Reporter
-from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER
+from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -244,9 +242,7 @@ class Execution:
         # Neither scope nor key in a variable: a hook may report errors of its own, with
         # all frames around it (X1).
         context, request = self.context, self.keyed.request
-        context.scope = scopes.validate_scope(
-            scope_of(request, self.keyed.policy.scope)
-        )
+        context.scope = self.keyed.scope()
         if context.scope == scopes.ANONYMOUS:
             scopes.admit_stranger(self.key)
         elif keys.is_weak(self.key):

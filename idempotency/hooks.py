@@ -12,8 +12,8 @@ from rest_framework.generics import GenericAPIView
 from idempotency import client_warnings
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_settings
+from idempotency.conf.policy import OPTIONS
 from idempotency.fingerprints import Fingerprint, default_fingerprint
-from idempotency.policy import OPTIONS
 from idempotency.scopes import default_scope
 
 if TYPE_CHECKING:

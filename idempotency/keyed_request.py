@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from django.http import HttpResponseBase
 
+from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
-from idempotency.hooks import Hooks, check_replay_by, hooks_of, may_store
-from idempotency.policy import Policy
+from idempotency.hooks import Hooks, check_replay_by, hooks_of, may_store, scope_of
+from idempotency.scopes import validate_scope
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -54,6 +55,10 @@ class KeyedRequest:
     def method(self) -> str:
         """The HTTP method."""
         return self.request.method or ""
+
+    def scope(self) -> str:
+        """Return whose key it is, as the option or the hook says (S1)."""
+        return validate_scope(scope_of(self.request, self.policy.scope))
 
     def may_store(self, response: HttpResponseBase) -> bool:
         """Return what the option ``store`` and the hook say of a response (O4)."""

@@ -13,6 +13,7 @@ from rest_framework.views import APIView
 
 from idempotency import keys
 from idempotency.conf import get_settings
+from idempotency.conf.policy import Options, validate_options
 from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
 from idempotency.fingerprints.bodies import record_body
@@ -25,7 +26,6 @@ from idempotency.handlers import (
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks, options_of
-from idempotency.policy import Options, validate_options
 from idempotency.protection import protection_of_request
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idempotency.conf import get_settings
+from idempotency.conf.policy import Options, Policy
 from idempotency.handlers import Parts, attribute_of, handlers_of, mark_of, parts_of
 from idempotency.hooks import Hooks, options_of
-from idempotency.policy import Options, Policy
 
 if TYPE_CHECKING:
     from django.http import HttpRequest

@@ -15,10 +15,10 @@ from rest_framework.decorators import api_view
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from idempotency import credentials
-from idempotency.credentials import handles_credentials
+from idempotency.audit import handles_credentials
 from idempotency.decorators import idempotent
 from idempotency.models import IdempotencyRecord
+from idempotency.modes import cookies
 from tests.app.views import MixinViewSet, behave
 from tests.conftest import KEY, key
 from tests.urls import urlpatterns as usual_urls
@@ -37,7 +37,7 @@ urlpatterns = [*usual_urls, path("leased/", leased)]
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(credentials, "_warned_of", set())
+    monkeypatch.setattr(cookies, "_warned_of", set())
 
 
 def lines(caplog: Any) -> list[tuple[str, str | None, str]]:
@@ -170,7 +170,7 @@ def test_sessions(
     """R2: A session that begins or ends is a cookie that replays lack."""
     for each in before:
         sends_cookie(visitor, handle, each)
-    credentials._warned_of.clear()
+    cookies._warned_of.clear()
     caplog.clear()
     sent = sends_cookie(visitor, handle, handler)
     assert bool(lines(caplog)) == is_told

@@ -29,9 +29,9 @@ from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient, APIRequestFactory
 
 import idempotency.mixins
-from idempotency import client_warnings, context, exceptions, hooks, policy
+from idempotency import client_warnings, context, exceptions, hooks
 from idempotency.admin import SEE_BODY
-from idempotency.conf import SETTINGS, get_settings
+from idempotency.conf import SETTINGS, get_settings, policy
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK

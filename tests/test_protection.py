@@ -18,9 +18,9 @@ from rest_framework.routers import SimpleRouter
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
+from idempotency.conf.policy import Policy
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
-from idempotency.policy import Policy
 from idempotency.protection import is_exempt, protection_of
 from tests.app import views
 

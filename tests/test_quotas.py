@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
-from idempotency.quotas import Quota
+from idempotency.modes.quotas import Quota
 from tests.app.models import Effect
 from tests.app.views import behave, create_effect
 from tests.conftest import KEY, code_of, key

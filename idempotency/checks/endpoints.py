@@ -12,6 +12,7 @@ from django.db import connections, router
 from idempotency import models
 from idempotency.checks.settings import lease_error, misfit, settings_are_right
 from idempotency.conf import get_settings
+from idempotency.conf.policy import OPTIONS
 from idempotency.handlers import (
     attributes_of,
     dotted_name,
@@ -23,7 +24,6 @@ from idempotency.hooks import PREFIX, Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
-from idempotency.policy import OPTIONS
 from idempotency.protection import Protection, protection_of
 from idempotency.routes import Route, find_routes
 

@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
 
 from idempotency.conf import SETTINGS, get_settings
-from idempotency.policy import OPTIONS, Rule
+from idempotency.conf.policy import OPTIONS, Rule
 
 
 def misfit(rule: Rule, value: Any) -> str | None:

@@ -14,11 +14,11 @@ from rest_framework.exceptions import APIException
 from rest_framework.response import Response
 
 from idempotency.claims import claims_in
-from idempotency.credentials import warn_of_cookies
 from idempotency.finalizing import ResponseFinalizer
 from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import IdempotencyRecord
-from idempotency.quotas import within_quota
+from idempotency.modes.cookies import warn_of_cookies
+from idempotency.modes.quotas import within_quota
 from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
 

@@ -13,9 +13,9 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework import serializers
 
 from idempotency.conf import get_settings
+from idempotency.conf.policy import Policy
 from idempotency.exceptions import IdempotencyError
 from idempotency.keys import MAX_LENGTH
-from idempotency.policy import Policy
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schema.components import Json, Shared, shared_of
 from idempotency.schema.refusals import body_of, has_own_format, refusals_of

@@ -13,10 +13,10 @@ from rest_framework.views import APIView, exception_handler
 
 from idempotency import exceptions
 from idempotency.conf import get_settings
+from idempotency.conf.policy import Policy
 from idempotency.exceptions import IdempotencyError, ResponseNotKept
 from idempotency.finalizing import exception_handler_of
-from idempotency.policy import Policy
-from idempotency.quotas import Quota
+from idempotency.modes.quotas import Quota
 
 ANY_PATH = "/path/of/the/request"
 

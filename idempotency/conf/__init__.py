@@ -13,7 +13,7 @@ from django.conf import settings as django_settings
 from django.utils.encoding import force_bytes
 from rest_framework.request import Request
 
-from idempotency.policy import (
+from idempotency.conf.policy import (
     BOOLEAN,
     DURATION,
     FUNCTION,

@@ -1,4 +1,4 @@
-"""Endpoints that give or take credentials: keys do more harm there than good."""
+"""Cookies beside a stored response: its replays do not set them (contract R2)."""
 
 from __future__ import annotations
 
@@ -17,37 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("idempotency")
 
-# Packages, modules, classes and methods whose answers are credentials, or whose effect
-# is that those of the request are none any more.
-KNOWN = (
-    "allauth.headless",
-    "dj_rest_auth",
-    "django.contrib.auth.views",
-    "djoser.social",
-    "djoser.views.TokenCreateView",
-    "djoser.views.TokenDestroyView",
-    "djoser.views.UserViewSet.reset_password_confirm",
-    "djoser.views.UserViewSet.set_password",
-    "djoser.webauthn",
-    "knox",
-    "rest_framework.authtoken.views",
-    "rest_framework_simplejwt",
-)
-
 # Endpoints of which the log has it by now, in this process.
 _warned_of: set[tuple[str, str | None, str]] = set()
-
-
-def handles_credentials(view_class: type, action: str) -> bool:
-    """Tell whether a class is a view of a well-known package's, or derived from one.
-
-    ``action`` is the name of the method that answers. Nothing is imported.
-    """
-    return any(
-        f"{cls.__module__}.{cls.__qualname__}.{action}.".startswith(f"{known}.")
-        for cls in view_class.__mro__
-        for known in KNOWN
-    )
 
 
 def warn_of_cookies(keyed: KeyedRequest, response: HttpResponseBase) -> None:
