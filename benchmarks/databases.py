@@ -17,7 +17,7 @@ import django
 from django.core.management import call_command
 from django.db import connection
 
-from tests.database_servers import mariadb, postgresql
+from tests.support.database_servers import mariadb, postgresql
 
 POSTGRESQL = ("fsync=on", "shared_buffers=512MB", "max_wal_size=4GB")
 MARIADB = ("--innodb-buffer-pool-size=2G", "--innodb-log-file-size=1G")

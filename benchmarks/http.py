@@ -127,7 +127,7 @@ def storm(
 @contextmanager
 def serving(folder: Path) -> Iterator[dict[str, Path]]:
     """Serve the benchmark's views without and with ATOMIC_REQUESTS."""
-    from tests.processes import running, wait_until  # needs settings
+    from tests.support.processes import running, wait_until  # needs settings
 
     with ExitStack() as stack:
         found = {}

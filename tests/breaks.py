@@ -101,14 +101,14 @@ BREAKS = (
         file="idempotency/modes/atomic.py",
         old="with transaction.atomic(using=self.alias):",
         new="with transaction.atomic(using=self.alias, savepoint=False):",
-        test="tests/test_surroundings.py::TestTracking::test_failure",
+        test="tests/test_third_party_code.py::TestTracking::test_failure",
     ),
     Break(
         name="a success made of a failure",
         file="idempotency/execution.py",
         old="                self.finalizer.refuse_success()\n",
         new="                pass\n",
-        test="tests/test_surroundings.py::TestMadeAnswers::test_of_the_view",
+        test="tests/test_third_party_code.py::TestMadeAnswers::test_of_the_view",
     ),
     Break(
         name="take-over of an answer that came late",
@@ -129,7 +129,7 @@ BREAKS = (
         file="idempotency/claims/base.py",
         old="SET {lease} = {LEASE} {executing}",
         new="SET {lease} = {LEASE} {by_id} AND %s IS NOT NULL",
-        test="tests/test_zombies.py::TestZombies::test_renewing",
+        test="tests/test_stalled_workers.py::TestZombies::test_renewing",
     ),
     Break(
         name="a refusal after derive() frees the key",
@@ -143,7 +143,7 @@ BREAKS = (
         file="idempotency/fingerprints/v1.py",
         old='    return "bytes", hashlib.sha256(content).digest()\n',
         new='    return "bytes", hashlib.sha256(content.strip()).digest()\n',
-        test="tests/test_sealed_fingerprint.py::test_golden",
+        test="tests/test_golden_fingerprints.py::test_golden",
     ),
     Break(
         name="leases by the application's clock",

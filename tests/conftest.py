@@ -19,8 +19,8 @@ from idempotency.models import IdempotencyRecord
 from idempotency.signals import logger
 from tests.app.models import Effect
 from tests.app.views import Behaviour, create_effect
-from tests.meetings import Meeting
-from tests.servers import Server, serving
+from tests.support.http_servers import Server, serving
+from tests.support.rendezvous import Meeting
 
 # As a project does that tests its own endpoints.
 pytest_plugins = ["idempotency.testing.fixtures"]

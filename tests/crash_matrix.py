@@ -30,7 +30,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.database_servers import DatabaseServer, NotInstalled, mariadb, postgresql
+from tests.support.database_servers import (
+    DatabaseServer,
+    NotInstalled,
+    mariadb,
+    postgresql,
+)
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 HOWS = ("kill", "hang-up", "terminate", "lose-reply", "restart")
@@ -90,11 +95,11 @@ def _run_matrix(
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connections  # noqa: PLC0415
 
-    from tests import crashes, leased_crashes  # noqa: PLC0415
-    from tests.cuts import serving  # noqa: PLC0415
-    from tests.meetings import Meeting  # noqa: PLC0415
+    from tests.support import atomic_crashes, leased_crashes  # noqa: PLC0415
+    from tests.support.faults import serving  # noqa: PLC0415
+    from tests.support.rendezvous import Meeting  # noqa: PLC0415
 
-    modes = {"atomic": crashes, "leased": leased_crashes}
+    modes = {"atomic": atomic_crashes, "leased": leased_crashes}
     tried = modes[mode]
     chosen = [tried.HANDLERS[handler] for handler in handlers]
     call_command("migrate", run_syncdb=True, verbosity=0)

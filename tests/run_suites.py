@@ -25,7 +25,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
-from tests.services import connect_broker, connect_mariadb, connect_postgresql, find
+from tests.support.available_services import (
+    connect_broker,
+    connect_mariadb,
+    connect_postgresql,
+    find,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # Two checkouts on one machine do not drop each other's test databases.

@@ -26,7 +26,13 @@ from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.answers import SHOWN_CHARACTERS
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
-from tests.records import ANSWERS, MARKUP, make_answer, make_record, make_records
+from tests.support.record_factories import (
+    ANSWERS,
+    MARKUP,
+    make_answer,
+    make_record,
+    make_records,
+)
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]

@@ -33,8 +33,8 @@ from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
 from tests.app.models import Effect
 from tests.conftest import key
-from tests.processes import PATIENCE, wait_until
-from tests.records import (
+from tests.support.processes import PATIENCE, wait_until
+from tests.support.record_factories import (
     ANSWERS,
     MARKUP,
     RETENTION,

@@ -31,10 +31,10 @@ from idempotency.models import IdempotencyRecord, State
 from idempotency.tasks import purge_expired_records
 from testproject import settings as demo
 from tests.conftest import key
-from tests.processes import ROOT
-from tests.records import RETENTION, make_record, new_record
+from tests.support.processes import ROOT
+from tests.support.record_factories import RETENTION, make_record, new_record
 from tests.test_admin import Page
-from tests.test_admin_desk import NO_ANSWER, form_of
+from tests.test_admin_actions import NO_ANSWER, form_of
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("ledger")]

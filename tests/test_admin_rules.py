@@ -23,7 +23,12 @@ from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
 from idempotency.overview import LONGEST_PATH, Overview
 from idempotency.routes import route_of
-from tests.records import RETENTION, make_answer, make_record, new_record
+from tests.support.record_factories import (
+    RETENTION,
+    make_answer,
+    make_record,
+    new_record,
+)
 from tests.test_admin import (
     LIST,
     NO_PERMISSION,
@@ -40,7 +45,7 @@ from tests.test_admin import (
     listed,
     staff,
 )
-from tests.test_admin_desk import DAY, desk, make_abandoned
+from tests.test_admin_actions import DAY, desk, make_abandoned
 from tests.test_docs import blocks, code, table
 from tests.urls import urlpatterns as usual_urls
 

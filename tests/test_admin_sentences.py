@@ -26,7 +26,7 @@ from idempotency.models import IdempotencyRecord, NextAnswer, State
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.test_admin import Page, address, enter, staff
-from tests.test_admin_desk import NO_ANSWER, make_abandoned
+from tests.test_admin_actions import NO_ANSWER, make_abandoned
 from tests.test_leased import Enquiry
 from tests.test_leased import urlpatterns as leased_urls
 from tests.urls import urlpatterns as usual_urls

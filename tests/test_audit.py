@@ -30,7 +30,7 @@ from idempotency.audit import Finding, audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.routes import find_routes
-from tests.processes import PATIENCE, ROOT, environment
+from tests.support.processes import PATIENCE, ROOT, environment
 
 PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
 HERE = __name__

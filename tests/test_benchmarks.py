@@ -16,7 +16,7 @@ from benchmarks import compare, publish, purge
 from benchmarks.__main__ import PARTS
 from benchmarks.peers import PEERS
 from benchmarks.publish import PUBLISHED
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from tests.test_docs import table
 
 pytestmark = pytest.mark.skipif(

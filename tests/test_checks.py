@@ -29,7 +29,7 @@ from idempotency.checks import (
 )
 from idempotency.conf import SETTINGS
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
-from tests.processes import PATIENCE, ROOT, environment
+from tests.support.processes import PATIENCE, ROOT, environment
 
 
 def scope(request: Any) -> str:

@@ -19,7 +19,7 @@ from idempotency.signals import response_replayed
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect
 from tests.conftest import key
-from tests.records import RETENTION, left, make_record
+from tests.support.record_factories import RETENTION, left, make_record
 from tests.test_admin import LIST, Page, address, enter, listed, staff
 
 __all__ = ["enter", "staff"]

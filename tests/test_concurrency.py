@@ -22,9 +22,9 @@ from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.meetings import PATIENCE, Meeting
-from tests.records import RETENTION
-from tests.servers import Answer, Server, is_replayed, read
+from tests.support.http_servers import Answer, Server, is_replayed, read
+from tests.support.record_factories import RETENTION
+from tests.support.rendezvous import PATIENCE, Meeting
 
 HAS_ONE_WRITER = "sqlite"
 

@@ -8,8 +8,8 @@ import pytest
 
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.meetings import Meeting
-from tests.servers import Server, is_replayed, read
+from tests.support.http_servers import Server, is_replayed, read
+from tests.support.rendezvous import Meeting
 
 
 def test_killed_before_the_commit(server: Server, meeting: Meeting) -> None:

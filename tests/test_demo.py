@@ -40,7 +40,7 @@ from testproject.school.exceptions import exception_handler
 from testproject.school.models import Assignment, SchoolClass
 from testproject.school.views import PaymentView
 from tests.conftest import KEY, key
-from tests.processes import PATIENCE, ROOT, wait_until
+from tests.support.processes import PATIENCE, ROOT, wait_until
 
 UNKNOWN = "7e54203d-d4d9-4eb5-8b05-60fd4539100d"
 

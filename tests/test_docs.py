@@ -38,7 +38,7 @@ from idempotency.schedules import PURGE_TASK
 from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
 from tests.conftest import KEY
-from tests.processes import PATIENCE, ROOT
+from tests.support.processes import PATIENCE, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))

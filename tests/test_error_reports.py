@@ -41,7 +41,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
 from tests.app.views import behave
-from tests.records import make_record
+from tests.support.record_factories import make_record
 from tests.test_admin import (
     LIST,
     RELEASE,

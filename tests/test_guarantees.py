@@ -20,7 +20,7 @@ from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.app.views import behave
 from tests.conftest import key
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from tests.test_docs import code, table
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]

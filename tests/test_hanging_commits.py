@@ -10,8 +10,8 @@ import pytest
 from django.db import connection
 
 from idempotency.models import State
-from tests.database_servers import NotInstalled
-from tests.hanging_commits import Found, try_apart
+from tests.support.database_servers import NotInstalled
+from tests.support.hanging_commits import Found, try_apart
 
 NAMES = {"postgresql": "postgresql", "mysql": "mariadb"}
 

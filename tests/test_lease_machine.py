@@ -32,7 +32,7 @@ from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
-from tests.lease_model import LEASE, Judge, Row, Worker, looks_abandoned
+from tests.support.lease_model import LEASE, Judge, Row, Worker, looks_abandoned
 
 MOMENT = timedelta(seconds=1)
 # How far back among the things of a kind, the newest first.

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from tests.cuts import serving
-from tests.ledger import Ledger
-from tests.meetings import Guest, Meeting
-from tests.pauses import HEADER
-from tests.processes import wait_until
-from tests.servers import Server, is_replayed, read
+from tests.support.charge_ledger import Ledger
+from tests.support.faults import serving
+from tests.support.http_servers import Server, is_replayed, read
+from tests.support.polling_pauses import HEADER
+from tests.support.processes import wait_until
+from tests.support.rendezvous import Guest, Meeting
 
 DUPLICATES = 4
 DATA = {"handler": "paused"}

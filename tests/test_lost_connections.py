@@ -30,8 +30,8 @@ from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import code_of, key
-from tests.meetings import session_id
-from tests.processes import wait_until
+from tests.support.processes import wait_until
+from tests.support.rendezvous import session_id
 from tests.test_docs import run_case
 from tests.test_leased import (
     Settled,

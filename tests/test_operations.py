@@ -21,7 +21,7 @@ from rest_framework.response import Response
 from benchmarks import purge
 from idempotency.models import IdempotencyRecord
 from tests.conftest import code_of, key
-from tests.records import RETENTION, left, make_record, make_records
+from tests.support.record_factories import RETENTION, left, make_record, make_records
 from tests.test_docs import ROOT
 
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

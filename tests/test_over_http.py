@@ -10,8 +10,15 @@ from django.db import connection
 
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.meetings import Meeting
-from tests.servers import SERVER_KEY, Answer, Server, UnixConnection, is_replayed, read
+from tests.support.http_servers import (
+    SERVER_KEY,
+    Answer,
+    Server,
+    UnixConnection,
+    is_replayed,
+    read,
+)
+from tests.support.rendezvous import Meeting
 
 DOORS = ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
 

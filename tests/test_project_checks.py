@@ -49,7 +49,7 @@ from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
-from tests.processes import PATIENCE, ROOT, environment
+from tests.support.processes import PATIENCE, ROOT, environment
 from tests.test_docs import code, table
 
 CHECKS = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")

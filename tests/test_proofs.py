@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests import crash_matrix, crashes, race_matrix
+from tests import crash_matrix, race_matrix
 from tests.breaks import BREAKS, ROOT, Break
-from tests.database_servers import NotInstalled
-from tests.servers import Answer
 from tests.soak.ledger import Attempt, Fault, Ledger, Story
 from tests.soak.load import LAST_RETRY
 from tests.soak.verdict import Found, judge_attempt, judge_story
-from tests.waits import LONGEST
+from tests.support import atomic_crashes
+from tests.support.database_servers import NotInstalled
+from tests.support.http_servers import Answer
+from tests.support.sleep_counter import LONGEST
 
 
 def test_crashes_of_a_database_that_is_missing(
@@ -76,8 +77,8 @@ class TestCrashes:
         headers = {"X-Sleeps": "0", "X-Took": "0.1"}
         waited = {"X-Sleeps": f"{sleeps}", "X-Took": f"{took}"}
         body = b'{"effects": [1]}'
-        outcome = crashes.Outcome(
-            handler=crashes.HANDLERS["plain"],
+        outcome = atomic_crashes.Outcome(
+            handler=atomic_crashes.HANDLERS["plain"],
             first=first and Answer(first, headers, b"{}"),  # type: ignore[arg-type]
             first_effects={1},
             retry=Answer(201, waited, body),

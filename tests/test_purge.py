@@ -33,10 +33,16 @@ from idempotency.management.commands.purge_idempotency_records import Interrupti
 from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport
 from idempotency.tasks import purge_expired_records
-from tests.boundaries import wait_for_visit
-from tests.meetings import Meeting
-from tests.processes import PATIENCE, ROOT, environment, running
-from tests.records import RETENTION, left, make_record, make_records, new_record
+from tests.support.fault_points import wait_for_visit
+from tests.support.processes import PATIENCE, ROOT, environment, running
+from tests.support.record_factories import (
+    RETENTION,
+    left,
+    make_record,
+    make_records,
+    new_record,
+)
+from tests.support.rendezvous import Meeting
 
 SECOND = timedelta(seconds=1)
 EXPIRED = RETENTION + SECOND
@@ -754,7 +760,7 @@ def test_command_line() -> None:
 @contextmanager
 def stopped_in_a_batch(meeting: Meeting, log: Path) -> Iterator[tuple[Any, Any]]:
     """Run the command, stopped before the end of its first batch of two."""
-    command = [sys.executable, "-m", "tests.stopped_purge"]
+    command = [sys.executable, "-m", "tests.support.interrupted_purge"]
     options = [str(meeting.address), "--batch-size=2"]
     make_records(4, EXPIRED)
     with running([*command, "0", *options], log) as process:

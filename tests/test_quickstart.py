@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from tests.processes import PATIENCE, wait_until
 from tests.run_suites import NOT_INHERITED
+from tests.support.processes import PATIENCE, wait_until
 from tests.test_docs import DOCUMENTS
 
 pytestmark = [

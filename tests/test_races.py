@@ -24,10 +24,10 @@ from django.db import connection
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.meetings import PATIENCE, Meeting
-from tests.processes import wait_until
 from tests.race_matrix import Tally, properties
-from tests.servers import Answer, Server, is_replayed, serving
+from tests.support.http_servers import Answer, Server, is_replayed, serving
+from tests.support.processes import wait_until
+from tests.support.rendezvous import PATIENCE, Meeting
 
 VENDOR = connection.vendor
 HAS_ONE_WRITER = VENDOR == "sqlite"

@@ -31,9 +31,9 @@ from idempotency.tasks import purge_expired_records
 from testproject.celery import app
 from tests.app.models import Effect
 from tests.conftest import KEY, code_of, key
-from tests.processes import PATIENCE
-from tests.recipes import PAGE, Recipe, blocks, cooked, sections
-from tests.recipes import serve as serve_views
+from tests.support.processes import PATIENCE
+from tests.support.recipe_modules import PAGE, Recipe, blocks, cooked, sections
+from tests.support.recipe_modules import serve as serve_views
 from tests.test_docs import Assignment
 
 Cook = Callable[..., Recipe]

@@ -19,9 +19,8 @@ from rest_framework.authtoken.models import Token
 from idempotency.models import IdempotencyRecord
 from testproject.school.models import Assignment, SchoolClass
 from tests.app.models import Effect
-from tests.meetings import Meeting
-from tests.processes import PATIENCE, ROOT
-from tests.proxies import (
+from tests.support.http_servers import Answer, Server, read, serving
+from tests.support.lossy_proxy import (
     Proxy,
     Way,
     be_unavailable,
@@ -30,8 +29,9 @@ from tests.proxies import (
     pass_on,
     proxied,
 )
-from tests.recipes import blocks, cooked
-from tests.servers import Answer, Server, read, serving
+from tests.support.processes import PATIENCE, ROOT
+from tests.support.recipe_modules import blocks, cooked
+from tests.support.rendezvous import Meeting
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -25,8 +25,8 @@ from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import code_of, key
-from tests.processes import PATIENCE, running, wait_until
-from tests.recipes import block, cooked
+from tests.support.processes import PATIENCE, running, wait_until
+from tests.support.recipe_modules import block, cooked
 from tests.urls import urlpatterns as usual_urls
 
 HEADING = "PgBouncer in transaction mode"

@@ -24,7 +24,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import KEY, key
-from tests.recipes import Recipe, block, cooked, serve
+from tests.support.recipe_modules import Recipe, block, cooked, serve
 
 pytestmark = pytest.mark.usefixtures("database")
 

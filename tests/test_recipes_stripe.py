@@ -16,8 +16,8 @@ from rest_framework.test import APIClient
 
 from idempotency.models import IdempotencyRecord, State
 from tests.conftest import code_of, key
-from tests.proxies import listening
-from tests.recipes import cooked, serve
+from tests.support.lossy_proxy import listening
+from tests.support.recipe_modules import cooked, serve
 
 stripe = pytest.importorskip("stripe", reason="stripe's library is not installed")
 

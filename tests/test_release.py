@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import idempotency
-from tests.processes import PATIENCE, ROOT
+from tests.support.processes import PATIENCE, ROOT
 from tests.test_docs import RULES
 
 ENVIRONMENTS = {

@@ -37,7 +37,7 @@ from idempotency.responses import StoredResponse
 from tests.app.models import Effect
 from tests.app.views import MixinView, behave, create_effect
 from tests.conftest import KEY, code_of, key
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = pytest.mark.usefixtures("atomic_requests")

@@ -51,7 +51,7 @@ from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.schema.operations import IdempotencyErrorSerializer
 from tests.app import views
-from tests.processes import PATIENCE, ROOT
+from tests.support.processes import PATIENCE, ROOT
 from tests.test_docs import table
 
 pytestmark = pytest.mark.skipif(

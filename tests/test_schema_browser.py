@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import test_admin_browser as admin
-from tests.processes import PATIENCE
+from tests.support.processes import PATIENCE
 
 pytestmark = [*admin.IN_A_BROWSER, pytest.mark.urls("testproject.urls")]
 address, browser = admin.address, admin.browser

@@ -38,8 +38,8 @@ from idempotency.signals import LoggedSignal
 from tests.app.models import Effect
 from tests.app.views import MixinView, create_effect
 from tests.conftest import KEY, key
-from tests.processes import ROOT
-from tests.records import make_records
+from tests.support.processes import ROOT
+from tests.support.record_factories import make_records
 from tests.test_docs import code, table
 from tests.test_leased import Leased, Rerun
 from tests.urls import urlpatterns as usual_urls

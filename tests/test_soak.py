@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from django.db import connection
 
-from tests.database_servers import NotInstalled
 from tests.soak.databases import soak_alone
 from tests.soak.run import Report, soak
+from tests.support.database_servers import NotInstalled
 
 SEED = 3
 SCENARIOS = 150

@@ -29,8 +29,8 @@ from idempotency.admin import purge
 from idempotency.models import State
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
 from testproject import settings as demo
-from tests.processes import running, wait_until
-from tests.records import RETENTION, left, make_record
+from tests.support.processes import running, wait_until
+from tests.support.record_factories import RETENTION, left, make_record
 from tests.test_docs import ROOT, table
 
 # The embedded broker needs no server, so it is always there.

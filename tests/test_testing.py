@@ -57,8 +57,8 @@ from testproject.school.models import Assignment, SchoolClass
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import KEY
-from tests.processes import ROOT
-from tests.records import make_record
+from tests.support.processes import ROOT
+from tests.support.record_factories import make_record
 from tests.test_docs import run_case
 from tests.urls import urlpatterns as usual_urls
 

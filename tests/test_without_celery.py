@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from tests.new_project import (
+from tests.run_suites import NOT_INHERITED
+from tests.support.minimal_project import (
     BY_CELERY,
     BY_CRON,
     Manage,
@@ -18,8 +19,7 @@ from tests.new_project import (
     assert_works,
     make_project,
 )
-from tests.processes import PATIENCE, ROOT
-from tests.run_suites import NOT_INHERITED
+from tests.support.processes import PATIENCE, ROOT
 
 pytestmark = pytest.mark.skipif(
     connection.vendor != "sqlite", reason="The project brings its own database."

@@ -16,7 +16,7 @@ from rest_framework.viewsets import ViewSet
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.app.models import Effect
-from tests.meetings import meet
+from tests.support.rendezvous import meet
 
 
 def create_effect(request: Request) -> Any:

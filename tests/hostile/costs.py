@@ -13,7 +13,7 @@ from tempfile import SpooledTemporaryFile
 from uuid import uuid4
 
 from tests.hostile.measured import CPU_HEADER, MEMORY_HEADER
-from tests.servers import Server, UnixConnection, serving
+from tests.support.http_servers import Server, UnixConnection, serving
 
 PATH, UNREAD = "/costs/", "/costs/?unread"
 TIMES = 3

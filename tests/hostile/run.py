@@ -29,8 +29,8 @@ from tests.hostile.requests import (
     Sent,
     make_request,
 )
-from tests.processes import PATIENCE, running, wait_until
-from tests.servers import Server, is_up
+from tests.support.http_servers import Server, is_up
+from tests.support.processes import PATIENCE, running, wait_until
 
 CLIENTS = 8
 WORKERS, THREADS = 2, 4

@@ -8,8 +8,8 @@ from functools import cache
 
 import pytest
 
-from tests.cuts import serving
-from tests.servers import Server
+from tests.support.faults import serving
+from tests.support.http_servers import Server
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.database_servers import NotInstalled, find_postgresql, find_program
-from tests.processes import ROOT
+from tests.support.database_servers import NotInstalled, find_postgresql, find_program
+from tests.support.processes import ROOT
 from tests.test_benchmarks import pytestmark as pytestmark  # noqa: PLC0414  # the same
 from tests.test_benchmarks import run
 

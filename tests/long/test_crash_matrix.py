@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 from django.db import connection
 
-from tests.boundaries import statements_in
-from tests.crashes import HANDLERS, Crashes
-from tests.database_servers import NotInstalled, find_postgresql, find_program
-from tests.meetings import Meeting
-from tests.processes import ROOT
-from tests.servers import Server
+from tests.support.atomic_crashes import HANDLERS, Crashes
+from tests.support.database_servers import NotInstalled, find_postgresql, find_program
+from tests.support.fault_points import statements_in
+from tests.support.http_servers import Server
+from tests.support.processes import ROOT
+from tests.support.rendezvous import Meeting
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":

@@ -21,7 +21,8 @@ import pytest
 from django.db import connection
 from markdown_it import MarkdownIt
 
-from tests.new_project import (
+from tests.run_suites import NOT_INHERITED
+from tests.support.minimal_project import (
     BY_CELERY,
     BY_CRON,
     Manage,
@@ -29,8 +30,7 @@ from tests.new_project import (
     assert_works,
     make_project,
 )
-from tests.processes import ROOT
-from tests.run_suites import NOT_INHERITED
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.skipif(
     connection.vendor != "sqlite", reason="The project brings its own database."

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from django.db import connection
 
-from tests.boundaries import statements_in
-from tests.leased_crashes import HANDLERS, POLICIES, Crashes, Tally
-from tests.meetings import Meeting
-from tests.servers import Server
+from tests.support.fault_points import statements_in
+from tests.support.http_servers import Server
+from tests.support.leased_crashes import HANDLERS, POLICIES, Crashes, Tally
+from tests.support.rendezvous import Meeting
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":

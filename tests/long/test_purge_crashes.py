@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from idempotency.models import IdempotencyRecord
-from tests.boundaries import wait_for_visit
-from tests.meetings import Meeting
-from tests.processes import running
-from tests.records import RETENTION, left, make_record, make_records
+from tests.support.fault_points import wait_for_visit
+from tests.support.processes import running
+from tests.support.record_factories import RETENTION, left, make_record, make_records
+from tests.support.rendezvous import Meeting
 
 BATCH, RECORDS = 4, 7
 KEPT = {"young", "29 days"}
@@ -29,7 +29,7 @@ def fill() -> None:
 @pytest.mark.usefixtures("database")
 def test_killed_at_every_boundary(meeting: Meeting, tmp_path: Path) -> None:
     """P2: Each batch is deleted whole or not at all, and the next run does the rest."""
-    command = [sys.executable, "-m", "tests.stopped_purge"]
+    command = [sys.executable, "-m", "tests.support.interrupted_purge"]
     options = [str(meeting.address), f"--batch-size={BATCH}"]
     log = tmp_path / "log"
     fill()

@@ -15,7 +15,7 @@ import django
 from django.db import DatabaseError
 from django.test.utils import setup_databases
 
-from tests.database_servers import DatabaseServer, mariadb, postgresql
+from tests.support.database_servers import DatabaseServer, mariadb, postgresql
 
 if TYPE_CHECKING:
     from tests.soak.run import Report

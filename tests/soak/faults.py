@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from django.db import DatabaseError, OperationalError, connection
 
-from tests.processes import wait_until
 from tests.soak.ledger import Ledger
 from tests.soak.load import Load
+from tests.support.processes import wait_until
 
 # Connections of this database other than one's own, and whether they are in a
 # transaction: those that are make the better victims.

@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Condition
 from typing import Any
 
-from tests.servers import UnixConnection
 from tests.soak.ledger import Attempt, Ledger, Story
+from tests.support.http_servers import UnixConnection
 
 DOORS = ("/function/", "/waiting/", "/method/", "/mixin/")
 # What handlers do, and how often.

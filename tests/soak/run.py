@@ -14,13 +14,13 @@ from pathlib import Path
 from django.db import connections
 
 from tests.app.models import Effect
-from tests.processes import running, wait_until
-from tests.servers import UnixConnection
 from tests.soak.faults import DatabaseServer, Faults, wait_until_idle
 from tests.soak.ledger import Ledger
 from tests.soak.load import ROWS, Load
 from tests.soak.verdict import Violation, judge, read_effects
 from tests.soak.views import SHARED
+from tests.support.http_servers import UnixConnection
+from tests.support.processes import running, wait_until
 
 WORKERS, THREADS = 2, 6
 

@@ -16,10 +16,10 @@ from uuid import uuid4
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.boundaries import Visit
-from tests.cuts import Cuts, Sending
-from tests.servers import Answer, is_replayed
-from tests.waits import waits_in
+from tests.support.fault_points import Visit
+from tests.support.faults import Cuts, Sending
+from tests.support.http_servers import Answer, is_replayed
+from tests.support.sleep_counter import waits_in
 
 DOOR = "/function/"
 COLUMNS = (
@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Handler:
-    """A handler of ``tests.crash_wsgi``, and what one run of it does."""
+    """A handler of ``tests.support.fault_wsgi``, and what one run of it does."""
 
     name: str
     effects: int = 1

@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.services import NoAnswer, first_line
+from tests.support.available_services import NoAnswer, first_line
 
 DATABASE = "idempotency"
 PATIENCE = 60

@@ -10,7 +10,7 @@ from socket import SHUT_RDWR
 from threading import Thread
 from typing import Any
 
-from tests.servers import Answer, Server, read
+from tests.support.http_servers import Answer, Server, read
 
 # What happens to a request on its way: what the client gets, or None to hang up.
 Way = Callable[[Callable[[], Answer]], Answer | None]

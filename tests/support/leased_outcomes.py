@@ -13,9 +13,9 @@ from typing import Any
 
 from idempotency.exceptions import ClaimLost, InProgress, OutcomeUnknown
 from idempotency.models import State
-from tests.ledger import Charge
-from tests.servers import Answer, is_replayed
-from tests.waits import waits_in
+from tests.support.charge_ledger import Charge
+from tests.support.http_servers import Answer, is_replayed
+from tests.support.sleep_counter import waits_in
 
 REFUSALS = {
     str(refusal.default_detail): kind
@@ -29,7 +29,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Handler:
-    """A handler of ``tests.charging``, and what one run of it does."""
+    """A handler of ``tests.support.charging_views``, and what one run of it does."""
 
     name: str
     status: int = 201

@@ -1,7 +1,7 @@
-"""``gunicorn tests.crash_wsgi`` serves the tests' views, to be cut at any boundary.
+"""Views that are cut at any boundary: ``gunicorn tests.support.fault_wsgi``.
 
 Every door does what the request's ``handler`` says; those in leased mode are of
-``tests.charging``.
+``tests.support.charging_views``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from django.db import transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from tests.boundaries import Boundaries, watch
-from tests.pauses import Pauses, watch_pauses
-from tests.waits import Waits, watch_sleeps
+from tests.support.fault_points import Boundaries, watch
+from tests.support.polling_pauses import Pauses, watch_pauses
+from tests.support.sleep_counter import Waits, watch_sleeps
 
-settings.ROOT_URLCONF = "tests.charging"
+settings.ROOT_URLCONF = "tests.support.charging_views"
 application = Waits(Pauses(Boundaries(get_wsgi_application())))
 watch()
 watch_pauses()

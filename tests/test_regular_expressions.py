@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 if sys.version_info >= (3, 11):
     from re import _constants as constants

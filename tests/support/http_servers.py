@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-from tests.processes import PATIENCE, running, wait_until
+from tests.support.processes import PATIENCE, running, wait_until
 
 SERVER_KEY = "7f0c1f8e-2f2c-4c0e-9f60-5f8f3d1f9b11"
 

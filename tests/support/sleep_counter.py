@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from threading import local
 from typing import Any
 
-from tests.servers import Answer
+from tests.support.http_servers import Answer
 
 # In seconds. Less than anybody's patience with somebody else: wait_timeout is 5 s,
 # SQLite's own 20 s, InnoDB's 50 s, and PostgreSQL waits without end.

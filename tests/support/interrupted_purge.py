@@ -1,6 +1,6 @@
-"""The purge command, stopped at a boundary as the requests of tests.boundaries are.
+"""The purge command, stopped at a boundary of ``tests.support.fault_points``.
 
-    python -m tests.stopped_purge NUMBER PLACE [ARGUMENTS]
+    python -m tests.support.interrupted_purge NUMBER PLACE [ARGUMENTS]
 
 Number 0 stops it when all is done.
 """
@@ -16,7 +16,7 @@ django.setup()
 
 from django.core.management import call_command  # noqa: E402  # set up now
 
-from tests.boundaries import Boundaries, Passage, watch  # noqa: E402
+from tests.support.fault_points import Boundaries, Passage, watch  # noqa: E402
 
 COMMAND = "purge_idempotency_records"
 

@@ -33,8 +33,8 @@ from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import behave
 from tests.conftest import code_of, key
-from tests.meetings import PATIENCE, Meeting
-from tests.processes import running, wait_until
+from tests.support.processes import running, wait_until
+from tests.support.rendezvous import PATIENCE, Meeting
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
@@ -876,9 +876,9 @@ import django
 django.setup()
 from django.conf import settings
 from django.test import override_settings
-from tests import test_refusals as tests
+from tests import test_database_refusals as tests
 from tests.app.views import Behaviour
-from tests.meetings import meet
+from tests.support.rendezvous import meet
 
 def handler(request):
     tests.act("before")
@@ -887,7 +887,8 @@ def handler(request):
     meet(sys.argv[1])
 
 Behaviour.handler = staticmethod(handler)
-with override_settings(ALLOWED_HOSTS=["*"], ROOT_URLCONF="tests.test_refusals"):
+urls = "tests.test_database_refusals"
+with override_settings(ALLOWED_HOSTS=["*"], ROOT_URLCONF=urls):
     tests.post()
 """
 

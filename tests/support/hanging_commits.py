@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.database_servers import mariadb, postgresql
+from tests.support.database_servers import mariadb, postgresql
 
 SERVERS = {"postgresql": postgresql, "mariadb": mariadb}
 # What waits, but for the one that was sent to see whether commits hang already.
@@ -64,11 +64,11 @@ def _try(situation: str, folder: Path) -> Found:
 
     from idempotency.database import UTCNow  # noqa: PLC0415
     from idempotency.models import IdempotencyRecord  # noqa: PLC0415
-    from tests.cuts import serving  # noqa: PLC0415
-    from tests.leased_crashes import HANDLERS, Crashes  # noqa: PLC0415
-    from tests.meetings import Meeting  # noqa: PLC0415
-    from tests.processes import wait_until  # noqa: PLC0415
-    from tests.servers import is_replayed, read  # noqa: PLC0415
+    from tests.support.faults import serving  # noqa: PLC0415
+    from tests.support.http_servers import is_replayed, read  # noqa: PLC0415
+    from tests.support.leased_crashes import HANDLERS, Crashes  # noqa: PLC0415
+    from tests.support.processes import wait_until  # noqa: PLC0415
+    from tests.support.rendezvous import Meeting  # noqa: PLC0415
 
     def hanging() -> list[int]:
         with connection.cursor() as cursor:
@@ -117,7 +117,7 @@ def _without_standby(connection: Any) -> Iterator[None]:
     """Wait for a standby that is not there."""
     import psycopg  # noqa: PLC0415  # of one database
 
-    from tests.processes import wait_until  # noqa: PLC0415
+    from tests.support.processes import wait_until  # noqa: PLC0415
 
     def set_standby(how: str) -> None:
         with connection.cursor() as cursor:

@@ -21,7 +21,7 @@ from typing import Any
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests.meetings import Guest, Meeting, meet
+from tests.support.rendezvous import Guest, Meeting, meet
 
 LABEL_LENGTH = 40
 # Django numbers them, by thread and within a connection.

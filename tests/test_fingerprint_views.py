@@ -31,7 +31,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.test_sealed_fingerprint import StreamParser
+from tests.test_golden_fingerprints import StreamParser
 
 pytestmark = [pytest.mark.urls(__name__), pytest.mark.usefixtures("database")]
 

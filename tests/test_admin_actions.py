@@ -27,7 +27,7 @@ from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.overview import Overview
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.records import RETENTION, make_record, make_records
+from tests.support.record_factories import RETENTION, make_record, make_records
 from tests.test_admin import (
     LIST,
     OVERVIEW,

@@ -19,13 +19,13 @@ from django.http import HttpResponse
 from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord, State
-from tests.boundaries import wait_for_visit
-from tests.cuts import serving
-from tests.leased_crashes import HANDLERS, Crashes
-from tests.ledger import Ledger
-from tests.meetings import Meeting
-from tests.processes import wait_until
-from tests.servers import Answer, Server, is_replayed, read
+from tests.support.charge_ledger import Ledger
+from tests.support.fault_points import wait_for_visit
+from tests.support.faults import serving
+from tests.support.http_servers import Answer, Server, is_replayed, read
+from tests.support.leased_crashes import HANDLERS, Crashes
+from tests.support.processes import wait_until
+from tests.support.rendezvous import Meeting
 
 LOST, UNKNOWN = str(ClaimLost.default_detail), str(OutcomeUnknown.default_detail)
 

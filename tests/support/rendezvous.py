@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import connection
 
-from tests.processes import PATIENCE, wait_until
+from tests.support.processes import PATIENCE, wait_until
 
 
 class Meeting:

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db import connection
 
-from tests.meetings import meet
+from tests.support.rendezvous import meet
 
 HEADER = "X-Meet-Waiting"
 # A request is answered by one thread.

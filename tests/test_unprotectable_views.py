@@ -115,11 +115,12 @@ class PathView:
 
 PathView.__module__ = Operation.__module__ = "ninja.operation"
 
+PAY = "test_unprotectable_views.pay"
 WRONG: dict[str, tuple[Any, str, str]] = {
-    "function": (pay, "test_doors.pay", "no view of DRF's"),
-    "function below a decorator": (csrf_exempt(pay), "test_doors.pay", "@api_view"),
-    "function that is hidden": (hiding(pay), "test_doors.pay", "@api_view"),
-    "function with arguments": (partial(pay), "test_doors.pay", "@api_view"),
+    "function": (pay, PAY, "no view of DRF's"),
+    "function below a decorator": (csrf_exempt(pay), PAY, "@api_view"),
+    "function that is hidden": (hiding(pay), PAY, "@api_view"),
+    "function with arguments": (partial(pay), PAY, "@api_view"),
     "method of a view of Django's": (Plain.as_view(), "Plain.post", "APIView"),
     "dispatch of a view of Django's": (
         PlainDispatched.as_view(),
@@ -129,8 +130,8 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "object that is called": (Paying(), "Paying.__call__", "@api_view"),
     "dispatch": (Dispatched.as_view(), "Dispatched.dispatch", "no handler"),
     "no handler": (Performing.as_view(), "Performing.perform_create", "no handler"),
-    "Ninja": (PathView(search, pay).get_view(), "test_doors.pay", "Django Ninja"),
-    "Ninja before 1.3": (PathView(search, pay)._sync_view, "test_doors.pay", "Ninja"),
+    "Ninja": (PathView(search, pay).get_view(), PAY, "Django Ninja"),
+    "Ninja before 1.3": (PathView(search, pay)._sync_view, PAY, "Ninja"),
 }
 
 

@@ -10,7 +10,7 @@ from django.test import Client
 
 from idempotency.answers import DECODED_BYTES, SHOWN_CHARACTERS, decode
 from idempotency.responses import StoredResponse
-from tests.records import make_record
+from tests.support.record_factories import make_record
 from tests.test_admin import Page, address, enter, staff
 
 __all__ = ["enter", "staff"]

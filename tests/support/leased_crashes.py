@@ -16,13 +16,20 @@ from django.db.models import Q
 
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
-from tests.boundaries import Visit
-from tests.cuts import Cuts, Sending
-from tests.database_servers import DatabaseServer
-from tests.leased_outcomes import HANDLERS, Handler, Moment, Outcome, Step, expect
-from tests.ledger import Ledger
-from tests.meetings import Meeting
-from tests.servers import Answer, Server
+from tests.support.charge_ledger import Ledger
+from tests.support.database_servers import DatabaseServer
+from tests.support.fault_points import Visit
+from tests.support.faults import Cuts, Sending
+from tests.support.http_servers import Answer, Server
+from tests.support.leased_outcomes import (
+    HANDLERS,
+    Handler,
+    Moment,
+    Outcome,
+    Step,
+    expect,
+)
+from tests.support.rendezvous import Meeting
 
 __all__ = ["COLUMNS", "HANDLERS", "POLICIES", "Crashes", "Tally"]
 

@@ -1,7 +1,7 @@
 """What cuts a request at a boundary: its process, client, connection or database ends.
 
-``tests.crashes`` judges what becomes of requests in atomic mode, and
-``tests.leased_crashes`` in leased mode. Needs Django to be set up.
+``tests.support.atomic_crashes`` judges what becomes of requests in atomic mode, and
+``tests.support.leased_crashes`` in leased mode. Needs Django to be set up.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from django.db import connection
 
-from tests.boundaries import Visit, wait_for_visit
-from tests.database_servers import DatabaseServer
-from tests.meetings import Meeting
-from tests.processes import PATIENCE, running, wait_until
-from tests.servers import Answer, Server, UnixConnection, is_up, read
+from tests.support.database_servers import DatabaseServer
+from tests.support.fault_points import Visit, wait_for_visit
+from tests.support.http_servers import Answer, Server, UnixConnection, is_up, read
+from tests.support.processes import PATIENCE, running, wait_until
+from tests.support.rendezvous import Meeting
 
 # A worker that waits at a meeting must not be taken for one that hangs.
 WORKER_TIMEOUT = 10 * PATIENCE
@@ -152,7 +152,13 @@ def serving(*, threads: int = 1) -> Iterator[Server]:
     with TemporaryDirectory(prefix="idem") as directory:
         address, log = Path(directory, "server.sock"), Path(directory, "server.log")
         command = [
-            *(sys.executable, "-m", "gunicorn", "tests.crash_wsgi", "--preload"),
+            *(
+                sys.executable,
+                "-m",
+                "gunicorn",
+                "tests.support.fault_wsgi",
+                "--preload",
+            ),
             *("--bind", f"unix:{address}", "--workers", "1", "--worker-class", kind),
             *("--threads", str(threads)),
             *("--timeout", str(WORKER_TIMEOUT), "--graceful-timeout", "1"),

@@ -19,7 +19,7 @@ from idempotency.keys import find_raw, query_pairs
 from idempotency.links import without_key
 from tests.app.models import Effect
 from tests.conftest import KEY, code_of
-from tests.recipes import serve
+from tests.support.recipe_modules import serve
 
 
 @pytest.mark.parametrize(

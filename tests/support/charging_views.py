@@ -1,7 +1,7 @@
-"""Leased views that charge somebody, outside the database: tests.ledger keeps books.
+"""Leased views that charge somebody, in a ledger outside the database.
 
 What a handler does is in the request's ``handler``, and its headers say what happens
-to it on the way. Served by ``tests.crash_wsgi``.
+to it on the way. Served by ``tests.support.fault_wsgi``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rest_framework.views import APIView
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
-from tests.boundaries import reach
-from tests.ledger import Charge, Ledger
-from tests.meetings import meet
+from tests.support.charge_ledger import Charge, Ledger
+from tests.support.fault_points import reach
+from tests.support.rendezvous import meet
 from tests.urls import urlpatterns as usual_urls
 
 

@@ -25,8 +25,8 @@ from idempotency.overview import Overview
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect
 from tests.conftest import KEY, key
-from tests.processes import ROOT, environment
-from tests.records import RETENTION, left, make_record
+from tests.support.processes import ROOT, environment
+from tests.support.record_factories import RETENTION, left, make_record
 from tests.test_admin import (
     LIST,
     RELEASE,
@@ -38,7 +38,7 @@ from tests.test_admin import (
     listed,
     staff,
 )
-from tests.test_admin_desk import make_abandoned
+from tests.test_admin_actions import make_abandoned
 
 __all__ = ["enter", "staff"]
 pytestmark = [
@@ -259,9 +259,12 @@ def test_naive_project(client: Any) -> None:
     make_record(key="winter", expires_at=AUTUMN + HALF)
     here = {name: at.isoformat() for name, at in instants().items()}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.naive_project"],
+        [sys.executable, "-m", "tests.support.project_without_tz"],
         cwd=ROOT,
-        env={**environment(), "DJANGO_SETTINGS_MODULE": "tests.naive_project"},
+        env={
+            **environment(),
+            "DJANGO_SETTINGS_MODULE": "tests.support.project_without_tz",
+        },
         capture_output=True,
         text=True,
         check=False,

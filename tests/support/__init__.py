@@ -1,0 +1,1 @@
+"""What tests and their commands share, and no test."""
