@@ -28,7 +28,7 @@ COMMON = ("django>=5.2,<5.3", "djangorestframework>=3.16,<3.19", "psycopg[binary
 # Waiting for a claim to time out takes seconds here, not a package's own default.
 TIME_OUT = 2
 
-# What makes each a guard of the view: the settings that its README names, and a door.
+# What makes each a guard of the view: the settings that its README names, and its view.
 PEERS: dict[str, dict[str, Any]] = {
     "django-idempotency": {
         "package": str(ROOT),

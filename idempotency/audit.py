@@ -13,7 +13,7 @@ from idempotency.handlers import dotted_name
 from idempotency.protection import Protection, is_exempt, protection_of
 from idempotency.routes import Route, find_routes
 
-HEAD = ("METHOD", "PATH", "DOOR", "MODE", "SCOPE", "POLICY", "VIEW")
+HEAD = ("METHOD", "PATH", "VIA", "MODE", "SCOPE", "POLICY", "VIEW")
 # What is told of a policy in a column or an entry of its own.
 TOLD_APART = ("methods", "scope", "atomic")
 CREDENTIALS = "leave out: credentials"
@@ -64,10 +64,10 @@ class Finding:
         return parts is not None and parts.is_drf
 
     @property
-    def door(self) -> str:
+    def via(self) -> str:
         """``mixin``, ``decorator``, ``exempt`` or ``none``."""
         if self.protection is not None:
-            return self.protection.door
+            return self.protection.via
         return "exempt" if self.exempt else "none"
 
     @property
@@ -95,7 +95,7 @@ class Finding:
             policy = ", ".join(_essentials(self.protection.policy))
         if self.credentials:
             policy = f"{policy}, {CREDENTIALS}".removeprefix("-, ")
-        return self.method, self.route.path, self.door, mode, scope, policy, self.view
+        return self.method, self.route.path, self.via, mode, scope, policy, self.view
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for a program, durations in seconds."""
@@ -104,7 +104,7 @@ class Finding:
             "path": self.route.path,
             "name": self.route.name,
             "view": self.view,
-            "door": self.door,
+            "via": self.via,
             "credentials": self.credentials,
         }
         if self.protection is None:

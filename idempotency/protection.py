@@ -13,14 +13,14 @@ from idempotency.hooks import Hooks, options_of
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
-Door: TypeAlias = Literal["mixin", "decorator"]
+Via: TypeAlias = Literal["mixin", "decorator"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protection:
     """How one method of one route is protected."""
 
-    door: Door
+    via: Via
     policy: Policy
 
 
@@ -67,16 +67,16 @@ def _protection(
     handlers = handlers_of(parts, method)
     if parts is None or not handlers:
         return None
-    door, options = _door_of(parts, handlers)
+    via, options = _via_of(parts, handlers)
     if options is None:
         return None
     if view is None:
         view = _made(parts, method, attributes)
     policy = get_settings().policy.with_options({**options_of(view), **options})
-    return Protection(door=door, policy=policy) if method in policy.methods else None
+    return Protection(via=via, policy=policy) if method in policy.methods else None
 
 
-def _door_of(parts: Parts, handlers: list[Any]) -> tuple[Door, Options | None]:
+def _via_of(parts: Parts, handlers: list[Any]) -> tuple[Via, Options | None]:
     """Return what protects a handler, and the options there; None where nothing does.
 
     The mixin looks at the handler alone, and protects what is hidden within (E6).

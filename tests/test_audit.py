@@ -291,7 +291,7 @@ def test_json() -> None:
         "path": "/bare",
         "name": None,
         "view": f"{HERE}.bare",
-        "door": "none",
+        "via": "none",
         "credentials": False,
     }
 

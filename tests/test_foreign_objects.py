@@ -237,7 +237,7 @@ def test_checks() -> None:
 
 def test_audit() -> None:
     """X2: Neither does the audit, and it finds what there is."""
-    doors = {(each.method, each.route.path): each.door for each in audit()}
+    doors = {(each.method, each.route.path): each.via for each in audit()}
     assert doors == {
         ("POST", "/mixin"): "mixin",
         ("PUT", "/mixin"): "decorator",
@@ -348,7 +348,7 @@ def test_a_handler_that_answers_to_any_name() -> None:
     view = Answering.as_view()
     protection = protection_of(view, "POST")
     assert protection is not None
-    assert protection.door == "mixin"
+    assert protection.via == "mixin"
     for _ in range(2):
         request = APIRequestFactory().post("/", {}, HTTP_X_USER="ada", **key())
         assert view(request).status_code == 201
@@ -361,7 +361,7 @@ def test_a_view_that_answers_to_any_name(settings: Any) -> None:
         path("mock", MagicMock()),
         URLPattern(RoutePattern("touchy"), Touchy()),  # path() would ask its class
     )
-    assert [(each.door, each.view) for each in audit()] == [
+    assert [(each.via, each.view) for each in audit()] == [
         ("none", "unittest.mock.MagicMock"),
         ("none", f"{__name__}.Touchy"),
     ]
@@ -373,7 +373,7 @@ def test_a_view_that_has_actions_of_its_own(settings: Any) -> None:
     view: Any = WithMixin.as_view()
     view.actions = Touchy()
     settings.ROOT_URLCONF = (path("mixin", view),)
-    assert {each.door for each in audit()} == {"mixin", "decorator"}
+    assert {each.via for each in audit()} == {"mixin", "decorator"}
 
 
 class Scope:

@@ -31,7 +31,7 @@ from rest_framework.views import APIView
 from idempotency.checks import (
     check_callers,
     check_databases,
-    check_doors,
+    check_decorators,
     check_enabled,
     check_endpoints,
     check_leased_views,
@@ -313,7 +313,7 @@ def e012(project: Project) -> Messages:
 
 def e013(project: Project) -> Messages:
     project.urls(no_api_view, no_api_view, sometimes)
-    return check_doors()
+    return check_decorators()
 
 
 def w001(project: Project) -> Messages:
@@ -431,7 +431,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_settings(),
         *check_settings_of_their_own(),
         *check_views_without_the_mixin(),
-        *check_doors(),
+        *check_decorators(),
         *check_methods(),
         *check_leased_views(),
         *check_endpoints(),
@@ -469,7 +469,7 @@ def test_when_the_checks_run(project: Project) -> None:
         check_settings,
         check_settings_of_their_own,
         check_views_without_the_mixin,
-        check_doors,
+        check_decorators,
         check_leased_views,
         check_methods,
         check_endpoints,

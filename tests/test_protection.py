@@ -58,7 +58,7 @@ DOORS: dict[str, tuple[Any, str]] = {
 def test_every_door(callback: Any, door: str) -> None:
     protection = protection_of(callback, "POST")
     assert protection is not None
-    assert protection.door == door
+    assert protection.via == door
     assert protection.policy.atomic
     assert protection.policy.scope is None
     assert not is_exempt(callback, "POST")
@@ -139,7 +139,7 @@ def test_generic_views(view: type[Generic]) -> None:
     for method in ("POST", "PUT", "PATCH"):
         protection = protection_of(callback, method)
         assert protection is not None
-        assert protection.door == "decorator"
+        assert protection.via == "decorator"
         assert protection.policy.required == (view is GenericWithMixin)
     assert policy_of(callback).retention == timedelta(days=2)
     assert protection_of(callback, "DELETE") is None

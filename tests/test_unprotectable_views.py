@@ -22,7 +22,7 @@ from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
 from rest_framework.views import APIView
 
-from idempotency.checks import check_doors
+from idempotency.checks import check_decorators
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 
@@ -153,7 +153,7 @@ def urlconf(settings: Any) -> Iterator[Callable[..., None]]:
 def test_wrong_doors(urlconf: Any, callback: Any, name: str, said: str) -> None:
     """X2: E013, what would fail with each request, once for each function."""
     urlconf(callback, callback)
-    (message,) = check_doors()
+    (message,) = check_decorators()
     assert (message.id, message.level) == (ID, checks.ERROR)
     assert f"{name}, which is" in message.msg
     assert said in f"{message.msg} {message.hint}"
@@ -189,13 +189,13 @@ RIGHT: dict[str, Any] = {
 def test_right_doors(urlconf: Any, callback: Any) -> None:
     """X2: What works, or is not decorated, is no mistake."""
     urlconf(callback)
-    assert check_doors() == []
+    assert check_decorators() == []
 
 
 def test_without_addresses(settings: Any) -> None:
     """X2: Where nothing is routed, nothing is wrong."""
     settings.ROOT_URLCONF = None
-    assert check_doors() == []
+    assert check_decorators() == []
 
 
 class Awaited:

@@ -11,7 +11,7 @@ from idempotency.checks.databases import (
     check_servers,
     check_tested_databases,
 )
-from idempotency.checks.doors import check_doors
+from idempotency.checks.decorators import check_decorators
 from idempotency.checks.endpoints import (
     check_endpoints,
     check_leased_views,
@@ -31,7 +31,7 @@ from idempotency.checks.settings import (
 __all__ = [
     "check_callers",
     "check_databases",
-    "check_doors",
+    "check_decorators",
     "check_enabled",
     "check_endpoints",
     "check_leased_views",

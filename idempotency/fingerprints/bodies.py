@@ -21,7 +21,7 @@ CHUNK_SIZE = 64 * 1024
 def record_body(http_request: Any) -> Recording | None:
     """Keep what is read of a request's body from now on, and return what keeps it.
 
-    Reads nothing. For doors that see a request before the view's permissions do.
+    Reads nothing. For code that sees a request before the view's permissions do.
     Returns None where the body was read before, so that there is nothing to keep.
     """
     stream = http_request._stream

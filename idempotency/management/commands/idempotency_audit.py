@@ -86,7 +86,7 @@ class Command(BaseCommand):
         for row in rows:
             cells = map(str.ljust, row, widths)
             self.stdout.write("  ".join(cells).rstrip())
-        count = Counter(finding.door for finding in findings)
+        count = Counter(finding.via for finding in findings)
         protected = count["mixin"] + count["decorator"]
         self.stdout.write(
             f"{protected} protected, {count['exempt']} exempt, "

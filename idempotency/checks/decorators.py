@@ -45,7 +45,7 @@ class Misplaced(NamedTuple):
 
 
 @checks.register("idempotency")
-def check_doors(**kwargs: Any) -> list[CheckMessage]:
+def check_decorators(**kwargs: Any) -> list[CheckMessage]:
     """Report decorated functions that nobody calls with a request of DRF's."""
     found: dict[str, Misplaced] = {}
     for route in find_routes():
