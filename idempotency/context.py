@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,10 +13,15 @@ from uuid import UUID, uuid4
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_secret
 from idempotency.discretion import discreet
-from idempotency.fingerprints.derivation import derive_key
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+
+
+# Part of every derivation: another construction would need another value here, and
+# retries across the upgrade would then act downstream under another key. So there is
+# none; tests/test_derivation.py has vectors.
+DERIVATION_VERSION = b"idempotency derive 1"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,3 +112,22 @@ def context_of(request: Request) -> RequestContext:
     anything: Any = request
     context: RequestContext = anything.idempotency
     return context
+
+
+def derive_key(secret: bytes, scope: str, key: str, payload: str, name: str) -> str:
+    """Return a key in the form of a UUID: the same for the same arguments, for ever.
+
+    HMAC-SHA256 (RFC 2104) over length-prefixed parts; its first 128 bits in the layout
+    of version 8 (RFC 9562 section 5.8). ``payload`` is a fingerprint's digest.
+    """
+    message = b"".join(
+        len(part).to_bytes(4, "big") + part
+        for part in (
+            DERIVATION_VERSION,
+            *(text.encode() for text in (scope, key, payload, name)),
+        )
+    )
+    octets = bytearray(hmac.digest(secret, message, hashlib.sha256)[:16])
+    octets[6] = octets[6] & 0x0F | 0x80
+    octets[8] = octets[8] & 0x3F | 0x80
+    return str(UUID(bytes=bytes(octets)))

@@ -35,8 +35,8 @@ from idempotency.fingerprints import (
 from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import (
     IdempotencyRecord,
-    NextAnswer,
     State,
+    Status,
     default_alias,
     record_id,
 )
@@ -284,9 +284,9 @@ class Execution:
         self.context.attempt = record.attempt
         if not self.identity.is_that_of(record):
             raise KeyReused
-        if record.next_answer is NextAnswer.IN_PROGRESS:
+        if record.status is Status.IN_PROGRESS:
             return Busy()
-        if record.next_answer is NextAnswer.UNKNOWN:
+        if record.status is Status.ABANDONED:
             return self.mode.recover(record, new_record)
         return self._replay(record)
 

@@ -6,7 +6,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID, uuid4
 
@@ -31,6 +30,50 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
+
+
+class State(models.TextChoices):
+    """What the record says about the execution."""
+
+    IN_PROGRESS = "in_progress", _("in progress")
+    COMPLETED = "completed", _("completed")
+    ABANDONED = "abandoned", _("abandoned")
+
+
+class Status(models.TextChoices):
+    """What became of a record's request: the stored state, and whether a lease lives.
+
+    An expired record keeps its status until it is purged or taken over.
+    """
+
+    IN_PROGRESS = "in_progress", _("in progress")
+    COMPLETED = "completed", _("completed")
+    NOT_KEPT = "not_kept", _("completed, response not kept")
+    # No response and no live lease: the outcome is unknown (E5, E9).
+    ABANDONED = "abandoned", _("abandoned")
+
+    @classmethod
+    def of(cls, state: str, body_size: int | None, *, is_leased: bool) -> Status:
+        """Return the status of a row with these values."""
+        if state == State.COMPLETED:
+            return cls.NOT_KEPT if body_size is None else cls.COMPLETED
+        return cls.IN_PROGRESS if is_leased else cls.ABANDONED
+
+    @property
+    def condition(self) -> models.Q:
+        """The same as ``of()``, as a condition of the database by its clock."""
+        is_completed = models.Q(state=State.COMPLETED)
+        has_lease = models.Q(lease_expires_at__gt=UTCNow())
+        lease_is_over = models.Q(lease_expires_at__lte=UTCNow())
+        # What a handler in atomic mode leaves that committed by itself has no lease.
+        has_none = models.Q(lease_expires_at=None)
+        return {
+            Status.IN_PROGRESS: has_lease,
+            Status.COMPLETED: is_completed & models.Q(body_size__isnull=False),
+            Status.NOT_KEPT: is_completed & models.Q(body_size=None),
+            Status.ABANDONED: (lease_is_over & ~is_completed)
+            | (has_none & ~is_completed),
+        }[self]
 
 
 class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
@@ -65,7 +108,11 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         A handler in atomic mode is not among them while it runs: its record can't be
         seen before there is an answer.
         """
-        return self.exclude(state=State.COMPLETED).without_live_lease()
+        return self.with_status(Status.ABANDONED)
+
+    def with_status(self, status: Status) -> IdempotencyRecordQuerySet:
+        """Return the records that have a status now, by the database's clock."""
+        return self.filter(status.condition)
 
     def purge(
         self,
@@ -159,24 +206,6 @@ if TYPE_CHECKING:
 
 else:
     IdempotencyRecordManager = models.Manager.from_queryset(IdempotencyRecordQuerySet)
-
-
-class State(models.TextChoices):
-    """What the record says about the execution."""
-
-    IN_PROGRESS = "in_progress", _("in progress")
-    COMPLETED = "completed", _("completed")
-    ABANDONED = "abandoned", _("abandoned")
-
-
-class NextAnswer(Enum):
-    """What a record means for the next request with its key and content."""
-
-    RUN = auto()
-    REPLAY = auto()
-    NOT_KEPT = auto()
-    IN_PROGRESS = auto()
-    UNKNOWN = auto()
 
 
 def record_id(scope: str, key: str) -> UUID:
@@ -341,14 +370,12 @@ class IdempotencyRecord(models.Model):
         return self.expires_at > self.read_at or self.is_leased
 
     @property
-    def next_answer(self) -> NextAnswer:
-        """What a request with the same key and content gets (E3, E5, E9, P1, R4)."""
-        if not self.is_in_force:
-            return NextAnswer.RUN
-        if self.status_code is not None:
-            kept = self.body_size is not None
-            return NextAnswer.REPLAY if kept else NextAnswer.NOT_KEPT
-        return NextAnswer.IN_PROGRESS if self.is_leased else NextAnswer.UNKNOWN
+    def status(self) -> Status:
+        """What became of the request, as of ``read_at`` (E3, E5, E9, R4).
+
+        The record must come from a claim or from ``with_lease_state()``.
+        """
+        return Status.of(self.state, self.body_size, is_leased=self.is_leased)
 
     @property
     def stored_response(self) -> StoredResponse | None:

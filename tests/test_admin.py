@@ -23,7 +23,7 @@ from django.utils import timezone, translation
 from django.utils.connection import ConnectionDoesNotExist
 
 from idempotency.admin import IdempotencyRecordAdmin
-from idempotency.answers import SHOWN_CHARACTERS
+from idempotency.admin.decoding import SHOWN_CHARACTERS
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
 from tests.support.record_factories import (

@@ -22,9 +22,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from idempotency.admin import purge
+from idempotency.admin.overview import Overview
 from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord, RecordChanged, State
-from idempotency.overview import Overview
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.support.record_factories import RETENTION, make_record, make_records
@@ -83,7 +83,7 @@ def decisions() -> list[LogEntry]:
         ("state=abandoned", {"abandoned", "run-out", "left-behind"}),
         ("state=in_progress", {"running"}),
         ("state=completed", {"old", "expired", "moved", "refused", "put"}),
-        ("state=tombstone", {"tombstone"}),
+        ("state=not_kept", {"tombstone"}),
         ("state=nonsense", None),
         ("status=3xx", {"moved"}),
         ("status=4xx", {"refused"}),
@@ -202,7 +202,7 @@ QUERIES = [
     "?state=abandoned",
     "?state=in_progress",
     "?state=completed",
-    "?state=tombstone",
+    "?state=not_kept",
     "?status=4xx",
     "?method=put",
     "?age=hour",
@@ -722,8 +722,8 @@ def test_overview_from_a_sample(
     staff: Client, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A4: Of many records a sample stands for all, and the page says so."""
-    monkeypatch.setattr("idempotency.overview.SAMPLE", 200)
-    monkeypatch.setattr("idempotency.overview.MOST_COUNTED", 3)
+    monkeypatch.setattr("idempotency.admin.overview.SAMPLE", 200)
+    monkeypatch.setattr("idempotency.admin.overview.MOST_COUNTED", 3)
     for number in range(1000):
         # Ids as the app makes them: a hash in all but a few bits.
         digest = UUID(int=hash_of(number))
@@ -749,7 +749,7 @@ def test_overview_of_what_was_left_behind(
     staff: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A4, E5: What has no lease is known from the sample alone, and is told so."""
-    monkeypatch.setattr("idempotency.overview.SAMPLE", 20)
+    monkeypatch.setattr("idempotency.admin.overview.SAMPLE", 20)
     for number in range(100):
         make_record(id=UUID(int=hash_of(number)), key=f"k-{number}")
     assert Overview.of(IdempotencyRecord.objects).abandoned_is_exact

@@ -19,9 +19,9 @@ from django.utils import timezone
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.lists import OF_A_CALLER
+from idempotency.admin.overview import LONGEST_PATH, Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
-from idempotency.overview import LONGEST_PATH, Overview
 from idempotency.routes import route_of
 from tests.support.record_factories import (
     RETENTION,
@@ -408,10 +408,10 @@ def test_route_of(place: str, route: str | None) -> None:
 
 def test_very_many_paths(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A2, A4: So many paths are looked up and no more; the first stand for all."""
-    monkeypatch.setattr("idempotency.overview.MOST_RESOLVED", 10)
+    monkeypatch.setattr("idempotency.admin.overview.MOST_RESOLVED", 10)
     asked = []
     monkeypatch.setattr(
-        "idempotency.overview.route_of",
+        "idempotency.admin.overview.route_of",
         lambda path: asked.append(path) or route_of(path),
     )
     IdempotencyRecord.objects.bulk_create(

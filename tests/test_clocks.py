@@ -12,9 +12,9 @@ from django.test import Client
 from django.utils import timezone
 from django.utils.http import parse_http_date
 
+from idempotency.admin.overview import Overview
 from idempotency.database import UTCNow, now_in
 from idempotency.models import IdempotencyRecord, RecordChanged, State
-from idempotency.overview import Overview
 from idempotency.signals import response_replayed
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect

@@ -15,8 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from idempotency import fingerprints
-from idempotency.context import RequestContext, context_of
-from idempotency.fingerprints.derivation import derive_key
+from idempotency.context import RequestContext, context_of, derive_key
 from tests.conftest import KEY, key
 
 ARGUMENTS = {

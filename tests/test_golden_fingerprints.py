@@ -14,8 +14,8 @@ from django.test import RequestFactory
 from rest_framework import parsers
 from rest_framework.request import Request
 
+from idempotency.context import derive_key
 from idempotency.fingerprints import derivation_payload, fingerprint_in
-from idempotency.fingerprints.derivation import derive_key
 
 GOLDEN = json.loads(
     (Path(__file__).parent / "golden" / "fingerprint_1.json").read_text()

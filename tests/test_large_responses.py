@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from django.test import Client
 
-from idempotency.answers import DECODED_BYTES, SHOWN_CHARACTERS, decode
+from idempotency.admin.decoding import DECODED_BYTES, SHOWN_CHARACTERS, decode
 from idempotency.responses import StoredResponse
 from tests.support.record_factories import make_record
 from tests.test_admin import Page, address, enter, staff

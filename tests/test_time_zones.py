@@ -18,10 +18,10 @@ from django.db.models import Max
 from django.test import Client
 from django.utils.http import parse_http_date
 
+from idempotency.admin.overview import Overview
 from idempotency.claims import claims_in
 from idempotency.database import UTCNow, now_in
 from idempotency.models import IdempotencyRecord
-from idempotency.overview import Overview
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect
 from tests.conftest import KEY, key

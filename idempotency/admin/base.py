@@ -11,14 +11,13 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import get_content_type_for_model
 from django.contrib.admin.utils import quote
 from django.db import models
-from django.db.models import Case, Q, Value, When
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import override
 
 from idempotency.admin import display
-from idempotency.models import IdempotencyRecord, State, default_alias
+from idempotency.models import IdempotencyRecord, default_alias
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
@@ -48,19 +47,8 @@ class RecordAdmin(RecordAdminBase):
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[IdempotencyRecord]:
         """Return the records, with what they are now, and without what is large."""
         records: Any = super().get_queryset(request).using(self.alias)
-        # In progress without a live lease, and yet visible: nobody is at it (E5, E9).
-        state = Case(
-            When(
-                Q(state=State.IN_PROGRESS, is_leased=False), then=Value(State.ABANDONED)
-            ),
-            default="state",
-        )
-        found: models.QuerySet[IdempotencyRecord] = (
-            records.with_lease_state()
-            .annotate(current_state=state)
-            .defer("body", "headers")
-        )
-        return found
+        found: models.QuerySet[IdempotencyRecord] = records.with_lease_state()
+        return found.defer("body", "headers")
 
     def _name(self, page: str) -> str:
         """Return the name of a page's address; a proxy model has its own."""

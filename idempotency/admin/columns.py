@@ -11,10 +11,10 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin import display, sentences
+from idempotency.admin import display, messages
 from idempotency.admin.lists import OF_A_CALLER, CallerFilter, StateFilter
 from idempotency.admin.permissions import Permissions
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
@@ -80,7 +80,7 @@ class Columns(Permissions):
     @admin.display(description=_("state"))
     def state_badge(self, record: IdempotencyRecord) -> SafeString:
         """Return what the record is now."""
-        return display.badge(State(record.current_state))  # type: ignore[attr-defined]  # annotated
+        return display.badge(record.status)
 
     @admin.display(description=_("state"))
     def listed_state(self, record: IdempotencyRecord) -> SafeString:
@@ -111,7 +111,7 @@ class Columns(Permissions):
         """Say what a retry would get, by the code that decides it."""
         return format_html(
             '<strong class="idempotency-next">{}</strong>',
-            sentences.next_request(record),
+            messages.next_request(record),
         )
 
     @admin.display(description=_("what happened when"))

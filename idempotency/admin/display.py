@@ -12,8 +12,8 @@ from django.utils.text import Truncator
 from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, ngettext
 
-from idempotency.answers import SHOWN_CHARACTERS, decode
-from idempotency.models import IdempotencyRecord, State
+from idempotency.admin.decoding import SHOWN_CHARACTERS, decode
+from idempotency.models import IdempotencyRecord, State, Status
 from idempotency.responses import replayed_headers
 from idempotency.routes import route_of
 
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 COLUMN_CHARACTERS = 100
 BREAKS = re.compile(r"(?=/)|(?<=:)")
 # They read without colour, too.
-SIGNS = {State.COMPLETED: "✓", State.IN_PROGRESS: "…", State.ABANDONED: "!"}
+SIGNS = {
+    Status.COMPLETED: "✓",
+    Status.NOT_KEPT: "✓",
+    Status.IN_PROGRESS: "…",
+    Status.ABANDONED: "!",
+}
 
 
 def in_a_column(text: str) -> SafeString:
@@ -53,14 +58,14 @@ def preformatted(text: str) -> SafeString:
     )
 
 
-def badge(state: State) -> SafeString:
-    """Return a state with a sign before its word."""
+def badge(status: Status) -> SafeString:
+    """Return a status with a sign before its word."""
     return format_html(
         '<span class="idempotency-badge idempotency-{}">'
         '<span aria-hidden="true">{}</span> {}</span>',
-        state.value,
-        SIGNS[state],
-        state.label,
+        status.value,
+        SIGNS[status],
+        status.label,
     )
 
 

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
 from idempotency.database import UTCNow
-from idempotency.models import State
+from idempotency.models import Status
 
 # How many records the pages of the list have together.
 LISTED = 1000
@@ -94,8 +94,6 @@ class RecordFilter(admin.SimpleListFilter):
 
 # A record's place among its caller's, from the oldest on.
 TURN = Window(RowNumber(), partition_by="scope", order_by=("created_at", "pk"))
-# What a handler in atomic mode leaves that committed by itself has no lease (E5).
-LEFT_BEHIND = Q(lease_expires_at=None) & ~Q(state=State.COMPLETED)
 
 
 class StateFilter(RecordFilter):
@@ -104,25 +102,10 @@ class StateFilter(RecordFilter):
     title = _("state")
     parameter_name = "state"
     CONDITIONS: ClassVar[Any] = {
-        "abandoned": (
-            _("abandoned"),
-            lambda now: (
-                (Q(lease_expires_at__lte=UTCNow()) & ~Q(state=State.COMPLETED))
-                | LEFT_BEHIND
-            ),
-        ),
-        "in_progress": (
-            _("in progress"),
-            lambda now: Q(lease_expires_at__gt=UTCNow()),
-        ),
-        "completed": (
-            _("completed, answer kept"),
-            lambda now: Q(state=State.COMPLETED, body_size__isnull=False),
-        ),
-        "tombstone": (
-            _("completed, answer not kept"),
-            lambda now: Q(state=State.COMPLETED, body_size=None),
-        ),
+        status.value: (status.label, lambda now, status=status: status.condition)
+        for status in (
+            *(Status.ABANDONED, Status.IN_PROGRESS, Status.COMPLETED, Status.NOT_KEPT),
+        )
     }
 
     @property
@@ -278,7 +261,9 @@ class RecordList(ChangeList):
         among_the_last = self._among_the_last(places, is_old=is_old)
         if not (isinstance(state, StateFilter) and state.is_by_lease):
             return found.filter(among_the_last)
-        left_behind = places.filter(among_the_last, LEFT_BEHIND)
+        left_behind = places.filter(
+            among_the_last, Status.ABANDONED.condition, lease_expires_at=None
+        )
         if caller := chosen.get(CallerFilter):
             left_behind = caller.queryset(request, left_behind)
         by_turns = left_behind.annotate(turn=TURN).order_by("turn", "created_at")

@@ -20,10 +20,10 @@ from django.views.decorators.debug import sensitive_post_parameters
 from idempotency.admin import display
 from idempotency.admin.base import in_the_log
 from idempotency.admin.forms import ResolveForm
+from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.discretion import discreet
-from idempotency.models import IdempotencyRecord, NextAnswer, RecordChanged, State
-from idempotency.overview import Overview
+from idempotency.models import IdempotencyRecord, RecordChanged, Status
 
 READ = _("Read the answer.")
 DOWNLOADED = _("Downloaded the answer.")
@@ -121,7 +121,7 @@ class Pages(Permissions):
             "release",
             title=gettext("Release this key?"),
             **self._facts(request, record),
-            is_abandoned=record.current_state == State.ABANDONED,
+            is_abandoned=record.status is Status.ABANDONED,
         )
 
     @method_decorator(sensitive_post_parameters("body"))
@@ -215,4 +215,4 @@ class Pages(Permissions):
 
 def is_open(record: IdempotencyRecord) -> bool:
     """Tell whether retries wait for somebody to decide."""
-    return record.next_answer is NextAnswer.UNKNOWN
+    return record.is_in_force and record.status is Status.ABANDONED

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from django.core.exceptions import ImproperlyConfigured
 
 from idempotency.fingerprints import v1
-from idempotency.fingerprints.derivation import FINGERPRINT_VERSION
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
 
 # Of digests that a project computes itself; they are compared as they are.
 CUSTOM_VERSION = 0
+# The version that derived keys are made from, whatever version records are written in.
+DERIVATION_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:
 
     Computed before the handler runs, while the body can be read.
     """
-    if fingerprint.version in (CUSTOM_VERSION, FINGERPRINT_VERSION):
+    if fingerprint.version in (CUSTOM_VERSION, DERIVATION_VERSION):
         return fingerprint.digest
-    return fingerprint_in(request, FINGERPRINT_VERSION).digest
+    return fingerprint_in(request, DERIVATION_VERSION).digest
 
 
 def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:

@@ -12,9 +12,10 @@ from django.urls import path, set_script_prefix
 from django.utils import timezone
 from rest_framework.views import APIView
 
-from idempotency.admin.sentences import (
+from idempotency.admin.messages import (
     ASK,
-    NEXT_ANSWERS,
+    EXPIRED,
+    NEXT_RESPONSES,
     NOT_ENABLED,
     NOT_FOUND,
     OTHER_CONTENT,
@@ -22,7 +23,7 @@ from idempotency.admin.sentences import (
     next_request,
 )
 from idempotency.mixins import IdempotencyMixin
-from idempotency.models import IdempotencyRecord, NextAnswer, State
+from idempotency.models import IdempotencyRecord, State, Status
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.test_admin import Page, address, enter, staff
@@ -45,42 +46,43 @@ class Shy(IdempotencyMixin, APIView):
 urlpatterns = [*usual_urls, *leased_urls, path("shy/", Shy.as_view())]
 
 
-@pytest.mark.parametrize("answer", NextAnswer)
-def test_next_request(staff: Client, client: Any, answer: NextAnswer) -> None:
+@pytest.mark.parametrize("status", [None, *Status])
+def test_next_request(staff: Client, client: Any, status: Status | None) -> None:
     """A1: The sentence says what a retry gets, which is what it then does get."""
     assert client.post("/function/", {}, **key()).status_code == 201
     record = IdempotencyRecord.objects.get()
     now = timezone.now()
     IdempotencyRecord.objects.update(
         **{
-            NextAnswer.RUN: {"expires_at": now - timedelta(seconds=1)},
-            NextAnswer.REPLAY: {"state": State.COMPLETED},
-            NextAnswer.NOT_KEPT: {"body": None, "body_size": None},
-            NextAnswer.IN_PROGRESS: {
+            None: {"expires_at": now - timedelta(seconds=1)},
+            Status.COMPLETED: {"state": State.COMPLETED},
+            Status.NOT_KEPT: {"body": None, "body_size": None},
+            Status.IN_PROGRESS: {
                 "state": State.IN_PROGRESS,
                 "status_code": None,
                 "lease_expires_at": now + timedelta(hours=1),
             },
-            NextAnswer.UNKNOWN: {"state": State.ABANDONED, "status_code": None},
-        }[answer]
+            Status.ABANDONED: {"state": State.ABANDONED, "status_code": None},
+        }[status]
     )
     page = Page(staff.get(address(record)))
-    sentence = NEXT_ANSWERS[answer].format(status=201)
+    every = {None: EXPIRED, **NEXT_RESPONSES}
+    sentence = every[status].format(status=201)
     assert sentence in page.text
-    assert sum(s.format(status=201) in page.text for s in NEXT_ANSWERS.values()) == 1
+    assert sum(s.format(status=201) in page.text for s in every.values()) == 1
     told_once = page.text.replace(sentence, "").replace(str(OTHER_CONTENT), "")
     assert "refused" not in told_once
-    is_in_force = answer is not NextAnswer.RUN
+    is_in_force = status is not None
     assert (str(OTHER_CONTENT) in page.text) is is_in_force
     if is_in_force:
         assert client.post("/function/", {"other": 1}, **key()).status_code == 422
     retry = client.post("/function/", {}, **key())
-    if answer is NextAnswer.RUN:
+    if status is None:
         assert "acts" in sentence
         assert Effect.objects.count() == 2
         return
     assert Effect.objects.count() == 1
-    if answer is NextAnswer.REPLAY:
+    if status is Status.COMPLETED:
         assert "status 201" in sentence
         assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
     else:
@@ -95,7 +97,7 @@ def test_next_request_without_the_app(
     settings.IDEMPOTENCY = {"ENABLED": False}
     text = Page(staff.get(address(IdempotencyRecord.objects.get()))).text
     assert str(NOT_ENABLED) in text
-    assert not any(s.format(status=201) in text for s in NEXT_ANSWERS.values())
+    assert not any(s.format(status=201) in text for s in NEXT_RESPONSES.values())
     client.post("/function/", {}, **key())
     assert Effect.objects.count() == 2
 
@@ -103,8 +105,8 @@ def test_next_request_without_the_app(
 @pytest.mark.parametrize(
     ("place", "sentence", "effects"),
     [
-        ("/leased/", NEXT_ANSWERS[NextAnswer.UNKNOWN], 1),
-        ("/function/", NEXT_ANSWERS[NextAnswer.UNKNOWN], 1),
+        ("/leased/", NEXT_RESPONSES[Status.ABANDONED], 1),
+        ("/function/", NEXT_RESPONSES[Status.ABANDONED], 1),
         ("/rerun/", RERUN, 2),
         ("/asking/", ASK, 1),
     ],
@@ -136,7 +138,7 @@ def test_who_decides_about_an_abandoned_record(
 def test_who_decides_is_not_known(staff: Client, place: str) -> None:
     """A1: Where no endpoint can be asked, the page says so."""
     text = Page(staff.get(address(make_abandoned(path=place)))).text
-    sentence = NEXT_ANSWERS[NextAnswer.UNKNOWN]
+    sentence = NEXT_RESPONSES[Status.ABANDONED]
     assert f"{sentence} {NOT_FOUND} {OTHER_CONTENT}" in text
 
 

@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
 from idempotency.handlers import dotted_name
-from idempotency.models import IdempotencyRecord, NextAnswer
+from idempotency.models import IdempotencyRecord, Status
 from idempotency.protection import protection_of
 from idempotency.routes import match_of
 
@@ -17,23 +17,21 @@ NOT_ENABLED = _(
     "Keys have no effect now (ENABLED is False): the next request with this key acts."
 )
 OTHER_CONTENT = _("Other content is refused with 422.")
-NEXT_ANSWERS = {
-    NextAnswer.RUN: _(
-        "The retention is over: the key is new, and the next request with it acts."
-    ),
-    NextAnswer.REPLAY: _(
+EXPIRED = _("The retention is over: the key is new, and the next request with it acts.")
+NEXT_RESPONSES = {
+    Status.COMPLETED: _(
         "The next request with this key and the same content gets this answer again, "
         "with status {status}, and does not act."
     ),
-    NextAnswer.NOT_KEPT: _(
+    Status.NOT_KEPT: _(
         "The next request with this key is refused with 409 "
         "idempotency_response_not_kept, which names status {status}. It does not act."
     ),
-    NextAnswer.IN_PROGRESS: _(
+    Status.IN_PROGRESS: _(
         "A handler is at work: the next request with this key is refused with 409 "
         "idempotency_in_progress, or waits where its endpoint lets it."
     ),
-    NextAnswer.UNKNOWN: _(
+    Status.ABANDONED: _(
         "Nobody knows whether the handler acted. The next request with this key is "
         "refused with 409 idempotency_outcome_unknown, until somebody resolves the "
         "record or releases the key. It does not act."
@@ -64,13 +62,12 @@ def next_request(record: IdempotencyRecord) -> str:
     """
     if not get_settings().ENABLED:
         return str(NOT_ENABLED)
-    answer = record.next_answer
-    if answer is NextAnswer.RUN:
-        return str(NEXT_ANSWERS[answer])
-    said = NEXT_ANSWERS[answer].format(status=record.status_code)
-    if answer is NextAnswer.UNKNOWN:
-        said = _of_an_abandoned_one(record, said)
-    return f"{said} {OTHER_CONTENT}"
+    if not record.is_in_force:
+        return str(EXPIRED)
+    message = NEXT_RESPONSES[record.status].format(status=record.status_code)
+    if record.status is Status.ABANDONED:
+        message = _of_an_abandoned_one(record, message)
+    return f"{message} {OTHER_CONTENT}"
 
 
 def _of_an_abandoned_one(record: IdempotencyRecord, held: str) -> str:

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext
 
 from idempotency.database import now_in
+from idempotency.models import Status
 from idempotency.routes import route_of
 
 DAYS = 30
@@ -32,6 +33,7 @@ COLUMNS = (
     "id",
     "created_at",
     "expires_at",
+    "state",
     "status_code",
     "scope",
     "method",
@@ -127,13 +129,12 @@ class Overview:
         def scaled(number: int) -> int:
             return round(number * factor)
 
-        leased = records.filter(lease_expires_at__isnull=False).with_lease_state()
-        # What is completed has no lease.
-        ended = leased.filter(is_leased=False)
+        leased = records.filter(lease_expires_at__isnull=False)
+        statuses = Counter(map(_status, rows))
         # Those without a lease (E5) have no index: the sample has to tell.
-        left_behind = scaled(sum(_is_left_behind(row) for row in rows))
-        abandoned = _counted(ended)
-        in_progress = _counted(leased.filter(is_leased=True))
+        left_behind = scaled(statuses[Status.ABANDONED])
+        abandoned = _counted(leased.filter(Status.ABANDONED.condition))
+        in_progress = _counted(leased.filter(Status.IN_PROGRESS.condition))
         days, most = _days(rows, factor, now)
         endpoints, looked_up = _endpoints(rows, factor)
         expiries = [row["expires_at"] - now for row in rows]
@@ -147,7 +148,7 @@ class Overview:
             endpoints=endpoints,
             endpoints_are_exact=factor == 1 and looked_up == len(rows),
             callers=_callers(rows, factor),
-            not_kept=scaled(sum(_is_tombstone(row) for row in rows)),
+            not_kept=scaled(statuses[Status.NOT_KEPT]),
             expired=scaled(sum(left <= timedelta(0) for left in expiries)),
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
             within_a_week=scaled(_within(expiries, timedelta(days=7))),
@@ -180,12 +181,10 @@ def _counted(records: Any) -> int:
     return records.values("pk")[: MOST_COUNTED + 1].count()  # type: ignore[no-any-return]
 
 
-def _is_tombstone(row: dict[str, Any]) -> bool:
-    return row["status_code"] is not None and row["body_size"] is None
-
-
-def _is_left_behind(row: dict[str, Any]) -> bool:
-    return row["status_code"] is None and row["lease_expires_at"] is None
+def _status(row: dict[str, Any]) -> Status:
+    """Return a row's status, as if every lease were alive: an index counts those."""
+    is_leased = row["lease_expires_at"] is not None
+    return Status.of(row["state"], row["body_size"], is_leased=is_leased)
 
 
 def _within(expiries: list[timedelta], most: timedelta) -> int:

@@ -52,7 +52,7 @@ CONTROL_PICTURES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedAnswer:
+class DecodedBody:
     """A body that was kept, in words.
 
     ``text`` is None where the body is not text; it is not safe as HTML. ``is_cut``
@@ -66,7 +66,7 @@ class DecodedAnswer:
     is_cut: bool
 
 
-def decode(stored: StoredResponse) -> DecodedAnswer:
+def decode(stored: StoredResponse) -> DecodedBody:
     """Decode a kept body by its Content-Type: JSON indented, text as text.
 
     Where a body is not what its type says, this shows what can be read of it. What it
@@ -79,7 +79,7 @@ def decode(stored: StoredResponse) -> DecodedAnswer:
     text = None
     if not headers.get("content-encoding"):
         text = _text(body[:DECODED_BYTES], content_type, is_whole=is_whole)
-    return DecodedAnswer(
+    return DecodedBody(
         content_type=content_type,
         size=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
