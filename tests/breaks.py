@@ -129,7 +129,7 @@ BREAKS = (
         file="idempotency/claims/base.py",
         old="SET {lease} = {LEASE} {executing}",
         new="SET {lease} = {LEASE} {by_id} AND %s IS NOT NULL",
-        test="tests/test_stalled_workers.py::TestZombies::test_renewing",
+        test="tests/test_stalled_workers.py::TestStalledWorkers::test_renewing",
     ),
     Break(
         name="a refusal after derive() frees the key",

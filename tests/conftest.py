@@ -20,7 +20,7 @@ from idempotency.signals import logger
 from tests.app.models import Effect
 from tests.app.views import Behaviour, create_effect
 from tests.support.http_servers import Server, serving
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 # As a project does that tests its own endpoints.
 pytest_plugins = ["idempotency.testing.fixtures"]
@@ -88,10 +88,13 @@ def server(servers: Callable[[bool], Server], atomic_requests: bool) -> Server:
 
 
 @pytest.fixture
-def meeting() -> Iterator[Meeting]:
+def rendezvous() -> Iterator[Rendezvous]:
     """Return a place to hold a handler at, its path short enough for a socket."""
-    with TemporaryDirectory(prefix="idem") as place, Meeting(Path(place)) as meeting:
-        yield meeting
+    with (
+        TemporaryDirectory(prefix="idem") as place,
+        Rendezvous(Path(place)) as rendezvous,
+    ):
+        yield rendezvous
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def _run_matrix(
 
     from tests.support import atomic_crashes, leased_crashes  # noqa: PLC0415
     from tests.support.faults import serving  # noqa: PLC0415
-    from tests.support.rendezvous import Meeting  # noqa: PLC0415
+    from tests.support.rendezvous import Rendezvous  # noqa: PLC0415
 
     modes = {"atomic": atomic_crashes, "leased": leased_crashes}
     tried = modes[mode]
@@ -110,10 +110,10 @@ def _run_matrix(
         switch = "on" if atomic_requests else "off"
         with (
             TemporaryDirectory(prefix="idem") as folder,
-            Meeting(Path(folder)) as meeting,
+            Rendezvous(Path(folder)) as rendezvous,
             serving() as server,
         ):
-            cuts = tried.Crashes(server, meeting, database)
+            cuts = tried.Crashes(server, rendezvous, database)
             for how in (how for how in cuts.hows() if how in hows):
                 for tally in cuts.rows(how, chosen):
                     boundaries += tally.boundaries

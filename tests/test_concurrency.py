@@ -24,7 +24,7 @@ from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.support.http_servers import Answer, Server, is_replayed, read
 from tests.support.record_factories import RETENTION
-from tests.support.rendezvous import PATIENCE, Meeting
+from tests.support.rendezvous import PATIENCE, Rendezvous
 
 HAS_ONE_WRITER = "sqlite"
 
@@ -82,28 +82,28 @@ def test_expired_by_many(server: Server) -> None:
     assert Effect.objects.count() == 2
 
 
-def test_refused_at_once(server: Server, meeting: Meeting) -> None:
+def test_refused_at_once(server: Server, rendezvous: Rendezvous) -> None:
     """E3: While a request runs, its duplicates are refused and others are served."""
-    slow = server.start("/meeting/", {}, **meeting.header)
-    guest = meeting.wait()
+    slow = server.start("/rendezvous/", {}, **rendezvous.header)
+    handler = rendezvous.wait()
     if connection.vendor == HAS_ONE_WRITER:
         with ThreadPoolExecutor() as pool:
-            duplicate = pool.submit(server.send, "/meeting/", {})
-            guest.let_go()
+            duplicate = pool.submit(server.send, "/rendezvous/", {})
+            handler.let_go()
             answers = [duplicate.result()]
         assert statuses(answers) == {201: 1}
     else:
-        answers = server.send_at_once(32, "/meeting/", [{}])
+        answers = server.send_at_once(32, "/rendezvous/", [{}])
         assert statuses(answers) == {409: 32}
         assert {a.headers["Retry-After"] for a in answers} == {"1"}
-        other = server.send("/meeting/", {"another": "payload"})
+        other = server.send("/rendezvous/", {"another": "payload"})
         assert other.status == 409  # the record is not visible yet
         assert server.send("/function/", {}, "another-key").status == 201
         assert server.send("/function/", {}, None).status == 201
-        guest.let_go()
+        handler.let_go()
     first = read(slow)
     assert first.status == 201
-    retry = server.send("/meeting/", {})
+    retry = server.send("/rendezvous/", {})
     assert is_replayed(retry)
     assert retry.body == first.body
     assert Effect.objects.filter(note="{}").count() == (
@@ -111,13 +111,15 @@ def test_refused_at_once(server: Server, meeting: Meeting) -> None:
     )
 
 
-def test_waiting(server: Server, meeting: Meeting) -> None:
+def test_waiting(server: Server, rendezvous: Rendezvous) -> None:
     """E3: With on_concurrent="wait" a duplicate gets the answer when there is one."""
-    slow = server.start("/patient-meeting/", {}, **meeting.header)
-    guest = meeting.wait()
+    slow = server.start("/patient-rendezvous/", {}, **rendezvous.header)
+    handler = rendezvous.wait()
     with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(server.send, "/patient-meeting/", {}) for _ in range(4)]
-        guest.let_go()
+        waiting = [
+            pool.submit(server.send, "/patient-rendezvous/", {}) for _ in range(4)
+        ]
+        handler.let_go()
         answers = [duplicate.result() for duplicate in waiting]
     first = read(slow)
     assert statuses(answers) == {201: 4}

@@ -9,29 +9,29 @@ import pytest
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.support.http_servers import Server, is_replayed, read
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 
-def test_killed_before_the_commit(server: Server, meeting: Meeting) -> None:
+def test_killed_before_the_commit(server: Server, rendezvous: Rendezvous) -> None:
     """E1: A worker that is killed leaves neither effect nor key; the retry acts."""
-    lost = server.start("/meeting/", {}, **meeting.header)
-    meeting.wait().kill()
+    lost = server.start("/rendezvous/", {}, **rendezvous.header)
+    rendezvous.wait().kill()
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         read(lost)
-    retry = server.send("/meeting/", {})
+    retry = server.send("/rendezvous/", {})
     assert retry.status == 201
     assert not is_replayed(retry)
-    assert server.send("/meeting/", {}).body == retry.body
+    assert server.send("/rendezvous/", {}).body == retry.body
     assert Effect.objects.count() == IdempotencyRecord.objects.count() == 1
 
 
-def test_killed_after_the_commit(server: Server, meeting: Meeting) -> None:
+def test_killed_after_the_commit(server: Server, rendezvous: Rendezvous) -> None:
     """E1, O5: A worker killed after its COMMIT leaves both; the retry replays."""
-    lost = server.start("/meeting/", {}, **meeting.header, **{"X-When": "after"})
-    meeting.wait().kill()
+    lost = server.start("/rendezvous/", {}, **rendezvous.header, **{"X-When": "after"})
+    rendezvous.wait().kill()
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         read(lost)
-    retry = server.send("/meeting/", {})
+    retry = server.send("/rendezvous/", {})
     assert retry.status == 201
     assert is_replayed(retry)
     assert Effect.objects.count() == IdempotencyRecord.objects.count() == 1

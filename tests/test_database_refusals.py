@@ -34,7 +34,7 @@ from tests.app.models import Effect
 from tests.app.views import behave
 from tests.conftest import code_of, key
 from tests.support.processes import running, wait_until
-from tests.support.rendezvous import PATIENCE, Meeting
+from tests.support.rendezvous import PATIENCE, Rendezvous
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
@@ -858,11 +858,11 @@ class TestTablesMadeByHandlers:
         assert_outcome_unknown(answers[0])
 
     @mariadb
-    def test_killed_afterwards(self, meeting: Meeting, tmp_path: Path) -> None:
+    def test_killed_afterwards(self, rendezvous: Rendezvous, tmp_path: Path) -> None:
         """E5: A worker that is killed after it leaves its outcome unknown."""
-        command = [sys.executable, "-c", WORKER, str(meeting.address)]
+        command = [sys.executable, "-c", WORKER, str(rendezvous.address)]
         with running(command, tmp_path / "log"):
-            meeting.wait().kill()
+            rendezvous.wait().kill()
         for _ in range(2):
             assert_outcome_unknown(post())
         assert effects() == ["before"]

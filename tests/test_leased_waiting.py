@@ -15,7 +15,7 @@ from tests.support.faults import serving
 from tests.support.http_servers import Server, is_replayed, read
 from tests.support.polling_pauses import HEADER
 from tests.support.processes import wait_until
-from tests.support.rendezvous import Guest, Meeting
+from tests.support.rendezvous import Rendezvous, WaitingHandler
 
 DUPLICATES = 4
 DATA = {"handler": "paused"}
@@ -29,10 +29,13 @@ def threads(database: None) -> Iterator[Server]:
 
 
 @pytest.fixture
-def waiting_room() -> Iterator[Meeting]:
+def waiting_room() -> Iterator[Rendezvous]:
     """Return where duplicates are met."""
-    with TemporaryDirectory(prefix="idem") as place, Meeting(Path(place)) as meeting:
-        yield meeting
+    with (
+        TemporaryDirectory(prefix="idem") as place,
+        Rendezvous(Path(place)) as rendezvous,
+    ):
+        yield rendezvous
 
 
 def sessions_in_transactions() -> set[int]:
@@ -49,22 +52,24 @@ def sessions_in_transactions() -> set[int]:
 
 
 def test_no_transaction_while_waiting(
-    threads: Server, meeting: Meeting, waiting_room: Meeting
+    threads: Server, rendezvous: Rendezvous, waiting_room: Rendezvous
 ) -> None:
     """E3, E7: Who waits for a leased handler has no transaction open, then replays.
 
     Nor has the handler.
     """
-    ledger = Ledger(meeting.address.with_name("ledger"))
+    ledger = Ledger(rendezvous.address.with_name("ledger"))
     headers = {**ledger.header, HEADER: str(waiting_room.address)}
-    slow = threads.start("/wait/", DATA, **meeting.header, **headers)
-    handler = meeting.wait()
+    slow = threads.start("/wait/", DATA, **rendezvous.header, **headers)
+    handler = rendezvous.wait()
     duplicates = [threads.start("/wait/", DATA, **headers) for _ in range(DUPLICATES)]
-    met: list[tuple[Guest, dict[str, Any]]] = [
+    met: list[tuple[WaitingHandler, dict[str, Any]]] = [
         waiting_room.listen() for _ in range(DUPLICATES)
     ]
-    assert not any(told["in_transaction"] for _guest, told in met)
-    sessions = {guest.session for guest in (handler, *(guest for guest, _ in met))}
+    assert not any(told["in_transaction"] for _, told in met)
+    sessions = {
+        waiting.session for waiting in (handler, *(waiting for waiting, _ in met))
+    }
     if connection.vendor != "sqlite":
         assert len(sessions) == DUPLICATES + 1
     # MariaDB shows what was so a tenth of a second ago.
@@ -73,8 +78,8 @@ def test_no_transaction_while_waiting(
     )
     handler.let_go()
     first = read(slow)
-    for guest, _told in met:
-        guest.let_go()
+    for waiting, _told in met:
+        waiting.let_go()
     answers = [read(duplicate) for duplicate in duplicates]
     assert first.status == 201
     assert all(map(is_replayed, answers))

@@ -18,7 +18,7 @@ from tests.support.http_servers import (
     is_replayed,
     read,
 )
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 DOORS = ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
 
@@ -79,18 +79,18 @@ def test_misspelled(server: Server, name: str) -> None:
     assert IdempotencyRecord.objects.count() == 0
 
 
-def test_in_progress(server: Server, meeting: Meeting) -> None:
+def test_in_progress(server: Server, rendezvous: Rendezvous) -> None:
     """X1, E3: A duplicate of a running request is told so, and when to retry."""
     if connection.vendor == "sqlite":
         pytest.skip("There a duplicate waits for the writer")
-    slow = server.start("/meeting/", {}, **meeting.header)
-    guest = meeting.wait()
-    duplicate = server.send("/meeting/", {})
+    slow = server.start("/rendezvous/", {}, **rendezvous.header)
+    handler = rendezvous.wait()
+    duplicate = server.send("/rendezvous/", {})
     assert is_refusal(duplicate, 409, "in_progress")
     assert duplicate.headers["Retry-After"] == "1"
-    guest.let_go()
+    handler.let_go()
     assert read(slow).status == 201
-    assert is_replayed(server.send("/meeting/", {}))
+    assert is_replayed(server.send("/rendezvous/", {}))
     assert Effect.objects.count() == 1
 
 

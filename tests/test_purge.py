@@ -42,7 +42,7 @@ from tests.support.record_factories import (
     make_records,
     new_record,
 )
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 SECOND = timedelta(seconds=1)
 EXPIRED = RETENTION + SECOND
@@ -758,13 +758,13 @@ def test_command_line() -> None:
 
 
 @contextmanager
-def stopped_in_a_batch(meeting: Meeting, log: Path) -> Iterator[tuple[Any, Any]]:
+def stopped_in_a_batch(rendezvous: Rendezvous, log: Path) -> Iterator[tuple[Any, Any]]:
     """Run the command, stopped before the end of its first batch of two."""
     command = [sys.executable, "-m", "tests.support.interrupted_purge"]
-    options = [str(meeting.address), "--batch-size=2"]
+    options = [str(rendezvous.address), "--batch-size=2"]
     make_records(4, EXPIRED)
     with running([*command, "0", *options], log) as process:
-        visit = wait_for_visit(meeting)
+        visit = wait_for_visit(rendezvous)
         visit.close()
         assert process.wait(PATIENCE) == 0
     (place,) = [
@@ -774,14 +774,14 @@ def stopped_in_a_batch(meeting: Meeting, log: Path) -> Iterator[tuple[Any, Any]]
     ]
     make_records(4, EXPIRED)
     with running([*command, str(place), *options], log) as process:
-        yield process, wait_for_visit(meeting)
+        yield process, wait_for_visit(rendezvous)
 
 
-def test_command_interrupted(meeting: Meeting, tmp_path: Path) -> None:
+def test_command_interrupted(rendezvous: Rendezvous, tmp_path: Path) -> None:
     """P3: Ctrl-C and SIGTERM end it between two batches, with the sum so far."""
     for number in (signal.SIGINT, signal.SIGTERM):
         log = tmp_path / "log"
-        with stopped_in_a_batch(meeting, log) as (process, visit):
+        with stopped_in_a_batch(rendezvous, log) as (process, visit):
             os.kill(process.pid, number)
             visit.close()
             assert process.wait(PATIENCE) == 128 + number
@@ -818,10 +818,10 @@ def test_command_interrupted_while_it_rests(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(left()) == 2
 
 
-def test_command_killed(meeting: Meeting, tmp_path: Path) -> None:
+def test_command_killed(rendezvous: Rendezvous, tmp_path: Path) -> None:
     """P2: A batch that was not committed is not deleted."""
-    with stopped_in_a_batch(meeting, tmp_path / "log") as (_process, visit):
-        visit.guest.kill()
+    with stopped_in_a_batch(rendezvous, tmp_path / "log") as (_process, visit):
+        visit.waiting.kill()
     assert len(left()) == 4
     assert purge().deleted == 4
 

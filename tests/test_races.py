@@ -27,7 +27,7 @@ from tests.app.models import Effect
 from tests.race_matrix import Tally, properties
 from tests.support.http_servers import Answer, Server, is_replayed, serving
 from tests.support.processes import wait_until
-from tests.support.rendezvous import PATIENCE, Meeting
+from tests.support.rendezvous import PATIENCE, Rendezvous
 
 VENDOR = connection.vendor
 HAS_ONE_WRITER = VENDOR == "sqlite"
@@ -185,11 +185,11 @@ def assert_replayed(answers: Sequence[Answer], first: Answer) -> None:
 
 
 @contextmanager
-def held(meeting: Meeting, count: int = 1) -> Iterator[None]:
+def held(rendezvous: Rendezvous, count: int = 1) -> Iterator[None]:
     """Wait until handlers have come, and keep them while the block runs."""
     with ExitStack() as stack:
         for _ in range(count):
-            stack.callback(meeting.wait().let_go)
+            stack.callback(rendezvous.wait().let_go)
         yield
 
 
@@ -217,18 +217,18 @@ def test_two_payloads(race: Race, finish: Finish) -> None:
     finish(race, allowed={201, 409, 422})
 
 
-def test_slow_handler(race: Race, finish: Finish, meeting: Meeting) -> None:
+def test_slow_handler(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
     """E3: While a request runs, its duplicates are refused and others are served."""
-    action = Action("/meeting/")
-    slow = race.start([action], **meeting.header)
-    with held(meeting):
+    action = Action("/rendezvous/")
+    slow = race.start([action], **rendezvous.header)
+    with held(rendezvous):
         if HAS_ONE_WRITER:
             duplicates = race.start([action] * 10)
         else:
             assert_refused(race.send_all([action] * MANY))
             # The record can't be seen yet.
             assert_refused(race.send_all([replace(action, payload=2)] * 2))
-            others = [Action(), Action("/meeting/"), Action(key=None)]
+            others = [Action(), Action("/rendezvous/"), Action(key=None)]
             assert len(runs(race.send_all(others))) == 3
     (first,) = slow.answers()
     assert first.status == 201
@@ -237,11 +237,13 @@ def test_slow_handler(race: Race, finish: Finish, meeting: Meeting) -> None:
     finish(race, allowed={201, 409})
 
 
-def test_slow_handler_waited_for(race: Race, finish: Finish, meeting: Meeting) -> None:
+def test_slow_handler_waited_for(
+    race: Race, finish: Finish, rendezvous: Rendezvous
+) -> None:
     """E3: With on_concurrent="wait" a duplicate gets the answer when there is one."""
-    action = Action("/patient-meeting/")
-    slow = race.start([action], **meeting.header)
-    with held(meeting):
+    action = Action("/patient-rendezvous/")
+    slow = race.start([action], **rendezvous.header)
+    with held(rendezvous):
         duplicates = race.start([action] * 6)
         if not HAS_ONE_WRITER:
             assert len(runs(race.send_all([Action(), Action(key=None)]))) == 2
@@ -251,7 +253,7 @@ def test_slow_handler_waited_for(race: Race, finish: Finish, meeting: Meeting) -
 
 
 def test_replays_beside_other_traffic(
-    race: Race, finish: Finish, meeting: Meeting
+    race: Race, finish: Finish, rendezvous: Rendezvous
 ) -> None:
     """R6: 100 replay at once; neither they nor others are refused or held up."""
     action = Action()
@@ -261,8 +263,8 @@ def test_replays_beside_other_traffic(
     if HAS_ONE_WRITER:
         crowd = race.start(everything)
     else:
-        slow = race.start([Action("/meeting/")], **meeting.header)
-        with held(meeting):
+        slow = race.start([Action("/rendezvous/")], **rendezvous.header)
+        with held(rendezvous):
             crowd = race.start(everything)
             crowd.answers()
         assert statuses(slow.answers()) == {201: 1}
@@ -272,15 +274,15 @@ def test_replays_beside_other_traffic(
     finish(race, allowed={201})
 
 
-def test_expired_key(race: Race, finish: Finish, meeting: Meeting) -> None:
+def test_expired_key(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
     """P1: 50 claim an expired key at once: one wins, the others know at once."""
-    action = Action("/meeting/")
+    action = Action("/rendezvous/")
     race.send(action)
     expire(action)
     # Any payload will do.
     actions = [action, replace(action, payload=2)] * (MANY // 2)
-    crowd = race.start(actions, **meeting.header)
-    with held(meeting):
+    crowd = race.start(actions, **rendezvous.header)
+    with held(rendezvous):
         if not HAS_ONE_WRITER:
             assert_refused(crowd.answers(MANY - 1))
     assert len(runs(crowd.answers())) == 1
@@ -352,14 +354,14 @@ def is_waited_for() -> bool:
     )
 
 
-def test_claim_first(race: Race, finish: Finish, meeting: Meeting) -> None:
+def test_claim_first(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
     """P2: A purge while an expired key is executed again passes it by, at once."""
-    action = Action("/meeting/")
+    action = Action("/rendezvous/")
     race.send(action)
     expire(action)
-    slow = race.start([action], **meeting.header)
+    slow = race.start([action], **rendezvous.header)
     with ThreadPoolExecutor(1) as pool:
-        with held(meeting):
+        with held(rendezvous):
             purging = pool.submit(purge_and_close)
             if not HAS_ONE_WRITER:
                 assert purging.result(PATIENCE) == 0
@@ -377,15 +379,15 @@ def purge_and_close() -> int:
         connection.close()
 
 
-def test_two_scopes(race: Race, finish: Finish, meeting: Meeting) -> None:
+def test_two_scopes(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
     """S1: One key of two callers is two keys, executed at the same time."""
-    ada = Action("/meeting/")
+    ada = Action("/rendezvous/")
     bob = replace(ada, user="bob", mark=uuid4().hex)
     if HAS_ONE_WRITER:
         crowd = race.start([ada, bob])
     else:
-        crowd = race.start([ada, bob], **meeting.header)
-        with held(meeting, 2):
+        crowd = race.start([ada, bob], **rendezvous.header)
+        with held(rendezvous, 2):
             pass  # both handlers have come
     assert len(runs(crowd.answers())) == 2
     finish(race, allowed={201})
@@ -432,12 +434,12 @@ def run(*statements: str) -> Any:
 
 @pytest.mark.skipif(HAS_ONE_WRITER, reason="SQLite has neither schemas nor two writers")
 def test_two_schemas(
-    race: Race, elsewhere: Race, finish: Finish, meeting: Meeting
+    race: Race, elsewhere: Race, finish: Finish, rendezvous: Rendezvous
 ) -> None:
     """E3: One key in two schemas, or databases, is two keys, executed at once."""
-    action = Action("/meeting/")
-    crowds = [place.start([action], **meeting.header) for place in (race, elsewhere)]
-    with held(meeting, 2):
+    action = Action("/rendezvous/")
+    crowds = [place.start([action], **rendezvous.header) for place in (race, elsewhere)]
+    with held(rendezvous, 2):
         for place in (race, elsewhere):
             assert_refused(place.send_all([action] * 4))
     for crowd in crowds:

@@ -31,7 +31,7 @@ from tests.support.lossy_proxy import (
 )
 from tests.support.processes import PATIENCE, ROOT
 from tests.support.recipe_modules import blocks, cooked
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -101,7 +101,7 @@ class TestPython:
             assert told is None or seconds == pytest.approx(told)
 
     def test_in_progress(
-        self, run: Any, proxy: Proxy, server: Server, waits: Any, meeting: Meeting
+        self, run: Any, proxy: Proxy, server: Server, waits: Any, rendezvous: Rendezvous
     ) -> None:
         """E3: While the first attempt runs it waits as told, and then gets a replay."""
         if connection.vendor == "sqlite":
@@ -112,16 +112,16 @@ class TestPython:
 
             def start_and_lose(ask: Callable[[], Answer]) -> None:
                 """Lose the connection while the handler runs."""
-                path, key = "/meeting/", proxy.keys[-1]
-                first.append(server.start(path, data, key, **meeting.header))
-                first.append(meeting.wait())
+                path, key = "/rendezvous/", proxy.keys[-1]
+                first.append(server.start(path, data, key, **rendezvous.header))
+                first.append(rendezvous.wait())
 
             def let_go_after(ask: Callable[[], Answer]) -> Answer:
                 """Bring a refusal, and let the first attempt end after it."""
                 refused = ask()
                 assert refused.status == 409
-                running, guest = first
-                guest.let_go()
+                running, waiting = first
+                waiting.let_go()
                 first.append(pool.submit(read, running).result(PATIENCE))
                 return refused
 
@@ -135,7 +135,7 @@ class TestPython:
             with httpx.Client(
                 base_url="https://api.example.com", timeout=PATIENCE
             ) as client:
-                answer = modules.client.post(client, "/meeting/", data)
+                answer = modules.client.post(client, "/rendezvous/", data)
         assert answer.content == first[2].body
         assert answer.headers["Idempotent-Replayed"] == "true"
         assert answer.json() == {"effect": Effect.objects.get().pk}

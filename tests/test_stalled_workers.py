@@ -25,7 +25,7 @@ from tests.support.faults import serving
 from tests.support.http_servers import Answer, Server, is_replayed, read
 from tests.support.leased_crashes import HANDLERS, Crashes
 from tests.support.processes import wait_until
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 LOST, UNKNOWN = str(ClaimLost.default_detail), str(OutcomeUnknown.default_detail)
 
@@ -40,30 +40,30 @@ def two_servers(django_db_setup: None) -> Iterator[tuple[Server, Server]]:
 class Stage:
     """A handler that is stopped in one server, and what goes on in the other."""
 
-    def __init__(self, servers: tuple[Server, Server], meeting: Meeting) -> None:
+    def __init__(self, servers: tuple[Server, Server], rendezvous: Rendezvous) -> None:
         self.first, self.second = servers
-        self.meeting = meeting
-        self.ledger = Ledger(meeting.address.with_name("ledger"))
+        self.rendezvous = rendezvous
+        self.ledger = Ledger(rendezvous.address.with_name("ledger"))
         self.request: tuple[str, dict[str, str]]
-        # None until the zombie has its answer.
+        # None until the stalled handler has its response.
         self.late: Answer | None = None
 
     @contextmanager
-    def zombie(self, door: str, handler: str) -> Iterator[None]:
+    def stalled(self, door: str, handler: str) -> Iterator[None]:
         """Stop a handler past its lease for as long as the block lasts."""
         self.request = (door, {"handler": handler})
-        headers = {**self.meeting.header, **self.ledger.header}
+        headers = {**self.rendezvous.header, **self.ledger.header}
         slow = self.first.start(*self.request, **headers)
-        guest = self.meeting.wait()
-        os.kill(guest.pid, signal.SIGSTOP)
+        waiting = self.rendezvous.wait()
+        os.kill(waiting.pid, signal.SIGSTOP)
         try:
             # It would go on now, if it could.
-            guest.let_go()
+            waiting.let_go()
             over = UTCNow() - timedelta(seconds=1)
             assert IdempotencyRecord.objects.update(lease_expires_at=over) == 1
             yield
         finally:
-            os.kill(guest.pid, signal.SIGCONT)
+            os.kill(waiting.pid, signal.SIGCONT)
         self.late = read(slow)
 
     def send(self) -> Answer:
@@ -71,7 +71,7 @@ class Stage:
         return self.second.send(*self.request, **self.ledger.header)
 
     def log(self) -> str:
-        """Return what the zombie's server has logged."""
+        """Return what the stalled handler's server has logged."""
         log = self.first.address.with_name("server.log")
         return log.read_text(encoding="utf-8", errors="replace")
 
@@ -95,13 +95,13 @@ def the_row() -> dict[str, Any]:
 
 @pytest.fixture
 def stage(
-    database: None, two_servers: tuple[Server, Server], meeting: Meeting
+    database: None, two_servers: tuple[Server, Server], rendezvous: Rendezvous
 ) -> Stage:
     """Return where a handler can be stopped."""
-    return Stage(two_servers, meeting)
+    return Stage(two_servers, rendezvous)
 
 
-class TestZombies:
+class TestStalledWorkers:
     """E7: Whoever comes late changes nothing."""
 
     @pytest.mark.parametrize("door", ["/rerun/", "/ask/"])
@@ -111,7 +111,7 @@ class TestZombies:
         Both have acted outside, under the same derived key: a callable that finds
         nothing does not know what comes late.
         """
-        with stage.zombie(door, "paused"):
+        with stage.stalled(door, "paused"):
             rerun = stage.send()
             assert (rerun.status, is_replayed(rerun)) == (201, False)
             before = the_row()
@@ -126,7 +126,7 @@ class TestZombies:
 
     def test_renewing(self, stage: Stage) -> None:
         """E7, E8: A late handler that renews before it acts does not act."""
-        with stage.zombie("/rerun/", "paused-and-renewing"):
+        with stage.stalled("/rerun/", "paused-and-renewing"):
             rerun = stage.send()
             assert rerun.status == 201
             before = the_row()
@@ -135,7 +135,7 @@ class TestZombies:
 
     def test_resolved(self, stage: Stage) -> None:
         """E7, E9: What a person has resolved meanwhile stays as it was resolved."""
-        with stage.zombie("/hold/", "paused"):
+        with stage.stalled("/hold/", "paused"):
             held = stage.send()
             assert (held.status, held.code) == (409, UNKNOWN)
             IdempotencyRecord.objects.get().resolve(HttpResponse(b"paid", status=200))
@@ -146,7 +146,7 @@ class TestZombies:
 
     def test_released(self, stage: Stage) -> None:
         """E7, E9: A key that a person gave back belongs to the run that came then."""
-        with stage.zombie("/hold/", "paused"):
+        with stage.stalled("/hold/", "paused"):
             IdempotencyRecord.objects.get().release()
             again = stage.send()
             assert again.status == 201
@@ -156,7 +156,7 @@ class TestZombies:
 
     def test_still_alone(self, stage: Stage) -> None:
         """E7: Past its lease, but with nobody after it, its answer is stored."""
-        with stage.zombie("/hold/", "paused"):
+        with stage.stalled("/hold/", "paused"):
             assert stage.send().code == UNKNOWN
         assert stage.late is not None
         assert stage.late.status == 201
@@ -167,19 +167,19 @@ class TestZombies:
 
 
 def test_ends_while_another_takes_over(
-    database: None, two_servers: tuple[Server, Server], meeting: Meeting
+    database: None, two_servers: tuple[Server, Server], rendezvous: Rendezvous
 ) -> None:
     """E7, E9: Who finds a late run, which then ends after all, does not run again."""
-    late, other = (Crashes(server, meeting) for server in two_servers)
+    late, other = (Crashes(server, rendezvous) for server in two_servers)
     charged = late.record("rerun", HANDLERS["plain"]).labels.index("charged") + 1
     taking_over = other.record("rerun", HANDLERS["failed-before"]).labels
     before_it = taking_over.index("about to charge") - 1
     sending = late.prepare("rerun", HANDLERS["plain"])
     with late.start(sending, charged) as slow:
-        acted = wait_for_visit(meeting)
+        acted = wait_for_visit(rendezvous)
         late.end_lease(sending.key)
         with other.start(sending, before_it) as overtaken:
-            has_looked = wait_for_visit(meeting)
+            has_looked = wait_for_visit(rendezvous)
             acted.close()
             first = read(slow)
             has_looked.close()

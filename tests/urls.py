@@ -23,6 +23,6 @@ urlpatterns = [
     path("unprotected/", views.unprotected),
     path("required/", views.required),
     path("waiting/", views.waiting),
-    path("meeting/", views.meeting),
-    path("patient-meeting/", views.patient_meeting),
+    path("rendezvous/", views.rendezvous),
+    path("patient-rendezvous/", views.patient_rendezvous),
 ]

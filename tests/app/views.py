@@ -108,14 +108,14 @@ def waiting(request: Request) -> Any:
 
 @api_view(["POST"])
 @idempotent
-def meeting(request: Request) -> Any:
+def rendezvous(request: Request) -> Any:
     """Act, and meet the test where it wants to be met."""
     return act_and_meet(request)
 
 
 @api_view(["POST"])
 @idempotent(on_concurrent="wait", wait_timeout=timedelta(seconds=60))
-def patient_meeting(request: Request) -> Any:
+def patient_rendezvous(request: Request) -> Any:
     """The same, with duplicates that wait."""
     return act_and_meet(request)
 

@@ -14,7 +14,7 @@ from tests.support.database_servers import NotInstalled, find_postgresql, find_p
 from tests.support.fault_points import statements_in
 from tests.support.http_servers import Server
 from tests.support.processes import ROOT
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":
@@ -23,10 +23,12 @@ if connection.vendor != "sqlite":
 
 @pytest.fixture
 def crashes(
-    crash_servers: Callable[[bool], Server], atomic_requests: bool, meeting: Meeting
+    crash_servers: Callable[[bool], Server],
+    atomic_requests: bool,
+    rendezvous: Rendezvous,
 ) -> Crashes:
     """Return a server whose requests can be cut."""
-    return Crashes(crash_servers(atomic_requests), meeting)
+    return Crashes(crash_servers(atomic_requests), rendezvous)
 
 
 @pytest.mark.parametrize("handler", HANDLERS)

@@ -10,7 +10,7 @@ from django.db import connection
 from tests.support.fault_points import statements_in
 from tests.support.http_servers import Server
 from tests.support.leased_crashes import HANDLERS, POLICIES, Crashes, Tally
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":
@@ -19,10 +19,12 @@ if connection.vendor != "sqlite":
 
 @pytest.fixture
 def crashes(
-    crash_servers: Callable[[bool], Server], atomic_requests: bool, meeting: Meeting
+    crash_servers: Callable[[bool], Server],
+    atomic_requests: bool,
+    rendezvous: Rendezvous,
 ) -> Crashes:
     """Return a server whose requests can be cut."""
-    return Crashes(crash_servers(atomic_requests), meeting)
+    return Crashes(crash_servers(atomic_requests), rendezvous)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -12,7 +12,7 @@ from idempotency.models import IdempotencyRecord
 from tests.support.fault_points import wait_for_visit
 from tests.support.processes import running
 from tests.support.record_factories import RETENTION, left, make_record, make_records
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 BATCH, RECORDS = 4, 7
 KEPT = {"young", "29 days"}
@@ -27,21 +27,21 @@ def fill() -> None:
 
 
 @pytest.mark.usefixtures("database")
-def test_killed_at_every_boundary(meeting: Meeting, tmp_path: Path) -> None:
+def test_killed_at_every_boundary(rendezvous: Rendezvous, tmp_path: Path) -> None:
     """P2: Each batch is deleted whole or not at all, and the next run does the rest."""
     command = [sys.executable, "-m", "tests.support.interrupted_purge"]
-    options = [str(meeting.address), f"--batch-size={BATCH}"]
+    options = [str(rendezvous.address), f"--batch-size={BATCH}"]
     log = tmp_path / "log"
     fill()
     with running([*command, "0", *options], log):
-        visit = wait_for_visit(meeting)
+        visit = wait_for_visit(rendezvous)
         visit.close()
     assert left() == KEPT
     assert sum(label.startswith("before DELETE") for label in visit.labels) == 2
     for number in range(1, len(visit.labels) + 1):
         fill()
         with running([*command, str(number), *options], log):
-            wait_for_visit(meeting).guest.kill()
+            wait_for_visit(rendezvous).waiting.kill()
         found = left()
         assert found > KEPT or found == KEPT
         assert len(found - KEPT) in (RECORDS, RECORDS - BATCH, 0), visit.labels[number]

@@ -3,7 +3,7 @@
 In the server's process ``watch`` makes the driver tell of every round trip to the
 database, transaction control included, and ``Boundaries`` numbers them while it
 answers a request with the header X-Crash-At. At boundary number X-Crash-At the request
-stops and waits at the test's meeting, so that the test can do what it likes to the
+stops and waits at the test's rendezvous, so that the test can do what it likes to the
 process or to the database. Number 0 is never reached: such a request comes there when
 it is over, and tells all boundaries that it has passed.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests.support.rendezvous import Guest, Meeting, meet
+from tests.support.rendezvous import Rendezvous, WaitingHandler, meet
 
 LABEL_LENGTH = 40
 # Django numbers them, by thread and within a connection.
@@ -60,20 +60,20 @@ class Passage:
 class Visit:
     """A request that waits: stopped at a boundary, or over."""
 
-    guest: Guest
+    waiting: WaitingHandler
     labels: list[str]
     # How many statements the database was sent, if the request is over.
     statements: int | None
 
     def close(self) -> None:
         """Let the request go on."""
-        self.guest.let_go()
+        self.waiting.let_go()
 
 
-def wait_for_visit(meeting: Meeting) -> Visit:
+def wait_for_visit(rendezvous: Rendezvous) -> Visit:
     """Return the request that came. Called by the test."""
-    guest, said = meeting.listen()
-    return Visit(guest, said["labels"], said.get("statements"))
+    waiting, said = rendezvous.listen()
+    return Visit(waiting, said["labels"], said.get("statements"))
 
 
 class Boundaries:

@@ -21,9 +21,9 @@ from tests.support.database_servers import DatabaseServer
 from tests.support.fault_points import Visit, wait_for_visit
 from tests.support.http_servers import Answer, Server, UnixConnection, is_up, read
 from tests.support.processes import PATIENCE, running, wait_until
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
-# A worker that waits at a meeting must not be taken for one that hangs.
+# A worker that waits at a rendezvous must not be taken for one that hangs.
 WORKER_TIMEOUT = 10 * PATIENCE
 
 
@@ -41,10 +41,13 @@ class Cuts:
     """A server whose requests are cut, and what cuts them."""
 
     def __init__(
-        self, server: Server, meeting: Meeting, database: DatabaseServer | None = None
+        self,
+        server: Server,
+        rendezvous: Rendezvous,
+        database: DatabaseServer | None = None,
     ) -> None:
         self.server = server
-        self.meeting = meeting
+        self.rendezvous = rendezvous
         self.database = database
 
     def hows(self) -> list[str]:
@@ -66,7 +69,7 @@ class Cuts:
         """Send a request that is not cut; it tells its boundaries."""
         with self.start(sending, 0) as uncut:
             answer = read(uncut)
-            with closing(wait_for_visit(self.meeting)) as visit:
+            with closing(wait_for_visit(self.rendezvous)) as visit:
                 return answer, visit
 
     def send_and_cut(
@@ -77,7 +80,7 @@ class Cuts:
         Returns None if the client is left without an answer.
         """
         with self.start(sending, len(labels)) as request:
-            with closing(wait_for_visit(self.meeting)) as visit:
+            with closing(wait_for_visit(self.rendezvous)) as visit:
                 assert visit.labels == labels
                 getattr(self, f"_{how.replace('-', '_')}")(visit, request)
             answer = read_if_any(request)
@@ -88,7 +91,11 @@ class Cuts:
     @contextmanager
     def start(self, sending: Sending, number: int) -> Iterator[UnixConnection]:
         """Send a request that stops at a boundary."""
-        headers = {"X-Crash-At": str(number), **self.meeting.header, **sending.headers}
+        headers = {
+            "X-Crash-At": str(number),
+            **self.rendezvous.header,
+            **sending.headers,
+        }
         request = self.server.start(sending.door, sending.data, sending.key, **headers)
         try:
             yield request
@@ -97,7 +104,7 @@ class Cuts:
 
     def _kill(self, visit: Visit, request: UnixConnection) -> None:
         """End the server's process, as a power cut would."""
-        visit.guest.kill()
+        visit.waiting.kill()
 
     def _hang_up(self, visit: Visit, request: UnixConnection) -> None:
         """Leave, as an impatient client would; the request goes on."""
@@ -115,13 +122,13 @@ class Cuts:
             "mysql": "KILL CONNECTION %s",
         }
         with connection.cursor() as cursor:
-            cursor.execute(by_vendor[connection.vendor], [visit.guest.session])
-        visit.guest.wait_until_rolled_back()
+            cursor.execute(by_vendor[connection.vendor], [visit.waiting.session])
+        visit.waiting.wait_until_rolled_back()
 
     def _lose_reply(self, visit: Visit, request: UnixConnection) -> None:
         """End the connection before the reply to what was done has come."""
         self._end_session(visit)
-        visit.guest.lose_reply()
+        visit.waiting.lose_reply()
 
     def _restart(self, visit: Visit, request: UnixConnection) -> None:
         """Let the database server crash and come back; the request goes on."""

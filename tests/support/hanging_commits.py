@@ -68,7 +68,7 @@ def _try(situation: str, folder: Path) -> Found:
     from tests.support.http_servers import is_replayed, read  # noqa: PLC0415
     from tests.support.leased_crashes import HANDLERS, Crashes  # noqa: PLC0415
     from tests.support.processes import wait_until  # noqa: PLC0415
-    from tests.support.rendezvous import Meeting  # noqa: PLC0415
+    from tests.support.rendezvous import Rendezvous  # noqa: PLC0415
 
     def hanging() -> list[int]:
         with connection.cursor() as cursor:
@@ -76,8 +76,8 @@ def _try(situation: str, folder: Path) -> Found:
             return [row[0] for row in cursor.fetchall()]
 
     call_command("migrate", run_syncdb=True, verbosity=0)
-    with Meeting(folder) as meeting, serving() as server:
-        crashes = Crashes(server, meeting)
+    with Rendezvous(folder) as rendezvous, serving() as server:
+        crashes = Crashes(server, rendezvous)
         is_new = situation != "take-over"
         handler = HANDLERS["plain" if is_new else "failed-before"]
         sending = crashes.prepare("hold" if is_new else "rerun", handler)

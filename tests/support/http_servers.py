@@ -1,4 +1,4 @@
-"""A real server on the tests' database, clients, and meetings with its handlers."""
+"""A real server on the tests' database, clients, and handlers that wait for a test."""
 
 from __future__ import annotations
 

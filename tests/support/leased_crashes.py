@@ -29,7 +29,7 @@ from tests.support.leased_outcomes import (
     Step,
     expect,
 )
-from tests.support.rendezvous import Meeting
+from tests.support.rendezvous import Rendezvous
 
 __all__ = ["COLUMNS", "HANDLERS", "POLICIES", "Crashes", "Tally"]
 
@@ -84,10 +84,13 @@ class Crashes(Cuts):
     """Requests in leased mode that are cut, and retried before and after the lease."""
 
     def __init__(
-        self, server: Server, meeting: Meeting, database: DatabaseServer | None = None
+        self,
+        server: Server,
+        rendezvous: Rendezvous,
+        database: DatabaseServer | None = None,
     ) -> None:
-        super().__init__(server, meeting, database)
-        self.ledger = Ledger(meeting.address.with_name("ledger"))
+        super().__init__(server, rendezvous, database)
+        self.ledger = Ledger(rendezvous.address.with_name("ledger"))
 
     def hows(self) -> list[str]:
         """Return the ways in which a request can be cut here."""

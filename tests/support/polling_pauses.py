@@ -1,7 +1,7 @@
 """Where a request that waits for another one's answer can be met, between two looks.
 
 In the server's process ``watch_pauses`` makes the first pause of a request with the
-header X-Meet-Waiting a meeting. It tells whether its own side of the database's
+header X-Meet-Waiting a rendezvous. It tells whether its own side of the database's
 connection is in a transaction.
 """
 

@@ -15,21 +15,21 @@ from django.db import connection
 from tests.support.processes import PATIENCE, wait_until
 
 
-class Meeting:
+class Rendezvous:
     """A place where a handler waits until the test lets it go on.
 
-    The handler calls ``meet`` with the meeting's address, which travels in a header.
+    The handler calls ``meet`` with the rendezvous's address, which travels in a header.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.address = directory / "meeting.sock"
+        self.address = directory / "rendezvous.sock"
         self.address.unlink(missing_ok=True)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.address))
         self.listener.listen(64)
         self.listener.settimeout(PATIENCE)
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> Rendezvous:
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -40,11 +40,11 @@ class Meeting:
         """The header that sends a handler here."""
         return {"X-Meet": str(self.address)}
 
-    def wait(self) -> Guest:
+    def wait(self) -> WaitingHandler:
         """Return the handler that came."""
         return self.listen()[0]
 
-    def listen(self) -> tuple[Guest, dict[str, Any]]:
+    def listen(self) -> tuple[WaitingHandler, dict[str, Any]]:
         """Return the handler that came, and all that it has told."""
         line, _address = self.listener.accept()
         line.settimeout(PATIENCE)
@@ -54,11 +54,11 @@ class Meeting:
             assert received, "the server's process ended while it told where it is"
             told += received
         said = json.loads(told)
-        return Guest(line, said["pid"], said["session"]), said
+        return WaitingHandler(line, said["pid"], said["session"]), said
 
 
 @dataclass(frozen=True)
-class Guest:
+class WaitingHandler:
     """A handler that waits, the process that it runs in, and its database session."""
 
     line: socket.socket
