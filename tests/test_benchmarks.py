@@ -14,8 +14,8 @@ from django.db import connection
 
 from benchmarks import compare, publish, purge
 from benchmarks.__main__ import PARTS
-from benchmarks.peers import PEERS
 from benchmarks.publish import PUBLISHED
+from benchmarks.studies.peers import PEERS
 from tests.support.processes import ROOT
 from tests.test_docs import table
 

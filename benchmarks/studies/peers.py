@@ -1,6 +1,6 @@
 """What other packages do in the situations that a key is for: docs/comparison.md.
 
-    python -m benchmarks.peers
+    python -m benchmarks.studies.peers
 
 Each package is installed into an environment of its own, below var/peers, and asked
 through Django's test client, on PostgreSQL, where each has a database of its own. An
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("django>=5.2,<5.3", "djangorestframework>=3.16,<3.19", "psycopg[binary]")
 # Waiting for a claim to time out takes seconds here, not a package's own default.
 TIME_OUT = 2
@@ -116,7 +116,7 @@ def run_elsewhere(name: str) -> dict[str, str]:
         install = [python, "-m", "pip", "install", "--quiet", *COMMON]
         subprocess.run([*install, PEERS[name]["package"]], check=True)
     done = subprocess.run(
-        [python, "-m", "benchmarks.peers", *sys.argv[1:], "--here", name],
+        [python, "-m", "benchmarks.studies.peers", *sys.argv[1:], "--here", name],
         check=True,
         stdout=subprocess.PIPE,
         cwd=ROOT,
