@@ -130,6 +130,6 @@ def test_included_tables(site: Path) -> None:
         ("codes.html", "idempotency_transaction_failed"),
         ("guarantees.html", "at least once; exactly once for a provider"),
         ("glossary.html", "the token that a client chose"),
-        ("index.html", "What it promises"),
+        ("index.html", "What clients must do"),
     ):
         assert said in (site / page).read_text(encoding="utf-8")
