@@ -34,7 +34,6 @@ NOT_RUN = {
     ". env/bin/activate",
     ". ../env/bin/activate",
     "python -m pip install './django-idempotency[celery]'",
-    "python -m pip install drf-spectacular",
 }
 # These go on until somebody ends them; each says this when it is there.
 STAYING = {"python manage.py runserver": None, "celery": "ready."}
