@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -30,8 +31,10 @@ from tests.support.lossy_proxy import (
     proxied,
 )
 from tests.support.processes import PATIENCE, ROOT
-from tests.support.recipe_modules import blocks, cooked
+from tests.support.recipe_modules import cooked
 from tests.support.rendezvous import Rendezvous
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -90,7 +93,7 @@ class TestPython:
         self, run: Any, proxy: Proxy, waits: Any, ways: Any, waited: Any
     ) -> None:
         """E1, R2: However the network fails, one effect, and its own answer."""
-        answer = run(*ways).example.answer
+        answer = run(*ways).example.response
         assert answer.status_code == 201
         assert answer.json() == {"effect": Effect.objects.get().pk}
         assert len(proxy.keys) == 1 + len(ways)
@@ -152,7 +155,7 @@ class TestPython:
             IdempotencyRecord.objects.update(body=None, body_size=None)
             connections.close_all()  # of this thread
 
-        assert run(lose_for_good).example.answer is None
+        assert run(lose_for_good).example.response is None
         assert len(proxy.keys) == 2
         assert Effect.objects.count() == 1
 
@@ -203,47 +206,53 @@ class TestPython:
 
 RUNNER = """\
 import axios from "axios";
-import { createAssignment } from "./client.mjs";
-import { example } from "./example.mjs";
 
-const { socket, api, token, classId, key } = JSON.parse(process.argv[2]);
+const { socket, api, token, given } = JSON.parse(process.argv[2]);
 axios.defaults.socketPath = socket;
 axios.defaults.transformResponse = [(text) => text];
-const assignment = { title: "Essay" };
+async function send(given) {
+%s
+  return response;
+}
 const config = {
-  headers: { authorization: `Bearer ${token}` },
-  params: { $idempotency: key },
-  data: assignment,
+  headers: { Authorization: `Bearer ${token}` },
+  params: { $idempotency: given },
+  data: { title: "Essay" },
 };
-const answers = [
-  await createAssignment(api, token, classId, assignment, key),
-  await createAssignment(api, token, classId, assignment, key),
-  await axios.get(`${api}/classes/${classId}/assignments`, config),
-  await example(api, token, classId),
+const responses = [
+  await send(given),
+  await send(given),
+  await axios.get(api, config),
+  await send(undefined),
 ];
 console.log(
   JSON.stringify(
-    answers.map(({ status, headers, data }) => ({ status, headers, data })),
+    responses.map(({ status, headers, data }) => ({ status, headers, data })),
   ),
 );
 """
 
 
 class TestJavaScript:
-    HEADING = "A client in JavaScript"
+    """The README's sample."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        """Put the page's files where Node.js finds axios, too."""
+        """Put the sample where Node.js finds axios, with a key and an address."""
         packages = ROOT / ".venv" / "node_modules"
         if shutil.which("node") is None:
             pytest.skip("Node.js is not installed")
         if not (packages / "axios").exists():
             pytest.skip("axios is not installed: npm install --prefix .venv axios")
         (tmp_path / "node_modules").symlink_to(packages)
-        for each in blocks(self.HEADING):
-            (tmp_path / each.file).write_text(each.source, encoding="utf-8")
-        (tmp_path / "runner.mjs").write_text(RUNNER, encoding="utf-8")
+        (sample,) = re.findall(r"```javascript\n(.*?)```", README, re.DOTALL)
+        for theirs, ours in (
+            ("crypto.randomUUID()", "given ?? crypto.randomUUID()"),
+            ('"https://api.example.com/assignments/"', "api"),
+        ):
+            assert sample.count(theirs) == 1
+            sample = sample.replace(theirs, ours)
+        (tmp_path / "runner.mjs").write_text(RUNNER % sample, encoding="utf-8")
         return tmp_path
 
     @pytest.fixture
@@ -274,10 +283,9 @@ class TestJavaScript:
         """K1, K5, R2: With axios's POST one assignment; with its GET, a warning."""
         own = {
             "socket": str(school.address),
-            "api": "http://localhost/api/v2/user",
+            "api": f"http://localhost/api/v2/user/classes/{school_class.pk}/assignments",
             "token": Token.objects.get().key,
-            "classId": str(school_class.pk),
-            "key": "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc",
+            "given": "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc",
         }
         run = subprocess.run(
             ["node", "runner.mjs", json.dumps(own)],
@@ -297,7 +305,7 @@ class TestJavaScript:
         (warning,) = json.loads(got["data"])["$warnings"]
         assert warning["code"] == "IDEMPOTENCY_KEY_IGNORED"
         titles = Assignment.objects.values_list("title", flat=True)
-        assert [*titles] == ["Essay", "Essay"]  # the example's has a key of its own
+        assert [*titles] == ["Essay", "Essay"]  # the last one has a key of its own
         keys = {*IdempotencyRecord.objects.values_list("key", flat=True)}
         assert len(keys) == 2
-        assert own["key"] in keys
+        assert own["given"] in keys
