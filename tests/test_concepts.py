@@ -31,8 +31,8 @@ from tests.test_docs import DOCUMENTS, ROOT, table
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
 
 ATOMIC = table("the worker dies", "effect", "record", "the next retry")
-LEASED = table("the worker dies, in leased mode", "outside call")
-WHEN_OVER = "record, once the lease has ended"
+LEASED = table("the worker dies, in leased mode", "external call")
+WHEN_OVER = "record after the lease"
 
 
 class Killed(BaseException):
@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 
 class World:
-    """Where the next run ends, and the calls to an outside that nothing undoes."""
+    """Where the next run ends, and the external calls, which nothing undoes."""
 
     end: str | None = None
     calls = 0
@@ -53,13 +53,13 @@ class World:
 
 class Atomic(IdempotencyMixin, APIView):
     def post(self, request: Request) -> Response:
-        World.reach("between the claim and what the handler does")
-        World.reach("between the claim and the outside call")
+        World.reach("before the handler acts")
+        World.reach("before the external call")
         World.calls += 1
-        World.reach("after the outside call")
+        World.reach("after the external call")
         Effect.objects.create()
-        World.reach("after what the handler does")
-        World.reach("after the handler's own writes")
+        World.reach("after the handler acts")
+        World.reach("after the handler's writes")
         return Response({}, status=201)
 
 
@@ -83,20 +83,19 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     def dying_claim(self: Any, *args: Any, **options: Any) -> Any:
         World.reach("before the claim")
-        World.reach("before the claim is committed")
         return claim(self, *args, **options)
 
     def dying_complete(self: Any, *args: Any) -> None:
         complete(self, *args)
-        World.reach("after complete, before the COMMIT")
+        World.reach("before the COMMIT")
 
     def dying_commit() -> None:
         commit()
-        World.reach("after the COMMIT, before the answer is sent")
+        World.reach("after the COMMIT")
 
     def dying_later(self: Any, record: IdempotencyRecord) -> None:
         name_expiry(self, record)
-        World.reach("after complete, before the answer is sent")
+        World.reach("after complete")
 
     monkeypatch.setattr(claims, "claim", dying_claim)
     monkeypatch.setattr(claims, "complete", dying_complete)
@@ -133,7 +132,9 @@ def test_atomic(
     retry = client.post("/atomic/", **key())
     assert retry.status_code == 201
     is_replay = "Idempotent-Replayed" in retry.headers
-    assert is_replay is {"runs": False, "gets the answer": True}[row["the next retry"]]
+    assert (
+        is_replay is {"runs": False, "gets the response": True}[row["the next retry"]]
+    )
     assert Effect.objects.count() == 1
 
 
@@ -144,7 +145,7 @@ def test_leased(
     """E7, E9: What a run may have done outside is unknown once its lease has ended."""
     end(row["the worker dies, in leased mode"])
     die(client, "/leased/")
-    assert World.calls == {"none": 0, "made": 1}[row["outside call"]]
+    assert World.calls == {"none": 0, "made": 1}[row["external call"]]
     found = IdempotencyRecord.objects.first()
     if row[WHEN_OVER] == "abandoned":
         early = client.post("/leased/", **key())
@@ -155,12 +156,12 @@ def test_leased(
         state = None if found is None else found.state
         assert state == {"none": None, "completed": State.COMPLETED}[row[WHEN_OVER]]
     retry = client.post("/leased/", **key())
-    if row["the next retry then"] == "`on_abandoned` decides":
+    if row["the next retry"] == "`on_abandoned` decides":
         assert code_of(retry) == "idempotency_outcome_unknown"
     else:
         assert retry.status_code == 201
         is_replay = "Idempotent-Replayed" in retry.headers
-        assert is_replay is (row["the next retry then"] == "gets the answer")
+        assert is_replay is (row["the next retry"] == "gets the response")
 
 
 def test_every_moment_is_reached() -> None:

@@ -116,12 +116,12 @@ class Drawing:
 
 
 def request() -> Drawing:
-    """Draw a request's way through, with each place where it can leave."""
+    """Draw the path of a request, with each place where it can end."""
     drawing = Drawing(
-        "A request's way through",
+        "The path of a request",
         "Authentication, permissions and throttles come first, then the key, scope and "
-        "fingerprint, then the claim. Who wins it runs the handler, and its answer is "
-        "stored; others get the stored answer or are refused.",
+        "fingerprint, then the claim. The winner runs the handler, and its response is "
+        "stored; others get the stored response or are refused.",
         632,
     )
     left, width, exit_x, exit_width = 12, 214, 262, 166
@@ -131,7 +131,7 @@ def request() -> Drawing:
             None,
         ),
         (
-            ("Is the caller let in?", "authentication, permissions,", "throttles"),
+            ("Is the caller allowed?", "authentication, permissions,", "throttles"),
             ("the project's error", "no record"),
         ),
         (
@@ -139,11 +139,11 @@ def request() -> Drawing:
             ("refused", "no record"),
         ),
         (
-            ("Whose, and for what?", "scope and fingerprint"),
+            ("Whose key, and for what?", "scope and fingerprint"),
             None,
         ),
         (
-            ("Claim", "who inserts the record", "has the key"),
+            ("Claim", "one request inserts", "the record"),
             None,
         ),
     )
@@ -159,14 +159,14 @@ def request() -> Drawing:
         )
         y += height + 26
     claim = y - 26 - 18 - 3 * LINE
-    answers = (
-        (("the stored answer", "if it was answered"), "good"),
+    responses = (
+        (("the stored response", "if there is one"), "good"),
         (("refused", "in progress elsewhere:", "retry later"), "bad"),
         (("refused", "used for something else"), "bad"),
         (("refused", "outcome unknown"), "bad"),
     )
     way_out_y = claim
-    for number, (lines, kind) in enumerate(answers):
+    for number, (lines, kind) in enumerate(responses):
         drawing.box(exit_x, way_out_y, exit_width, lines, kind)
         if number == 0:
             drawing.arrow((left + width, way_out_y + 26), (exit_x - 2, way_out_y + 26))
@@ -178,23 +178,23 @@ def request() -> Drawing:
             )
         way_out_y += 18 + LINE * len(lines) + 12
     for lines in (
-        ("Handler", "and its answer, rendered"),
-        ("Complete", "the answer into the record"),
+        ("Handler", "and its response, rendered"),
+        ("Complete", "the response into the record"),
     ):
         drawing.box(left, y, width, lines)
         drawing.arrow((left + width // 2, y + 52), (left + width // 2, y + 76))
         y += 78
-    drawing.box(left, y, width, ("the handler's answer",), "good")
+    drawing.box(left, y, width, ("the handler's response",), "good")
     return drawing
 
 
 def transaction() -> Drawing:
-    """Draw what atomic mode holds together."""
+    """Draw what atomic mode commits together."""
     drawing = Drawing(
         "Atomic mode: one transaction",
         "Claim, handler, rendering and complete stand between BEGIN and COMMIT. A "
         "worker that dies before the COMMIT leaves nothing and the retry runs; after "
-        "it, effect and answer are there, and the retry gets the answer.",
+        "it, effect and response are there, and the retry gets a replay.",
         418,
     )
     drawing.frame(12, 34, 262, 296)
@@ -203,7 +203,7 @@ def transaction() -> Drawing:
     for lines in (
         ("Claim", "INSERT of the record"),
         ("Handler", "its own writes"),
-        ("Rendering", "the answer becomes bytes"),
+        ("Rendering", "the response becomes bytes"),
         ("Complete", "UPDATE of the record"),
     ):
         drawing.box(36, y, 214, lines)
@@ -212,18 +212,20 @@ def transaction() -> Drawing:
         y += 70
     drawing.text(24, 350, ("COMMIT",), "strong")
     drawing.arrow((143, 332), (143, 368))
-    drawing.box(36, 370, 214, ("the answer is sent",), "good")
+    drawing.box(36, 370, 214, ("the response is sent",), "good")
     drawing.bracket(290, 36, 328)
     drawing.text(300, 160, ("dies here:",), "strong")
     drawing.text(300, 160 + LINE, ("nothing is left,", "the retry runs"), "small")
     drawing.bracket(290, 340, 404)
     drawing.text(300, 360, ("dies here:",), "strong")
-    drawing.text(300, 360 + LINE, ("both are there, the", "retry is answered"), "small")
+    drawing.text(
+        300, 360 + LINE, ("both are there, the", "retry gets a replay"), "small"
+    )
     return drawing
 
 
 def states() -> Drawing:
-    """Draw what a record can be in leased mode, and what leads where."""
+    """Draw the states of a record in leased mode, and the ways between them."""
     drawing = Drawing(
         "States of a record in leased mode",
         "A claim makes a record in progress. Complete makes it completed; a lease that "
@@ -233,7 +235,7 @@ def states() -> Drawing:
     )
     drawing.box(140, 16, 160, ("no record", "the key is new"))
     drawing.box(140, 176, 160, ("in progress", "the lease is live"))
-    drawing.box(12, 366, 150, ("completed", "retries get the answer"), "good")
+    drawing.box(12, 366, 150, ("completed", "retries get a replay"), "good")
     drawing.box(278, 366, 150, ("abandoned", "outcome unknown"), "bad")
     drawing.arrow((200, 68), (200, 174))
     drawing.text(192, 126, ("claim",), "small end")
@@ -247,7 +249,7 @@ def states() -> Drawing:
     drawing.arrow((340, 364), (280, 230))
     drawing.text(318, 276, ("a retry", "takes over"), "small")
     drawing.arrow((278, 392), (164, 392))
-    drawing.text(220, 410, ("resolved, or a", "late answer"), "small middle")
+    drawing.text(220, 410, ("resolved, or a", "late response"), "small middle")
     drawing.arrow((40, 366), (40, 42), (138, 42))
     drawing.text(48, 84, ("expired,", "or released"), "small")
     drawing.arrow((414, 366), (414, 42), (302, 42))
@@ -259,23 +261,23 @@ def leased_crash() -> Drawing:
     """Draw what a crash leaves in leased mode."""
     drawing = Drawing(
         "Leased mode: three commits",
-        "The claim is committed first, then the handler acts, then the answer is "
+        "The claim is committed first, then the handler acts, then the response is "
         "stored. A worker that dies before the first leaves nothing; between, the "
         "outcome is unknown once the lease has ended; after the last, the retry gets "
-        "the answer.",
+        "a replay.",
         378,
     )
     y = 34
     for lines in (
         ("Claim", "INSERT, COMMIT"),
-        ("Handler", "a call to the outside"),
+        ("Handler", "an external call"),
         ("Handler", "its own writes, COMMIT"),
         ("Complete", "UPDATE, COMMIT"),
     ):
         drawing.box(36, y, 214, lines)
         drawing.arrow((143, y + 52), (143, y + 72))
         y += 74
-    drawing.box(36, y, 214, ("the answer is sent",), "good")
+    drawing.box(36, y, 214, ("the response is sent",), "good")
     drawing.bracket(290, 12, 56)
     drawing.text(300, 30, ("dies here:",), "strong")
     drawing.text(300, 30 + LINE, ("the retry runs",), "small")
@@ -289,7 +291,7 @@ def leased_crash() -> Drawing:
     )
     drawing.bracket(290, 288, 364)
     drawing.text(300, 316, ("dies here:",), "strong")
-    drawing.text(300, 316 + LINE, ("the retry is", "answered"), "small")
+    drawing.text(300, 316 + LINE, ("the retry gets", "a replay"), "small")
     return drawing
 
 
