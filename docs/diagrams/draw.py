@@ -132,14 +132,14 @@ def request() -> Drawing:
         ),
         (
             ("Is the caller allowed?", "authentication, permissions,", "throttles"),
-            ("the project's error", "no record"),
+            ("project's error", "no record"),
         ),
         (
             ("Is it one valid key?", "query or header"),
             ("refused", "no record"),
         ),
         (
-            ("Whose key, and for what?", "scope and fingerprint"),
+            ("Whose key, for what?", "scope and fingerprint"),
             None,
         ),
         (
@@ -160,7 +160,7 @@ def request() -> Drawing:
         y += height + 26
     claim = y - 26 - 18 - 3 * LINE
     responses = (
-        (("the stored response", "if there is one"), "good"),
+        (("stored response", "if there is one"), "good"),
         (("refused", "in progress elsewhere:", "retry later"), "bad"),
         (("refused", "used for something else"), "bad"),
         (("refused", "outcome unknown"), "bad"),
