@@ -6,13 +6,18 @@ that it came through, those of the causes and contexts, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import wraps
 from traceback import walk_tb
-from typing import ParamSpec, TypeVar
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
 
 from django.db import Error
+from django.http import HttpResponseBase
+from django.template import VariableDoesNotExist
+from django.template.response import SimpleTemplateResponse
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -23,6 +28,7 @@ INNERMOST = tuple(
     f"{APP}.{name}" for name in ("claims", "database", "fingerprints", "models")
 )
 
+HIDDEN_CONTEXT = "a context that is left out: it may hold values"
 HIDDEN = "What the database said is left out: it may quote values."
 # Packages whose own words quote no value: Django, SQLite, and PostgreSQL's drivers,
 # whose server speaks through ``diag``.
@@ -52,6 +58,73 @@ def discreet(
     return discreetly
 
 
+def discreet_page(
+    view: Callable[Arguments, HttpResponseBase],
+) -> Callable[Arguments, HttpResponseBase]:
+    """Let the errors of a view, and of its template, leave no value in any frame.
+
+    Django renders a TemplateResponse after the view has returned. Templates pass keys
+    and scopes through functions of Django's and of a project's, so the frames of all
+    of them are emptied. They keep their lines.
+    """
+    view = _leaving_nothing(view)
+
+    @wraps(view)
+    def page(*args: Arguments.args, **kwargs: Arguments.kwargs) -> HttpResponseBase:
+        response = view(*args, **kwargs)
+        if isinstance(response, SimpleTemplateResponse) and not response.is_rendered:
+            # This frame is at work, so nothing in it may show more than its repr.
+            def render() -> Any:
+                # A cache pickles what a response has of its own.
+                vars(response).pop("render", None)
+                return _leaving_nothing(response.render)()
+
+            vars(response)["render"] = render
+        return response
+
+    return page
+
+
+def _leaving_nothing(
+    function: Callable[Arguments, Result],
+) -> Callable[Arguments, Result]:
+    """Return a function whose errors leave empty frames and quote no values."""
+
+    @wraps(function)
+    def silently(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        # An error that is handled around this call keeps its frames.
+        around = sys.exc_info()[1]
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            others = [] if around is None else _with_all_before(around)
+            for each in _with_all_before(error, others):
+                _leave_values_out(each)
+                for frame, _line in walk_tb(each.__traceback__):
+                    _empty(frame)
+            raise
+
+    return silently
+
+
+def _leave_values_out(error: BaseException) -> None:
+    """Take out of an error's text and arguments what may quote a value."""
+    if isinstance(error, Error):
+        *_others, driver = causes(error)
+        error.args = driver.args = _said(driver)
+    elif isinstance(error, VariableDoesNotExist):
+        # The second one is what the name was looked up in, such as the whole context.
+        error.params = tuple(
+            HIDDEN_CONTEXT if place else param
+            for place, param in enumerate(error.params)
+        )
+        error.args = (error.msg, error.params)
+    elif isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        error.object = error.object[:0]  # the whole text, such as the page
+        encoding, _text, *rest = error.args
+        error.args = (encoding, error.object, *rest)
+
+
 def _empty_frames(error: BaseException) -> None:
     for each in _with_all_before(error):
         is_below = False
@@ -59,16 +132,25 @@ def _empty_frames(error: BaseException) -> None:
             name = str(frame.f_globals.get("__name__"))
             is_below = is_below or name.startswith(INNERMOST)
             if is_below or name.partition(".")[0] == APP:
-                with suppress(RuntimeError):  # it is at work: those around this one
-                    frame.clear()
+                _empty(frame)
 
 
-def _with_all_before(error: BaseException) -> list[BaseException]:
+def _empty(frame: FrameType) -> None:
+    with suppress(RuntimeError):  # it is at work: those around this one
+        frame.clear()
+
+
+def _with_all_before(
+    error: BaseException, others: Collection[BaseException] = ()
+) -> list[BaseException]:
+    """Return an error with its causes and contexts, except others."""
     found = [error]
     # It grows while it is walked; a cause mostly is the context, too.
     for each in found:
         for before in (each.__cause__, each.__context__):
-            if before is not None and not any(before is known for known in found):
+            if before is not None and not any(
+                before is known for known in (*found, *others)
+            ):
                 found.append(before)
     return found
 

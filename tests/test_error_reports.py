@@ -61,7 +61,8 @@ Handle = Callable[[Callable[[Request], Any]], None]
 KEY, SCOPE, SENT, ANSWERED, CREDENTIAL = (
     f"{name}-{uuid4()}" for name in ("key", "scope", "sent", "answered", "credential")
 )
-SECRETS = (KEY, SCOPE, SENT, ANSWERED, CREDENTIAL)
+FINGERPRINT = uuid4().hex * 2
+SECRETS = (KEY, SCOPE, SENT, ANSWERED, CREDENTIAL, FINGERPRINT)
 TABLE = IdempotencyRecord._meta.db_table
 
 

@@ -22,7 +22,6 @@ from idempotency.admin.base import in_the_log
 from idempotency.admin.forms import ResolveForm
 from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
-from idempotency.discretion import discreet
 from idempotency.models import IdempotencyRecord, RecordChanged, Status
 
 READ = _("Read the answer.")
@@ -46,11 +45,7 @@ class Pages(Permissions):
             "<path:object_id>/resolve/": ("resolve", self.resolve_view),
         }
         own = [
-            path(
-                place,
-                self.admin_site.admin_view(discreet(view)),
-                name=self._name(name),
-            )
+            path(place, self.admin_site.admin_view(view), name=self._name(name))
             for place, (name, view) in pages.items()
         ]
         return [*own, *super().get_urls()]

@@ -9,6 +9,7 @@ from django.contrib.admin.utils import flatten, flatten_fieldsets
 from django.contrib.admin.views.main import ChangeList
 from django.db import models
 from django.http import HttpRequest
+from django.urls import URLPattern
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
@@ -16,6 +17,7 @@ from idempotency.admin import lists
 from idempotency.admin.columns import Columns
 from idempotency.admin.pages import Pages
 from idempotency.admin.purge import PurgePage
+from idempotency.discretion import discreet_page
 from idempotency.keys import ESCAPED, QUOTED
 from idempotency.models import IdempotencyRecord, record_id
 
@@ -71,6 +73,14 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         """The look of both themes, without a script."""
 
         css: ClassVar[Any] = {"all": ("idempotency/admin.css",)}
+
+    def get_urls(self) -> list[URLPattern]:
+        """Keep records out of error reports, on Django's own pages, too (X1)."""
+        patterns = super().get_urls()
+        for pattern in patterns:
+            if isinstance(pattern, URLPattern):
+                pattern.callback = discreet_page(pattern.callback)
+        return patterns
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """Return the list in the order that has an index."""
