@@ -35,7 +35,7 @@ from tests.test_docs import code, table
 LONG_ENOUGH = 60
 
 ROWS = {
-    row["situation"]: row for row in table("situation", "answer", "effect", "record")
+    row["situation"]: row for row in table("situation", "response", "effect", "record")
 }
 STATUSES = {
     code(row["code"]): int(row["status"])
@@ -134,33 +134,27 @@ def scenario(situation: str) -> Callable[[Scenario], Scenario]:
     return add
 
 
-@scenario(
-    "First request with a key, answered with a status below 500 that is not in "
-    "`released_statuses`"
-)
+@scenario("First request, status below 500 outside `released_statuses`")
 def created(world: World) -> Callable[[], Any]:
     """E1, O1: the effect and its answer are stored together."""
     return world.send
 
 
-@scenario(
-    "First request with a key, answered with a status below 500 that is not in "
-    "`released_statuses`"
-)
+@scenario("First request, status below 500 outside `released_statuses`")
 def payment_required(world: World) -> Callable[[], Any]:
     """O1: so is an error that gives the key no freedom."""
     world.work = lambda: world.act(402)
     return world.send
 
 
-@scenario("Retry of an answered request, whether its answer arrived or not")
+@scenario("Retry after a stored response")
 def retried(world: World) -> Callable[[], Any]:
     """R2, R3: the first answer comes again, marked."""
     world.send_first()
     return world.send
 
 
-@scenario("Another request under a key that is used")
+@scenario("Used key with another request")
 def reused(world: World) -> Callable[[], Any]:
     """F4: another content is another request."""
     world.send_first()
@@ -175,9 +169,7 @@ def duplicate(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario(
-    'Duplicate that waits (`on_concurrent="wait"`), and the first request ends in time'
-)
+@scenario('Duplicate with `on_concurrent="wait"`, first request ends in time')
 def waits(world: World) -> Callable[[], Any]:
     """E3: the waiting duplicate replays."""
     first = Running(world, "/waiting/")
@@ -191,7 +183,7 @@ def waits(world: World) -> Callable[[], Any]:
     return lambda: world.send(url="/waiting/")
 
 
-@scenario("Duplicate that waits longer than `wait_timeout`")
+@scenario("The same, after `wait_timeout`")
 def waits_in_vain(world: World) -> Callable[[], Any]:
     """E3: waiting ends."""
     first = Running(world, "/waiting/")
@@ -206,13 +198,13 @@ def no_key(world: World) -> Callable[[], Any]:
     return lambda: world.send(query="")
 
 
-@scenario("No key, and the endpoint is `required`")
+@scenario("No key, `required` endpoint")
 def required(world: World) -> Callable[[], Any]:
     """K4: the endpoint insists."""
     return lambda: world.send(query="", url="/required/")
 
 
-MISSPELLED = "Key under a name that nearly is the right one, such as `$idempotency[]`"
+MISSPELLED = "Misspelled name, such as `$idempotency[]`"
 
 
 @scenario(MISSPELLED)
@@ -221,14 +213,14 @@ def misspelled(world: World) -> Callable[[], Any]:
     return lambda: world.send(query=f"?$idempotency[]={KEY}")
 
 
-@scenario("First request with a key of a caller whose quota is used up")
+@scenario("New key over the quota")
 def over_quota(world: World) -> Callable[[], Any]:
     """X1: the claim is undone before its handler runs."""
     use_up_quota(world)
     return world.send
 
 
-@scenario("Retry of an answered request of such a caller")
+@scenario("Retry over the quota")
 def replayed_over_quota(world: World) -> Callable[[], Any]:
     """X1: replays do not count."""
     world.send_first()
@@ -254,25 +246,25 @@ def ambiguous(world: World) -> Callable[[], Any]:
     return lambda: world.send(HTTP_IDEMPOTENCY_KEY="another-" + KEY)
 
 
-@scenario("Weak key of a known caller")
+@scenario("Weak key, known caller")
 def weak(world: World) -> Callable[[], Any]:
     """K6: it works, with a warning."""
     return lambda: world.send(query="?$idempotency=1700000000")
 
 
-@scenario("Key of a caller without credentials that does not look random")
+@scenario("Key that does not look random, anonymous caller")
 def weak_and_anonymous(world: World) -> Callable[[], Any]:
     """K6: strangers share their scope."""
     return lambda: world.send(query="?$idempotency=1700000000", user=None)
 
 
-@scenario("Key of a caller without credentials that does not look random")
+@scenario("Key that does not look random, anonymous caller")
 def short_and_anonymous(world: World) -> Callable[[], Any]:
     """S1: what is strong enough for one caller is not for all strangers."""
     return lambda: world.send(query="?$idempotency=x7Pq-order-1a2b3c", user=None)
 
 
-@scenario('Any key of a caller without credentials, with `ANONYMOUS = "refuse"`')
+@scenario('Key, anonymous caller, `ANONYMOUS = "refuse"`')
 def refused_and_anonymous(world: World) -> Callable[[], Any]:
     """S1: the project wants to know whose key it is."""
     world.settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
@@ -285,13 +277,13 @@ def ignored(world: World) -> Callable[[], Any]:
     return lambda: world.send(method="get")
 
 
-@scenario("Key on a POST that is not protected, with the middleware")
+@scenario("Key on an unprotected POST, with the middleware")
 def unsupported(world: World) -> Callable[[], Any]:
     """K5: a retry would act again, and the client is told."""
     return lambda: world.send(url="/unprotected/")
 
 
-NO_HANDLER = "Key on a POST that no handler answers: 405, 404 of the URLconf"
+NO_HANDLER = "Key on a 405 or a 404 of the URLconf"
 
 
 @scenario(NO_HANDLER)
@@ -307,16 +299,14 @@ def not_found(world: World) -> Callable[[], Any]:
     return lambda: world.send(url="/nowhere/")
 
 
-@scenario("Key that another caller has used, too")
+@scenario("Another caller's key")
 def of_another_caller(world: World) -> Callable[[], Any]:
     """S1: it is another key."""
     world.send_first(user="grace")
     return world.send
 
 
-@scenario(
-    "Caller whom authentication, permissions or throttles turn away, whatever the key"
-)
+@scenario("Authentication, permissions or throttles refuse")
 def forbidden(world: World) -> Callable[[], Any]:
     """S2: permissions come before the key."""
 
@@ -329,9 +319,7 @@ def forbidden(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario(
-    "Caller whom authentication, permissions or throttles turn away, whatever the key"
-)
+@scenario("Authentication, permissions or throttles refuse")
 def throttled(world: World) -> Callable[[], Any]:
     """S2: throttles come before the key."""
 
@@ -376,19 +364,19 @@ def returns_500(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Handler fails with any other exception")
+@scenario("Handler raises anything else")
 def fails(world: World) -> Callable[[], Any]:
     """O3: undone."""
     return raising(world, ZeroDivisionError())
 
 
-@scenario("Handler fails with any other exception")
+@scenario("Handler raises anything else")
 def fails_with_api_exception(world: World) -> Callable[[], Any]:
     """O3: undone, raised or returned."""
     return raising(world, APIException())
 
 
-@scenario("Answer that can't be rendered")
+@scenario("Response can't be rendered")
 def cannot_be_rendered(world: World) -> Callable[[], Any]:
     """O3: undone, also where the renderer says no."""
 
@@ -404,7 +392,7 @@ def cannot_be_rendered(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Handler calls `transaction.set_rollback(True)`")
+@scenario("Handler calls `set_rollback(True)`")
 def marks_for_rollback(world: World) -> Callable[[], Any]:
     """E2: the answer goes out, the effects do not stay."""
 
@@ -417,7 +405,7 @@ def marks_for_rollback(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Project answers a failure with a status below 400")
+@scenario("Project gives a failure a status below 400")
 def forgives(world: World) -> Callable[[], Any]:
     """O3: whatever makes a success of it."""
 
@@ -437,7 +425,7 @@ def forgives(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Batch whose parts have its own key, with another content")
+@scenario("Batch sends parts with its own key and other content")
 def batch(world: World) -> Callable[[], Any]:
     """E6: they run under its claim, as parts of its one run."""
 
@@ -454,19 +442,19 @@ def batch(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Handler caught a database error without a savepoint and answers below 400")
+@scenario("Database error caught without a savepoint, response below 400")
 def swallows_and_succeeds(world: World) -> Callable[[], Any]:
     """E2: a success would be a lie."""
     return swallowing(world, 201)
 
 
-@scenario("Handler caught a database error without a savepoint and answers from 400 up")
+@scenario("Database error caught without a savepoint, response from 400 up")
 def swallows_and_refuses(world: World) -> Callable[[], Any]:
     """E2, O2: a refusal is the handler's to give."""
     return swallowing(world, 409)
 
 
-@scenario("Handler caught a database error without a savepoint and answers from 400 up")
+@scenario("Database error caught without a savepoint, response from 400 up")
 def swallows_and_demands(world: World) -> Callable[[], Any]:
     """E2: also one that would be stored."""
     return swallowing(world, 402)
@@ -485,7 +473,7 @@ def deadlock(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Worker stopped before the commit")
+@scenario("Worker dies before COMMIT")
 def stopped(world: World) -> Callable[[], Any]:
     """E1: neither the effect nor the answer is there."""
     fail = raising(world, SystemExit())
@@ -498,7 +486,7 @@ def stopped(world: World) -> Callable[[], Any]:
 
 
 UNKEPT = (
-    "Answer that can't be kept: streaming, a file, over `MAX_RESPONSE_BYTES`, or "
+    "Response that can't be kept: streaming, file, over `MAX_RESPONSE_BYTES`, or "
     "`should_store_response` says no"
 )
 
@@ -541,7 +529,7 @@ def held_back(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Retry of a request whose answer was not kept")
+@scenario("Retry after such a response")
 def not_kept(world: World) -> Callable[[], Any]:
     """R4: it never runs again."""
     world.monkeypatch.setattr(MixinView, "should_store_response", lambda *args: False)
@@ -549,7 +537,7 @@ def not_kept(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Retry that `check_replay` refuses")
+@scenario("`check_replay` refuses a retry")
 def replay_refused(world: World) -> Callable[[], Any]:
     """S2: the hook repeats the handler's own checks."""
 
@@ -561,7 +549,7 @@ def replay_refused(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Retry after a handler that committed by itself and never answered")
+@scenario("Retry after a handler that committed by itself and died")
 def outcome_unknown(world: World) -> Callable[[], Any]:
     """E5: nobody knows what it did."""
 
@@ -577,7 +565,7 @@ def outcome_unknown(world: World) -> Callable[[], Any]:
     return world.send
 
 
-@scenario("Key whose record is older than its retention, purged or not")
+@scenario("Expired key, purged or not")
 def expired(world: World) -> Callable[[], Any]:
     """P1: it is a new key, with any content."""
     world.send_first()
@@ -585,7 +573,7 @@ def expired(world: World) -> Callable[[], Any]:
     return lambda: world.send("Another essay")
 
 
-@scenario("Key whose record is older than its retention, purged or not")
+@scenario("Expired key, purged or not")
 def expired_and_purged(world: World) -> Callable[[], Any]:
     """P1: the purge changes nothing about that."""
     world.send_first()
@@ -724,13 +712,13 @@ def test_row(
         pytest.skip("Django takes the turn: test_turn_under_atomic_requests")
     row = ROWS[situation]
     send = prepare(world)
-    expected = effects_without_key(world) if row["effect"] == "as without a key" else 0
+    expected = effects_without_key(world) if row["effect"] == "as usual" else 0
     world.remember()
     response = send()
-    ANSWERS[error_classes(row["answer"])](world, row["answer"], response)
+    ANSWERS[error_classes(row["response"])](world, row["response"], response)
     check_effect(world, row["effect"], expected)
     RECORDS[row["record"]](world, response)
-    if row["record"] == "none" and row["effect"] in ("undone", "as without a key"):
+    if row["record"] == "none" and row["effect"] in ("undone", "as usual"):
         check_key_is_free(world)
 
 
@@ -803,10 +791,10 @@ def is_nothing(world: World, cell: str, response: Any) -> None:
 
 
 ANSWERS = {
-    "the handler's": is_by_handler,
-    "the first one again": is_first_again,
+    "handler's": is_by_handler,
+    "replay": is_first_again,
     "a code": is_refused,
-    "the project's error": is_by_project,
+    "project's error": is_by_project,
     "nothing": is_nothing,
 }
 
@@ -815,10 +803,10 @@ def check_effect(world: World, cell: str, without_key: int) -> None:
     ran = world.runs - world.runs_before
     effects = Effect.objects.count() - world.effects_before
     assert (ran, effects) == {
-        "happens": (1, 1),
+        "stays": (1, 1),
         "none": (0, 0),
         "undone": (1, 0),
-        "as without a key": (1, without_key),
+        "as usual": (1, without_key),
     }[cell]
 
 
@@ -869,5 +857,5 @@ RECORDS = {
 def check_key_is_free(world: World) -> None:
     world.work = world.act
     world.remember()
-    is_by_handler(world, "the handler's", world.send())
+    is_by_handler(world, "handler's", world.send())
     assert Effect.objects.count() == world.effects_before + 1
