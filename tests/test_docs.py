@@ -458,6 +458,17 @@ def calls_with_options() -> Iterator[tuple[str, ...]]:
             yield tuple(arguments)
 
 
+def test_named_tests() -> None:
+    """Each file of tests that a document names exists."""
+    named = {
+        path
+        for document in DOCUMENTS.values()
+        for path in re.findall(r"`(tests/[\w/]+\.py)`", document)
+    }
+    assert "tests/test_contract.py" in named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def test_development_targets() -> None:
     """Documents name targets that the Makefile has; CONTRIBUTING names them all."""
     targets = {*re.findall(r"^(\w+):.*##", MAKEFILE, re.MULTILINE)}
