@@ -25,7 +25,7 @@ from tests.test_docs import code, table
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
 
-HEAD = ("mode", "effects in the record's database", "calls to the outside")
+HEAD = ("mode", "effects in the record's database", "external calls")
 CONTRACT, README = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in ("docs/contract.md", "README.md")
@@ -197,7 +197,7 @@ def test_calls(name: str, client: APIClient) -> None:
     assert promised is not None
     calls = [made for _effects, made in try_everything(client, PLACES[name])]
     judge([len(made) for made in calls], promised)
-    if "; exactly once for a provider that is handed a derived key" in cell:
+    if "; exactly once for a provider that recognises a derived key" in cell:
         assert {len(set(made)) for made in calls} == {1}
     if "retries get" in cell:
         told = re.search(r"retries get (`[^`]+`)", cell)
