@@ -21,7 +21,6 @@ from django.http import HttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.test import Client
-from django.urls import path
 from django.utils import timezone
 
 from idempotency.admin import IdempotencyRecordAdmin
@@ -40,7 +39,6 @@ from tests.test_admin import (
     Enter,
     enter,
 )
-from tests.test_admin_rules import no_view
 from tests.test_error_reports import (
     ANSWERED,
     FINGERPRINT,
@@ -52,12 +50,13 @@ from tests.test_error_reports import (
     reports,
     told,
 )
-from tests.urls import urlpatterns as usual_urls
 
 __all__ = ["enter", "reports"]
-pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.usefixtures("database"),
+    pytest.mark.urls("tests.support.record_admins"),
+]
 
-urlpatterns = [*usual_urls, path("reset/<token>/", no_view)]
 
 Ask = Callable[[Client], Any]
 # A function, and the last line of it that a page has run.

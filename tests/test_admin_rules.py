@@ -12,7 +12,6 @@ from django.contrib import admin
 from django.contrib.admin import AdminSite
 from django.contrib.admin.models import LogEntry
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import include, path, re_path, register_converter
 from django.utils import timezone
@@ -23,6 +22,17 @@ from idempotency.admin.overview import LONGEST_PATH, Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
 from idempotency.routes import route_of
+from tests.support.record_admins import (
+    OURS,
+    THEIRS,
+    CarefulAdmin,
+    ClosedAdmin,
+    GuardedAdmin,
+    TenantAdmin,
+    no_view,
+    place_of,
+)
+from tests.support.record_admins import urlpatterns as own_urls
 from tests.support.record_factories import (
     RETENTION,
     make_answer,
@@ -47,54 +57,11 @@ from tests.test_admin import (
 )
 from tests.test_admin_actions import DAY, desk, make_abandoned
 from tests.test_docs import blocks, code, table
-from tests.urls import urlpatterns as usual_urls
 
 __all__ = ["desk", "enter", "staff"]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
-OURS, THEIRS = "user:auth.user:1", "user:auth.user:2"
 EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
-
-
-class TenantAdmin(IdempotencyRecordAdmin):
-    """Has one tenant's records."""
-
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).filter(scope=OURS)
-
-
-class GuardedAdmin(IdempotencyRecordAdmin):
-    """Has all, and lets one tenant's alone be viewed."""
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        may = super().has_view_permission(request, obj)
-        return may and (obj is None or obj.scope == OURS)
-
-
-class CarefulAdmin(IdempotencyRecordAdmin):
-    """Lets all be viewed, and one tenant's alone be read and decided about."""
-
-    def is_ours(self, obj: Any) -> bool:
-        return bool(obj.scope == OURS)
-
-    def has_body_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_body_permission(request, obj) and self.is_ours(obj)
-
-    def has_release_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_release_permission(request, obj) and self.is_ours(obj)
-
-    def has_resolve_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return super().has_resolve_permission(request, obj) and self.is_ours(obj)
-
-
-class ClosedAdmin(IdempotencyRecordAdmin):
-    """Lets nobody do what is about all records."""
-
-    def has_purge_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_overview_permission(self, request: HttpRequest) -> bool:
-        return False
 
 
 class Fragile:
@@ -110,33 +77,11 @@ class Fragile:
 
 
 register_converter(Fragile, "fragile")
-ADMINS = (TenantAdmin, GuardedAdmin, CarefulAdmin, ClosedAdmin)
-
-
-def no_view(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    return HttpResponse()
-
-
-def site_of(kind: type[IdempotencyRecordAdmin]) -> AdminSite:
-    site = AdminSite(kind.__name__)
-    site.register(IdempotencyRecord, kind)
-    return site
-
-
 inner = [
     re_path(r"^items/(?P<pk>[^/.]+)/(?:now/)?(\d+)$", no_view),
     path("<fragile:x>/", no_view),
 ]
-urlpatterns = [
-    *usual_urls,
-    *[path(f"{kind.__name__}/", site_of(kind).urls) for kind in ADMINS],
-    path("reset/<token>/", no_view),
-    path("shop/", include(inner)),
-]
-
-
-def place_of(kind: type[IdempotencyRecordAdmin]) -> str:
-    return f"/{kind.__name__}/idempotency/idempotencyrecord/"
+urlpatterns = [*own_urls, path("shop/", include(inner))]
 
 
 def form_for(record: IdempotencyRecord) -> dict[str, str]:
