@@ -23,7 +23,15 @@ from django.urls import path
 from rest_framework.authentication import BaseAuthentication, TokenAuthentication
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import PermissionDenied
-from rest_framework.permissions import AllowAny, BasePermission
+from rest_framework.permissions import (
+    AllowAny,
+    BasePermission,
+    DjangoModelPermissions,
+    DjangoObjectPermissions,
+    IsAdminUser,
+    IsAuthenticated,
+    IsAuthenticatedOrReadOnly,
+)
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -132,6 +140,20 @@ def never(request: Request) -> Response:
 
 class HasApiKey(BasePermission):
     """What tells callers apart and gives none a name."""
+
+
+try:
+    from rest_framework_api_key.permissions import BaseHasAPIKey
+except (ImportError, RuntimeError):  # it is no app of this project
+    BaseHasAPIKey = type(
+        "BaseHasAPIKey",
+        (BasePermission,),
+        {"__module__": "rest_framework_api_key.permissions"},
+    )
+
+
+class OwnKey(BaseHasAPIKey):  # type: ignore[misc, valid-type]
+    """A key of a project's own kind."""
 
 
 class ByApiKey(IdempotencyMixin, APIView):
@@ -514,6 +536,10 @@ class Scoped(ByApiKey):
     idempotency_scope = by_api_key
 
 
+class ByUserOrKey(ByApiKey):
+    authentication_classes = [TokenAuthentication]
+
+
 class Permits(ByApiKey):
     permission_classes = property(lambda self: [~AllowAny])
 
@@ -530,6 +556,42 @@ class AuthenticatesLater(ByApiKey):
         (ByApiKey, {"permission_classes": [AllowAny]}, False),
         (ByApiKey, {"permission_classes": []}, False),
         (ByApiKey, {"authentication_classes": [TokenAuthentication]}, False),
+        *[
+            (ByApiKey, {"permission_classes": [composed]}, is_reported)
+            for composed, is_reported in (
+                (AllowAny | HasApiKey, False),
+                (AllowAny & HasApiKey, True),
+                (AllowAny & AllowAny, False),
+                (~AllowAny, True),
+                # Nobody gets in.
+                (IsAuthenticated, False),
+            )
+        ],
+        *[
+            (ByUserOrKey, {"permission_classes": permissions}, is_reported)
+            for permissions, is_reported in (
+                ([BaseHasAPIKey], True),
+                ([OwnKey, HasApiKey], True),
+                ([HasApiKey], False),
+                ([~BaseHasAPIKey], False),
+                ([BaseHasAPIKey, ~HasApiKey], True),
+                ([BaseHasAPIKey | IsAuthenticated], True),
+                ([~HasApiKey & (IsAdminUser | OwnKey)], True),
+                ([IsAdminUser | IsAuthenticated, OwnKey], False),
+                ([BaseHasAPIKey & IsAuthenticated], False),
+                ([BaseHasAPIKey, ~IsAuthenticated], True),
+                *[
+                    ([BaseHasAPIKey, of_users], False)
+                    for of_users in (
+                        IsAuthenticated,
+                        IsAdminUser,
+                        IsAuthenticatedOrReadOnly,
+                        DjangoModelPermissions,
+                        DjangoObjectPermissions,
+                    )
+                ],
+            )
+        ],
         (Authenticates, {}, False),
         (Scoped, {}, False),
         (Permits, {}, False),

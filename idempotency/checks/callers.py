@@ -6,15 +6,26 @@ from typing import Any
 
 from django.core import checks
 from django.core.checks import CheckMessage
-from rest_framework.permissions import AllowAny
+from rest_framework.permissions import OR, AllowAny, OperandHolder
 from rest_framework.views import APIView
 
 from idempotency.checks.endpoints import Endpoint, find_endpoints
 from idempotency.checks.settings import settings_are_right
 from idempotency.conf import get_settings
-from idempotency.handlers import attribute_of
+from idempotency.handlers import attribute_of, is_class, places_of
 from idempotency.protection import protection_of
 from idempotency.routes import find_routes
+
+# Permissions of Django REST framework that let only users act.
+OF_USERS = {
+    ("rest_framework.permissions", name)
+    for name in (
+        "IsAuthenticated",
+        "IsAdminUser",
+        "IsAuthenticatedOrReadOnly",
+        "DjangoModelPermissions",
+    )
+}
 
 
 @checks.register("idempotency")
@@ -27,13 +38,14 @@ def check_callers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         checks.Warning(
-            f"{name} lets some callers in by a permission, and its keys are nobody's: "
+            f"{name} lets callers in by a permission alone, and nothing names them: "
             "all of them share one scope, and one can get another's answer.",
             hint=(
                 "Say who they are, by an authentication class or with the option "
                 "scope: a callable that returns the id of the caller's API key, for "
                 'example. Or write IDEMPOTENCY = {"ANONYMOUS": "refuse"}. If the '
-                "permission does not look at the caller, silence this check."
+                "permission does not look at the caller, or each of its callers is a "
+                "user for an authentication class, silence this check."
             ),
             id="idempotency.W010",
         )
@@ -42,7 +54,7 @@ def check_callers(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _mixes_callers(endpoint: Endpoint) -> bool:
-    """Tell whether nothing names the callers of an endpoint that has not all of them.
+    """Tell whether a permission lets callers in whom no authentication class names.
 
     What an override of ``get_authenticators`` finds is not known here.
     """
@@ -59,7 +71,48 @@ def _mixes_callers(endpoint: Endpoint) -> bool:
     # What is made for each view, by a property, only a view can tell.
     if not all(type(each) in (list, tuple) for each in (authenticators, permissions)):
         return False
-    return not authenticators and any(each is not AllowAny for each in permissions)
+    if any(_wants_a_user(each) for each in permissions):
+        return False
+    # Where a caller may be a user, too, only permissions that are known are reported.
+    return any(
+        _wants_an_api_key(each) if authenticators else not _lets_all_in(each)
+        for each in permissions
+    )
+
+
+def _wants_a_user(permission: Any) -> bool:
+    """Tell whether Django REST framework lets only users act by a permission."""
+    if type(permission) is not OperandHolder:
+        return is_class(permission) and not {*places_of(permission)}.isdisjoint(
+            OF_USERS
+        )
+    found = map(_wants_a_user, _operands(permission))
+    return all(found) if _is_either(permission) else any(found)
+
+
+def _wants_an_api_key(permission: Any) -> bool:
+    """Tell whether a permission lets a caller in by djangorestframework-api-key."""
+    if type(permission) is OperandHolder:
+        return any(map(_wants_an_api_key, _operands(permission)))
+    return is_class(permission) and any(
+        module.partition(".")[0] == "rest_framework_api_key" and name == "BaseHasAPIKey"
+        for module, name in places_of(permission)
+    )
+
+
+def _lets_all_in(permission: Any) -> bool:
+    if type(permission) is not OperandHolder:
+        return permission is AllowAny
+    found = map(_lets_all_in, _operands(permission))
+    return any(found) if _is_either(permission) else all(found)
+
+
+def _is_either(permission: Any) -> bool:
+    return permission.operator_class is OR
+
+
+def _operands(permission: OperandHolder) -> tuple[Any, Any]:
+    return permission.op1_class, permission.op2_class
 
 
 @checks.register("idempotency")
