@@ -19,6 +19,7 @@ from django.contrib.sessions.models import Session
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.models import IdempotencyRecord, State
+from tests.support.http_servers import Server, UnixConnection, serving
 from tests.support.record_admins import (
     OURS,
     THEIRS,
@@ -27,7 +28,6 @@ from tests.support.record_admins import (
     place_of,
 )
 from tests.support.record_factories import make_record
-from tests.support.servers import Server, UnixConnection, serving
 from tests.test_admin import LIST, OVERVIEW, PURGE, RELEASE, RESOLVE, SEE_BODY, VIEW
 from tests.test_admin_actions import make_abandoned
 
@@ -81,7 +81,7 @@ Enter = Callable[..., Visitor]
 
 @pytest.fixture(scope="module")
 def admin_server(django_db_setup: None, django_db_blocker: Any) -> Iterator[Server]:
-    settings = {"DJANGO_SETTINGS_MODULE": "tests.admin_settings"}
+    settings = {"DJANGO_SETTINGS_MODULE": "tests.support.admin_settings"}
     with (
         TemporaryDirectory(prefix="idem") as directory,
         serving(Path(directory), workers=1, **settings) as server,

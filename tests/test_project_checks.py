@@ -46,6 +46,7 @@ from idempotency.checks import (
     check_methods,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
+    check_quota,
     check_reading,
     check_servers,
     check_settings,
@@ -248,6 +249,12 @@ class Project:
             # What is there before is not read: some of it only the server knows.
             self.patch.setitem(vars(connections[alias]), name, value)
 
+    def quota(self, rate: Any) -> None:
+        self.settings.REST_FRAMEWORK = {
+            **self.settings.REST_FRAMEWORK,
+            "DEFAULT_THROTTLE_RATES": {"idempotency": rate},
+        }
+
     def on_server(self, charset: str, *, undoes_all: bool) -> None:
         """Let the database be on a MariaDB whose server is set up like this."""
         self.on("mysql", mysql_is_mariadb=True)
@@ -336,6 +343,11 @@ def e012(project: Project) -> Messages:
 def e013(project: Project) -> Messages:
     project.urls(no_api_view, no_api_view, sometimes)
     return check_decorators()
+
+
+def e014(project: Project) -> Messages:
+    project.quota("1000 per day")
+    return check_quota()
 
 
 def w001(project: Project) -> Messages:
@@ -449,6 +461,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
     project.urls(leased, Found.as_view(), sometimes)
     found = [
         *check_callers(),
+        *check_quota(),
         *check_reading(),
         *check_settings(),
         *check_settings_of_their_own(),
@@ -487,6 +500,7 @@ def test_when_the_checks_run(project: Project) -> None:
     }
     assert at_once - databases == {
         check_callers,
+        check_quota,
         check_reading,
         check_settings,
         check_settings_of_their_own,
@@ -606,6 +620,41 @@ def test_callers_that_nothing_names(
     assert ids(check_callers()) == ["idempotency.W010"] * is_reported
     project.settings.IDEMPOTENCY = {"ANONYMOUS": "refuse"}
     assert check_callers() == []
+
+
+# The quota.
+
+
+@pytest.mark.parametrize(
+    ("rate", "is_reported"),
+    [
+        *[(rate, False) for rate in (None, "0/d", "9/s", "10/min", "1000/day")],
+        *[
+            (rate, True)
+            for rate in (
+                *("", "9", "9/", "/h", "9/x", "9 per hour", "1.5/h", "-1/h", "9/h/d"),
+                *(9, ("9", "h"), {}, True),
+            )
+        ],
+    ],
+)
+def test_rates_of_the_quota(project: Project, rate: Any, is_reported: bool) -> None:
+    """X2: E014 is for what would fail with the first new key."""
+    project.quota(rate)
+    assert ids(check_quota()) == ["idempotency.E014"] * is_reported
+    for message in check_quota():
+        assert repr(rate) in message.msg
+
+
+def test_rates_that_are_none(project: Project) -> None:
+    """X2: E014, where the project has something else than rates."""
+    rest_framework = project.settings.REST_FRAMEWORK
+    for rates, is_reported in (({}, False), (None, True), ("9/h", True)):
+        project.settings.REST_FRAMEWORK = {
+            **rest_framework,
+            "DEFAULT_THROTTLE_RATES": rates,
+        }
+        assert ids(check_quota()) == ["idempotency.E014"] * is_reported
 
 
 # Leases and retention.

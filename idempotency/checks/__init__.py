@@ -24,6 +24,7 @@ from idempotency.checks.purges import (
 )
 from idempotency.checks.settings import (
     check_enabled,
+    check_quota,
     check_settings,
     check_settings_of_their_own,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "check_methods",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
+    "check_quota",
     "check_reading",
     "check_servers",
     "check_settings",

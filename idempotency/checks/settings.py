@@ -11,9 +11,11 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
 from django.utils.module_loading import import_string
+from rest_framework.settings import api_settings
 
 from idempotency.conf import SETTINGS, get_settings
 from idempotency.conf.policy import OPTIONS, Rule
+from idempotency.modes.quotas import Quota
 
 
 def misfit(rule: Rule, value: Any) -> str | None:
@@ -52,6 +54,27 @@ def check_settings_of_their_own(**kwargs: Any) -> list[CheckMessage]:
         )
         for name in SETTINGS
         if hasattr(settings, f"IDEMPOTENCY_{name}")
+    ]
+
+
+@checks.register("idempotency")
+def check_quota(**kwargs: Any) -> list[CheckMessage]:
+    """Report a rate of the quota that Django REST framework can't read."""
+    if not Quota.is_wrong():
+        return []
+    rates = api_settings.DEFAULT_THROTTLE_RATES
+    shown = rates.get(Quota.scope) if isinstance(rates, dict) else rates
+    return [
+        Error(
+            'DEFAULT_THROTTLE_RATES["idempotency"] can\'t be read as a rate: '
+            f"{shown!r}.",
+            hint=(
+                "Write a number of requests, a slash, and s, m, h or d for second, "
+                'minute, hour or day, such as "1000/day". Without the entry, or with '
+                "None, there is no quota."
+            ),
+            id="idempotency.E014",
+        )
     ]
 
 

@@ -29,6 +29,14 @@ class Quota(SimpleRateThrottle):
         duration: float
 
     @classmethod
+    def is_wrong(cls) -> bool:
+        """Tell whether the project has a rate that can't be worked with."""
+        try:
+            return cls.is_set() and cls().num_requests < 0
+        except Exception:  # noqa: BLE001  # each mistake has an error of its own
+            return True
+
+    @classmethod
     def is_set(cls) -> bool:
         """Tell whether the project wants any quota."""
         return api_settings.DEFAULT_THROTTLE_RATES.get(cls.scope) is not None

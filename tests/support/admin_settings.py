@@ -1,4 +1,4 @@
-"""The tests' settings, with sessions and the admins of ``tests.support.record_admins``."""
+"""The tests' settings, with sessions and the admins of ``record_admins``."""
 
 from testproject import settings as demo
 from tests.settings import *  # noqa: F403
