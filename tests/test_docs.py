@@ -498,6 +498,17 @@ def test_options_of_commands(call: tuple[str, ...]) -> None:
     assert {*options} <= known
 
 
+def test_where_a_change_goes() -> None:
+    """No usual change needs more than four files, and what it names is there."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = table("change", "files", document=contributing)
+    assert len(rows) == 12
+    for row in rows:
+        assert len(row["files"].split(", ")) <= 4
+        for path in re.findall(r"`([^`]+)`", row["files"]):
+            assert (ROOT / path).exists(), path
+
+
 def test_extras() -> None:
     """Each extra that the documents install is one of the package's."""
     config = ConfigParser()

@@ -47,7 +47,7 @@ from tests.support.rendezvous import Rendezvous
 SECOND = timedelta(seconds=1)
 EXPIRED = RETENTION + SECOND
 
-QUICK, SLOW = purging.QUICK, purging.SLOW
+QUICK, SLOW = purging.TARGET_BATCH_SECONDS, purging.SLOW_BATCH_SECONDS
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -55,8 +55,8 @@ pytestmark = pytest.mark.usefixtures("database")
 @pytest.fixture(autouse=True)
 def no_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the number of batches not depend on how busy the machine is."""
-    monkeypatch.setattr(purging, "QUICK", math.inf)
-    monkeypatch.setattr(purging, "SLOW", math.inf)
+    monkeypatch.setattr(purging, "TARGET_BATCH_SECONDS", math.inf)
+    monkeypatch.setattr(purging, "SLOW_BATCH_SECONDS", math.inf)
 
 
 def purge(**options: Any) -> PurgeReport:
@@ -233,8 +233,8 @@ class Clock:
 
         monkeypatch.setattr(purging, "_delete_batch", take_time)
         monkeypatch.setattr(purging, "time", self)
-        monkeypatch.setattr(purging, "QUICK", QUICK)
-        monkeypatch.setattr(purging, "SLOW", SLOW)
+        monkeypatch.setattr(purging, "TARGET_BATCH_SECONDS", QUICK)
+        monkeypatch.setattr(purging, "SLOW_BATCH_SECONDS", SLOW)
 
     def monotonic(self) -> float:
         return self.now
@@ -267,7 +267,7 @@ def test_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pace_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: After more than a few rows others have ten times as long."""
     make_records(6, EXPIRED)
-    monkeypatch.setattr(purging, "FIRST_BATCH", 1)
+    monkeypatch.setattr(purging, "FIRST_BATCH_SIZE", 1)
     clock = Clock(monkeypatch, 0.001, 0.015, 0.012, 0.011)
     assert purge(batch_size=2).deleted == 6
     assert clock.rests == pytest.approx([0.003, 0.15, 0.12])
@@ -289,7 +289,7 @@ def test_slow_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     held a transaction open for more than half a second.
     """
     make_records(2500, EXPIRED)
-    monkeypatch.setattr(purging, "FIRST_BATCH", 4)
+    monkeypatch.setattr(purging, "FIRST_BATCH_SIZE", 4)
     took = [0, 0, 0.015, 0.03, 0.03, 0.03, 0.3, 0.6, 0.6, 0.6, 0.3, 0.2, 0.2, 0.2]
     Clock(monkeypatch, *took, *[0] * 10)
     reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1000)]
@@ -654,7 +654,7 @@ def test_dry_run_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
     make_records(5, EXPIRED)
     make_records(1, RETENTION + timedelta(days=2))
     with monkeypatch.context() as patch:
-        patch.setattr("idempotency.purging.MOST_COUNTED", 3)
+        patch.setattr("idempotency.purging.MAX_COUNTED", 3)
         *_first, busy, conclusion = command("--dry-run").splitlines()
     assert busy.endswith("  at least 3")
     assert conclusion == "A purge would delete at least 4 records."
@@ -678,7 +678,7 @@ class Ticking:
 
 def test_dry_run_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """P3: Within a day, too, and among rows that are spared, it looks at the clock."""
-    monkeypatch.setattr(purging, "COUNTED_AT_ONCE", 2)
+    monkeypatch.setattr(purging, "COUNT_BATCH_SIZE", 2)
     monkeypatch.setattr(purging, "time", Ticking())
     now = timezone.now()
     noon = now.replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=9)
