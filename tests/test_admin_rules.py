@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from inspect import signature
 from types import SimpleNamespace
@@ -166,6 +167,64 @@ def test_decisions_about_others(enter: Enter) -> None:
         (THEIRS, State.COMPLETED),
         (THEIRS, State.ABANDONED),
     }
+
+
+def counts(page: Page) -> set[str]:
+    """Return how many records or results a list says that it has."""
+    return {*re.findall(r"(\d+) (?:results?|idempotency records?)\b", page.text)}
+
+
+def test_no_count_of_hidden_records(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A1: The list counts and pages what its ModelAdmin lets somebody view."""
+    monkeypatch.setattr(IdempotencyRecordAdmin, "list_per_page", 2)
+    client = enter(*EVERYTHING)
+    here = place_of(GuardedAdmin)
+    for number in range(5):
+        make_record(scope=THEIRS, key=f"theirs-{number}")
+    assert counts(Page(client.get(here))) == {"0"}
+    for number in range(3):
+        make_record(scope=OURS, key=f"ours-{number}")
+    pages = [Page(client.get(here + query)) for query in ("", "?p=2", "?all=")]
+    assert [len(page.links("/change/")) for page in pages] == [2, 1, 3]
+    for page in pages:
+        assert counts(page) == {"3"}
+        assert page.links("p=3") == []
+    assert client.get(f"{here}?p=3").status_code == 302
+    assert counts(Page(client.get(LIST))) == {"8"}
+    assert "p=4" in "".join(Page(client.get(LIST)).links("p="))
+
+
+def test_a_search_does_not_tell_of_hidden_records(enter: Enter) -> None:
+    """A1: A key of others is found as little as one that nobody has."""
+    client = enter(*EVERYTHING)
+    here = place_of(GuardedAdmin)
+    make_record(scope=THEIRS, key="theirs")
+    hidden, missing = (
+        client.get(f"{here}?q={key}").content.decode() for key in ("theirs", "nobody")
+    )
+    assert "0 results" in hidden
+    assert "Nothing was found" in hidden
+    assert remove_tokens(hidden.replace("theirs", "nobody")) == remove_tokens(missing)
+    make_record(scope=OURS, key="theirs")
+    assert "1 result" in Page(client.get(f"{here}?q=theirs")).text
+
+
+def remove_tokens(page: str) -> str:
+    return re.sub('name="csrfmiddlewaretoken" value="[^"]+"', "", page)
+
+
+def test_no_count_of_what_a_caller_has_else(enter: Enter) -> None:
+    """A1: Beside the oldest of a caller no number may include what is hidden."""
+    client = enter(*EVERYTHING)
+    for _each in range(OF_A_CALLER + 2):
+        make_abandoned(scope=OURS)
+    for kind, is_counted in ((GuardedAdmin, False), (CarefulAdmin, True)):
+        page = Page(client.get(f"{place_of(kind)}?state=abandoned"))
+        assert page.text.count("more of this caller") == 1
+        assert ("2 more of this caller" in page.text) is is_counted
+        assert len(page.links("caller=")) == 1
 
 
 def test_what_is_about_all(enter: Enter) -> None:

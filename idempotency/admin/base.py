@@ -44,6 +44,12 @@ class RecordAdmin(RecordAdminBase):
         """The alias of the database whose records these are."""
         return self.using or default_alias()
 
+    @property
+    def restricts_single_records(self) -> bool:
+        """Whether a project decides record by record who may view it."""
+        own = getattr(self.has_view_permission, "__func__", None)
+        return own is not admin.ModelAdmin.has_view_permission
+
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[IdempotencyRecord]:
         """Return the records, with what they are now, and without what is large."""
         records: Any = super().get_queryset(request).using(self.alias)

@@ -41,7 +41,10 @@ class Columns(Permissions):
             return ""
         more = ngettext(
             "%(number)d more of this caller", "%(number)d more of this caller", left_out
-        )
+        ) % {"number": left_out}
+        if self.restricts_single_records:
+            # Some of them may be hidden, and are not to be counted.
+            more = gettext("more of this caller")
         query = {
             StateFilter.parameter_name: "abandoned",
             CallerFilter.parameter_name: record.scope,
@@ -50,7 +53,7 @@ class Columns(Permissions):
             '<br><a href="{}?{}">{}</a>',
             self._address("changelist"),
             urlencode(query),
-            more % {"number": left_out},
+            more,
         )
 
     @admin.display(description=_("scope"))

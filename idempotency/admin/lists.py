@@ -42,8 +42,17 @@ class LastRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs
     @cached_property
     def count(self) -> int:
         """The number of records on all pages together."""
+        if isinstance(self.object_list, Viewable):
+            return len(self.object_list)
         records: Records = self.object_list  # type: ignore[assignment]  # of the admin
         return records[:LISTED].values("pk").count()
+
+
+class Viewable(list[Any]):
+    """Records that somebody may view, where the list expects a query."""
+
+    def _clone(self) -> Viewable:
+        return self
 
 
 def that_have(records: Records, column: str, values: Collection[str]) -> Records:
@@ -241,10 +250,18 @@ class RecordList(ChangeList):
         return _by_caller(found)
 
     def get_results(self, request: HttpRequest) -> None:
-        """Leave out what the permissions of single records keep from somebody."""
+        """Count and list only records that somebody may view, one by one.
+
+        A count of the others would tell that they are there.
+        """
+        rules: Any = self.model_admin
+        found: Any = self.queryset
+        if rules.restricts_single_records:
+            may = rules.has_view_permission
+            shown = Viewable(each for each in found[:LISTED] if may(request, each))
+            self.queryset = shown
         super().get_results(request)
-        may = self.model_admin.has_view_permission
-        self.result_list = [each for each in self.result_list if may(request, each)]
+        self.queryset = found
 
     def _within_bounds(
         self, request: HttpRequest, found: Records, chosen: dict[type, Any]
