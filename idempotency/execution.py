@@ -211,18 +211,19 @@ class Execution:
             if is_failure(error) and not is_part:
                 self.finalizer.refuse_success()  # nothing has run
             raise
+        finally:
+            self.mode.leave()
         return self._end(result) if isinstance(result, Ran) else result
 
     def _end(self, ran: Ran) -> HttpResponseBase:
+        self.mode.report(ran)
         outcome: Any = ran.outcome
         if isinstance(outcome, BaseException):
             if isinstance(outcome, Exception) and ran.is_undone and is_failure(outcome):
                 self.finalizer.refuse_success()
-            self.mode.end(ran)
             raise outcome
         if ran.fate is Fate.STORED:
             self._name_expiry(ran.record)
-        self.mode.end(ran)
         response: HttpResponseBase = outcome
         return response
 

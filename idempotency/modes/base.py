@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import connections
@@ -71,6 +72,7 @@ class Mode(ABC):
     finalizer: ResponseFinalizer
     reporter: Reporter
     alias: str
+    executing: UUID | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         # The stubs do not know all of its attributes.
@@ -97,12 +99,17 @@ class Mode(ABC):
         """Note that the claim is won and the handler is about to run."""
         record = ran.record
         self.context.attempt = record.attempt
-        self.reporter.claimed()
         self.claims.executing[record.pk] = record.fingerprint
+        self.executing = record.pk
+        self.reporter.claimed()
 
-    def end(self, ran: Ran) -> None:
-        """Note that the handler does not run any more, and tell what became of it."""
-        self.claims.executing.pop(ran.record.pk, None)
+    def leave(self) -> None:
+        """Note that the handler does not run any more, however it ended."""
+        if self.executing is not None:
+            self.claims.executing.pop(self.executing, None)
+
+    def report(self, ran: Ran) -> None:
+        """Report what became of the claim."""
         status_code = getattr(ran.outcome, "status_code", None)
         if ran.fate is Fate.STORED:
             self.reporter.stored(ran.record, self.alias)
