@@ -59,13 +59,17 @@ def preformatted(text: str) -> SafeString:
 
 
 def badge(status: Status) -> SafeString:
-    """Return a status with a sign before its word."""
+    """Return a status with a sign before its word.
+
+    Beside it stands whether a response was kept.
+    """
+    is_completed = status in (Status.COMPLETED, Status.NOT_KEPT)
     return format_html(
         '<span class="idempotency-badge idempotency-{}">'
         '<span aria-hidden="true">{}</span> {}</span>',
         status.value,
         SIGNS[status],
-        status.label,
+        Status.COMPLETED.label if is_completed else status.label,
     )
 
 
