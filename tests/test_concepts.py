@@ -116,6 +116,8 @@ def die(client: APIClient, place: str) -> None:
         client.post(place, **key())
         raise AssertionError(f"No worker has come to this: {World.end}")
     World.end = None
+    # Or the next request on the connection would count as sent by that handler (E6).
+    assert claims_in(connection.alias).executing == {}
     connection.close()  # as the process would have
 
 

@@ -715,7 +715,7 @@ def test_row(
     expected = effects_without_key(world) if row["effect"] == "as usual" else 0
     world.remember()
     response = send()
-    ANSWERS[error_classes(row["response"])](world, row["response"], response)
+    ANSWERS[kind_of(row["response"])](world, row["response"], response)
     check_effect(world, row["effect"], expected)
     RECORDS[row["record"]](world, response)
     if row["record"] == "none" and row["effect"] in ("undone", "as usual"):
@@ -744,7 +744,7 @@ def effects_without_key(world: World) -> int:
     return Effect.objects.count() - before
 
 
-def error_classes(answer: str) -> str:
+def kind_of(answer: str) -> str:
     return "a code" if answer.startswith("`") else answer.partition(", with ")[0]
 
 

@@ -36,8 +36,7 @@ class Fingerprint:
 
 def default_fingerprint(request: Request) -> Fingerprint:
     """Return the request's fingerprint in the newest version."""
-    version = max(VERSIONS)
-    return Fingerprint(version, VERSIONS[version](request))
+    return fingerprint_in(request, max(VERSIONS))
 
 
 def fingerprint_in(request: Request, version: int) -> Fingerprint:
