@@ -13,6 +13,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from django.contrib.admin import ModelAdmin, site
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.signals import got_request_exception
@@ -21,6 +22,7 @@ from django.http import HttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.test import Client
+from django.urls import URLResolver, include, path
 from django.utils import timezone
 
 from idempotency.admin import IdempotencyRecordAdmin
@@ -393,3 +395,21 @@ def test_responses_of_pages(rf: Any) -> None:
     rendered = view(rf.get("/")).render()
     assert discreet_page(lambda request: rendered)(None) is rendered
     assert "render" not in vars(rendered)
+
+
+class Nested(ModelAdmin):  # type: ignore[type-arg]  # generic for the stubs alone
+    """Another package's admin, with pages of its own below one address."""
+
+    def get_urls(self) -> list[Any]:
+        return [path("more/", include([])), *super().get_urls()]
+
+
+class NestedAdmin(IdempotencyRecordAdmin, Nested):
+    """Both together."""
+
+
+def test_addresses_of_others() -> None:
+    """A1: What another package includes among the admin's addresses stays there."""
+    patterns = NestedAdmin(IdempotencyRecord, site).get_urls()
+    included = [each for each in patterns if isinstance(each, URLResolver)]
+    assert [each.callback for each in included] == [None]

@@ -16,7 +16,7 @@ from django.urls import path
 from django.utils.functional import SimpleLazyObject
 from rest_framework.authentication import BaseAuthentication, BasicAuthentication
 from rest_framework.request import Request
-from rest_framework.test import APIClient
+from rest_framework.test import APIClient, APIRequestFactory
 from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
@@ -260,3 +260,37 @@ def test_scopes_that_no_database_stores(scope: object) -> None:
 def test_longest_scope() -> None:
     """S1: A scope may have 512 characters of any kind."""
     assert validate_scope("\U0001f600" * 512) == "\U0001f600" * 512
+
+
+def tenant(request: Any) -> str:
+    return "tenant:1"
+
+
+class OfATenant(IdempotencyMixin, APIView):
+    """Adds to the scope that it would have without its hook."""
+
+    def post(self, request: Request) -> Any:
+        return create_effect(request)
+
+    def get_idempotency_scope(self, request: Request) -> str:
+        return f"eu/{super().get_idempotency_scope(request)}"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "settings_scope", "expected"),
+    [
+        ({"idempotency_scope": tenant}, None, "eu/tenant:1"),
+        ({}, tenant, "eu/tenant:1"),
+        ({"idempotency_scope": tenant}, default_scope, "eu/tenant:1"),
+        ({}, None, "eu/anonymous"),
+    ],
+)
+def test_hook_that_adds_to_the_scope(
+    settings: Any, attributes: Any, settings_scope: Any, expected: str
+) -> None:
+    """S1: A hook can build on the scope of the view's option or of the settings."""
+    settings.IDEMPOTENCY = {"SCOPE": settings_scope}
+    view = OfATenant.as_view(**attributes)
+    request = APIRequestFactory().post("/", {}, **key())
+    assert view(request).status_code == 201
+    assert scopes() == [expected]
