@@ -3,9 +3,9 @@
     python -m benchmarks.floor
 
 On PostgreSQL, turn by turn: the transaction of the bare view, the same with the app's
-two statements in it, and the one statement of a replay; each as they are sent and as
-prepared by the server. Also the bytes of log, without whole pages, against one INSERT
-of the finished record.
+three statements in it, and the two statements of a replay, in as many round trips; each
+as they are sent and as prepared by the server. Also the bytes of log, without whole
+pages, against one INSERT of the finished record.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,22 +36,25 @@ EFFECT = "INSERT INTO app_effect (note) VALUES (%s) RETURNING id"
 Statement = tuple[str, list[Any]]
 
 
+BEGIN: Statement = ("BEGIN", [])
+COMMIT: Statement = ("COMMIT", [])
+
+
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """What the app sends about one record."""
+    """What the app sends about one record, and in which transaction."""
 
-    claim: Statement
-    complete: Statement
-    # Not the app's: the least that storing the finished record takes.
-    insert_at_once: Statement
+    lock: Statement
+    look_up: Statement
+    # Takes the time at which the transaction began, which ``lock`` returns.
+    store: Callable[[datetime], Statement]
 
 
 def statements(record_id: UUID, body: bytes = BODY) -> Statements:
     """Return the statements about a record with that body."""
     from idempotency.claims import claims_in  # needs the settings
-    from idempotency.claims.base import CLAIM, CLAIMED, COMPLETED
-    from idempotency.claims.rows import ATTNAMES
-    from idempotency.models import IdempotencyRecord, State
+    from idempotency.models import IdempotencyRecord
+    from idempotency.responses import StoredResponse
 
     claims: Any = claims_in("default")
     now = timezone.now()
@@ -62,45 +66,65 @@ def statements(record_id: UUID, body: bytes = BODY) -> Statements:
         path=f"/keyed/{len(body)}/",
         fingerprint="f" * 64,
         fingerprint_version=1,
-        state=State.IN_PROGRESS,
         token=uuid4(),
         created_at=now,
         expires_at=now + timedelta(days=30),
     )
-    claimed = claims._values(record, CLAIMED)
-    claimed += [*claims._lock_key(record), record.pk]
-    record.state = State.COMPLETED
-    record.status_code, record.headers = 201, [["Content-Type", "application/json"]]
-    record.body, record.body_size, record.completed_at = body, len(body), now
-    names = ", ".join(connection.ops.quote_name(name) for name in ATTNAMES)
-    marks = ", ".join(["%s"] * len(ATTNAMES))
-    at_once = f"INSERT INTO {claims.table} ({names}) VALUES ({marks})"
+    headers = [["Content-Type", "application/json"]]
+    stored = StoredResponse(status_code=201, headers=headers, body=body)
     return Statements(
-        (claims.insert_sql.format(lease="NULL"), claimed),
-        (claims.complete_sql, claims._values(record, [*COMPLETED, *CLAIM])),
-        (at_once, claims._values(record, ATTNAMES)),
+        (claims.lock_sql, claims.lock_key(record)),
+        (claims.select_sql, claims.primary_key(record_id)),
+        lambda began_at: claims.insertion(record, stored, began_at),
     )
 
 
-def bare(**options: Any) -> float:
-    """Do what the bare view does in its transaction."""
-    return transact([effect()], **options)
+def began_at(lock: Sequence[Any]) -> datetime:
+    """Return the time in what the lock's statement has returned."""
+    found: datetime = lock[3]
+    return found
 
 
-def first_time(**options: Any) -> float:
+def bare(*, prepare: bool = False) -> float:
+    """Do what the bare view does in its transaction, and return the seconds."""
+    started = time.perf_counter()
+    for each in (BEGIN, effect(), COMMIT):
+        send(each, prepare=prepare)
+    return time.perf_counter() - started
+
+
+def first_time(
+    body: bytes = BODY, *, prepare: bool = False, in_text: bool = False
+) -> float:
     """Do what a first-time request does in its transaction."""
-    sent = statements(uuid4())
-    return transact([sent.claim, effect(), sent.complete], **options)
+    sent = statements(uuid4(), body)
+    started = time.perf_counter()
+    _begin, lock, _record = send(BEGIN, sent.lock, sent.look_up, prepare=prepare)
+    send(effect(), prepare=prepare)
+    store = sent.store(began_at(lock))
+    send(store, COMMIT, prepare=prepare, in_text=in_text)
+    return time.perf_counter() - started
 
 
-def replay(**options: Any) -> float:
+def replay(*, prepare: bool = False) -> float:
     """Do what a replay does in its transaction."""
-    return transact([statements(STORED).claim], **options)
+    sent = statements(STORED)
+    started = time.perf_counter()
+    send(BEGIN, sent.lock, sent.look_up, prepare=prepare)
+    send(COMMIT)
+    return time.perf_counter() - started
 
 
 def insert_at_once() -> float:
-    """Insert the finished record beside the effect."""
-    return transact([effect(), statements(uuid4()).insert_at_once])
+    """Insert the finished record beside the effect, and ask nothing before."""
+    sent = statements(uuid4())
+    started = time.perf_counter()
+    send(BEGIN)
+    (now,) = send(("SELECT TRANSACTION_TIMESTAMP()", []))
+    send(effect())
+    send(sent.store(now[0]))
+    send(COMMIT)
+    return time.perf_counter() - started
 
 
 def effect() -> Statement:
@@ -108,27 +132,23 @@ def effect() -> Statement:
     return EFFECT, ["benchmark"]
 
 
-def transact(
-    sent: list[Statement], *, bind_on_server: bool = False, prepare: bool = False
-) -> float:
-    """Send statements in one transaction, and return the seconds that they took."""
+def send(*trip: Statement, prepare: bool = False, in_text: bool = False) -> list[Any]:
+    """Send statements in one round trip, and return the first row of each."""
     import psycopg  # where there is PostgreSQL
 
     raw: Any = connection.connection
-    # The driver's own cursor: Django's default one puts values into the text.
-    kind = psycopg.Cursor if bind_on_server or prepare else type(raw.cursor())
     # Django sets None, and then nothing is prepared, whatever is asked for.
     raw.prepare_threshold = PREPARED_AFTER if prepare else None
-    # What making the values takes is not measured.
-    started = time.perf_counter()
-    with kind(raw) as cursor:
-        cursor.execute("BEGIN", prepare=False)
-        for sql, values in sent:
-            cursor.execute(sql, values, prepare=prepare)
-            if cursor.description is not None:
-                cursor.fetchone()
-        cursor.execute("COMMIT", prepare=False)
-    return time.perf_counter() - started
+    kind = psycopg.ClientCursor if in_text else psycopg.Cursor
+    cursors = []
+    with raw.pipeline() if len(trip) > 1 else nullcontext():
+        for sql, values in trip:
+            cursors.append(kind(raw))
+            is_control = sql in (BEGIN[0], COMMIT[0])
+            cursors[-1].execute(sql, values, prepare=prepare and not is_control)
+    return [
+        None if cursor.description is None else cursor.fetchone() for cursor in cursors
+    ]
 
 
 def prepared() -> int:
@@ -178,11 +198,12 @@ def main() -> int:
     with database("postgresql", urls="benchmarks.views"):
         connection.ensure_connection()
         stored = statements(STORED)
-        transact([stored.claim, stored.complete])
+        _begin, lock = send(BEGIN, stored.lock)
+        send(stored.store(began_at(lock)), COMMIT)
         for kind in KINDS.values():
             timed(kind, 50)
-        # The claim, the effect and the answer.
-        assert prepared() == 3
+        # The lock, the look-up, the effect and the record.
+        assert prepared() == 4
         settle()
         rounds: dict[str, list[float]] = {name: [] for name in KINDS}
         for _round in range(arguments.rounds):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -149,7 +150,8 @@ def held(record: Any) -> Iterator[None]:
     other = connection.copy()
     other.set_autocommit(False)
     try:
-        assert type(claims_in("default"))(other).insert(record, None) is record
+        claims = type(claims_in("default"))(other)
+        assert claims.insert(record, timedelta(days=30), None) is record
         yield
     finally:
         other.rollback()

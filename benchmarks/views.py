@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from django.http import HttpResponse
 from django.urls import path
 from rest_framework.decorators import api_view
@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from benchmarks.answers import BYTES, TEXT
-from benchmarks.floor import statements
+from benchmarks.floor import BEGIN, COMMIT, began_at, send, statements
 from idempotency.claims.rows import ATTNAMES
 from idempotency.decorators import idempotent
 from tests.app.models import Effect
@@ -46,6 +46,14 @@ def keyed(request: Request, size: int) -> Any:
 
 
 @api_view(["POST"])
+@idempotent
+def refusing(request: Request, size: int) -> Any:
+    """In atomic mode, with an answer that gives the key back."""
+    act(request, size)
+    return Response({"title": ["too long"]}, status=400)
+
+
+@api_view(["POST"])
 @idempotent(atomic=False, lease=timedelta(seconds=60), on_abandoned="hold")
 def leased(request: Request, size: int) -> Any:
     """In leased mode."""
@@ -56,26 +64,20 @@ def leased(request: Request, size: int) -> Any:
 def floor(request: Request, size: int) -> Any:
     """The app's statements through the bare driver, and nothing else of the app."""
     sent = statements(UUID(request.META["HTTP_IDEMPOTENCY_KEY"]), BYTES[:size])
-    with transaction.atomic(), driver_cursor() as cursor:
-        cursor.execute(*sent.claim)
-        is_won, *found = cursor.fetchone()
-        if not is_won:
-            return HttpResponse(found[ATTNAMES.index("body")], status=201)
-        response = act(request, size)
-        cursor.execute(*sent.complete)
-    return response
-
-
-def driver_cursor() -> Any:
-    """Return a cursor without Django's wrapper around it."""
     connection.ensure_connection()
-    raw: Any = connection.connection
-    return raw.cursor()
+    _begin, lock, found = send(BEGIN, sent.lock, sent.look_up)
+    if found is not None:
+        send(COMMIT)
+        return HttpResponse(found[ATTNAMES.index("body")], status=201)
+    response = act(request, size)
+    send(sent.store(began_at(lock)), COMMIT)
+    return response
 
 
 urlpatterns = [
     path("bare/<int:size>/", bare),
     path("keyed/<int:size>/", keyed),
+    path("refusing/<int:size>/", refusing),
     path("leased/<int:size>/", leased),
     path("floor/<int:size>/", floor),
 ]

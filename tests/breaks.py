@@ -26,6 +26,20 @@ AFTER_THE_HANDLER = """\
                 if is_failure(error):
                     raise
 """
+LOCK_THEN_LOOK = """\
+        lock, look_up = self._bound_cursor(), self._bound_cursor(is_last=True)
+        failure = None
+        try:
+            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
+            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
+"""
+LOOK_THEN_LOCK = """\
+        look_up, lock = self._bound_cursor(), self._bound_cursor(is_last=True)
+        failure = None
+        try:
+            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
+            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +58,9 @@ BREAKS = (
     Break(
         name="store outside the transaction",
         file="idempotency/modes/atomic.py",
-        old="            self.claims.complete(claimed, stored)\n",
+        old="            self.transaction.complete(ran.record, stored)\n",
         new="            transaction.on_commit("
-        "lambda: self.claims.complete(claimed, stored), using=self.alias)\n",
+        "lambda: self.claims.complete(ran.record, stored), using=self.alias)\n",
         test="tests/long/test_crash_matrix.py::test_cut_at_every_boundary",
     ),
     Break(
@@ -63,6 +77,22 @@ BREAKS = (
         "        \"hashint8extended(%s, '{table}'::regclass::oid::bigint))\"",
         new="\"(hashint8extended(%s, '{table}'::regclass::oid::bigint) IS NOT NULL)\"",
         test="tests/test_concurrency.py::test_held_elsewhere",
+        suite="postgresql",
+    ),
+    Break(
+        name="look-up before the lock",
+        file="idempotency/claims/pipelines.py",
+        old=LOCK_THEN_LOOK,
+        new=LOOK_THEN_LOCK,
+        test="tests/test_pipelines.py::TestFailures::test_lock_before_look_up",
+        suite="postgresql",
+    ),
+    Break(
+        name="a record in another transaction than the claim's",
+        file="idempotency/claims/postgresql.py",
+        old="CASE WHEN TRANSACTION_TIMESTAMP() = %s THEN",
+        new="CASE WHEN %s IS NOT NULL THEN",
+        test="tests/test_pipelines.py::TestFailures::test_transaction_ended",
         suite="postgresql",
     ),
     Break(
@@ -98,9 +128,9 @@ BREAKS = (
     ),
     Break(
         name="undo by a mark on somebody else's transaction",
-        file="idempotency/modes/atomic.py",
-        old="with transaction.atomic(using=self.alias):",
-        new="with transaction.atomic(using=self.alias, savepoint=False):",
+        file="idempotency/claims/transactions.py",
+        old="transaction.atomic(using=claims.connection.alias)",
+        new="transaction.atomic(using=claims.connection.alias, savepoint=False)",
         test="tests/test_third_party_code.py::TestTracking::test_failure",
     ),
     Break(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.test.utils import setup_databases, teardown_databases
 from rest_framework.request import Request
 from rest_framework.test import APIClient
@@ -64,6 +64,25 @@ def atomic_requests(request: pytest.FixtureRequest, database: None) -> Iterator[
     settings["ATOMIC_REQUESTS"] = request.param
     yield request.param
     settings["ATOMIC_REQUESTS"] = before
+
+
+@pytest.fixture
+def by_statements(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the app send each statement by itself, as where there are no pipelines."""
+    monkeypatch.setattr(
+        "idempotency.claims.postgresql.why_not", lambda connection: "a test says so"
+    )
+    connections.close_all()
+
+
+WAYS = ["pipelined", "by_statements"]
+
+
+@pytest.fixture(params=WAYS if connection.vendor == "postgresql" else WAYS[1:])
+def each_way(request: pytest.FixtureRequest) -> None:
+    """Run a test in each way that the app's statements can take on this database."""
+    if request.param == "by_statements":
+        request.getfixturevalue("by_statements")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The demo project's settings, with the tests' own app, views and urls."""
 
+import os
+
 from testproject.settings import *  # noqa: F403
 from testproject.settings import DATABASES, INSTALLED_APPS, VAR_DIR
 
@@ -29,6 +31,9 @@ REST_FRAMEWORK = {
 DATABASES["default"].setdefault("TEST", {})
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["TEST"]["NAME"] = str(VAR_DIR / "test.sqlite3")
+# The way of the app's statements where psycopg's pipelines can't be used.
+if os.environ.get("TEST_BY_STATEMENTS"):
+    DATABASES["default"]["ENGINE"] = "tests.support.by_statements"
 # A connection of its own to the same database, for routers and ``using``.
 DATABASES["other"] = {
     **DATABASES["default"],

@@ -93,7 +93,7 @@ class TestRecordId:
         assert IdempotencyRecord.objects.count() == 1500
 
 
-@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.usefixtures("atomic_requests", "by_statements")
 class TestStatements:
     """R6: statements of the app beside transaction control."""
 

@@ -19,6 +19,7 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency.claims import claims_in
+from idempotency.claims.pipelines import PipelinedTransaction
 from idempotency.database import UTCNow
 from idempotency.execution import Execution
 from idempotency.mixins import IdempotencyMixin
@@ -28,7 +29,10 @@ from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.test_docs import DOCUMENTS, ROOT, table
 
-pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.usefixtures("atomic_requests", "each_way"),
+    pytest.mark.urls(__name__),
+]
 
 ATOMIC = table("the worker dies", "effect", "record", "the next retry")
 LEASED = table("the worker dies, in leased mode", "external call")
@@ -99,6 +103,8 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     monkeypatch.setattr(claims, "claim", dying_claim)
     monkeypatch.setattr(claims, "complete", dying_complete)
+    if connection.vendor == "postgresql":
+        die_in_pipelines(monkeypatch)
     monkeypatch.setattr(connection, "commit", dying_commit)
     monkeypatch.setattr(Execution, "_name_expiry", dying_later)
     # A process that is killed gives nothing up.
@@ -109,6 +115,32 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     yield set_end
     World.end = None
+
+
+def die_in_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker die where statements travel together."""
+    import psycopg  # noqa: PLC0415  # of one database
+
+    execute = psycopg.Cursor.execute
+    claim, complete = PipelinedTransaction.claim, PipelinedTransaction.complete
+
+    def dying_execute(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        if query == "COMMIT":  # with the record
+            World.reach("before the COMMIT")
+        return execute(self, query, *args, **options)
+
+    def dying_claim(self: Any, *args: Any) -> Any:
+        World.reach("before the claim")
+        return claim(self, *args)
+
+    def dying_complete(self: Any, *args: Any) -> None:
+        complete(self, *args)
+        if self.is_nested:
+            World.reach("before the COMMIT")
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", dying_execute)
+    monkeypatch.setattr(PipelinedTransaction, "claim", dying_claim)
+    monkeypatch.setattr(PipelinedTransaction, "complete", dying_complete)
 
 
 def die(client: APIClient, place: str) -> None:

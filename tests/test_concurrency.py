@@ -223,7 +223,7 @@ def test_waiting_for_a_key_that_is_given_back(
     assert Effect.objects.count() == 2
 
 
-@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.usefixtures("atomic_requests", "by_statements")
 class TestWaitingInOneProcess:
     """E3: the waiting itself, step by step."""
 

@@ -37,7 +37,10 @@ from tests.support.processes import running, wait_until
 from tests.support.rendezvous import PATIENCE, Rendezvous
 from tests.urls import urlpatterns as usual_urls
 
-pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.usefixtures("atomic_requests", "each_way"),
+    pytest.mark.urls(__name__),
+]
 
 Handle = Callable[[Callable[[Request], Any]], None]
 Write = Callable[[str], Any]
@@ -703,7 +706,7 @@ class TestTimeoutsOfClaims:
         """E3, O3: Nothing runs, nothing stays; afterwards the retry runs."""
         handle(lambda request: act())
         if VENDOR == "postgresql":
-            rival.run("BEGIN", f"LOCK TABLE {RECORDS} IN SHARE MODE")
+            rival.run("BEGIN", f"LOCK TABLE {RECORDS} IN ACCESS EXCLUSIVE MODE")
         else:
             rival.run(f"LOCK TABLES {RECORDS} READ")
         run(limit)
@@ -712,6 +715,7 @@ class TestTimeoutsOfClaims:
         assert_undone(answer, status_code)
         if status_code == 409:
             assert_in_progress(answer)
+        connection.close()  # and with it, the limit
         assert_retry_runs(handle)
 
 

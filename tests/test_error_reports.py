@@ -314,6 +314,7 @@ RENEWED = "{row}.state = 'in_progress'"
 class TestStatements:
     """X1: Where a statement of the app's fails, no report has its values."""
 
+    @pytest.mark.usefixtures("by_statements")
     def test_claim(
         self, door: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
@@ -325,6 +326,18 @@ class TestStatements:
         # What is left tells where it was, and what.
         assert "_execute" in reports.text or "_fetch_row" in reports.text
         assert "Error" in reports.text
+
+    def test_look_up(
+        self, door: str, client: APIClient, reports: Reports, handle: Handle
+    ) -> None:
+        """X1: A look-up that the database refuses."""
+        handle(answer)
+        statements([f"ALTER TABLE {TABLE} RENAME COLUMN status_code TO status"])
+        try:
+            assert post(client, door).status_code == 500
+        finally:
+            statements([f"ALTER TABLE {TABLE} RENAME COLUMN status TO status_code"])
+        assert_discreet(reports)
 
     def test_claim_by_other_statements(
         self,
@@ -346,6 +359,7 @@ class TestStatements:
             assert post(client, door).status_code == 500
         assert_discreet(reports)
 
+    @pytest.mark.usefixtures("by_statements")
     def test_complete(
         self, door: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
@@ -391,6 +405,7 @@ class TestStatements:
         assert_discreet(reports)
         assert f"(1366, '{HIDDEN}')" in reports.text
 
+    @pytest.mark.usefixtures("by_statements")
     def test_release(
         self, door: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:

@@ -41,7 +41,10 @@ from tests.app.views import MixinView, behave, create_effect
 from tests.conftest import KEY, assert_refused, code_of, key
 from tests.urls import urlpatterns as usual_urls
 
-pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.usefixtures("atomic_requests", "each_way"),
+    pytest.mark.urls(__name__),
+]
 
 Handle = Callable[[Callable[[Request], Any]], None]
 
@@ -1008,6 +1011,7 @@ class TestFailedTransactions:
         transient: DatabaseError,
         monkeypatch: Any,
         atomic_requests: bool,
+        by_statements: None,
     ) -> None:
         """E4: A COMMIT that fails is 503, or Django's own 500 under ATOMIC_REQUESTS."""
 
@@ -1038,6 +1042,7 @@ class TestFailedTransactions:
         assert IdempotencyRecord.objects.count() == 0
 
     @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
+    @pytest.mark.usefixtures("by_statements")
     def test_release_that_fails(
         self, client: Any, handle: Handle, door: str, monkeypatch: Any, raised: bool
     ) -> None:
@@ -1060,6 +1065,7 @@ class TestFailedTransactions:
 
     @pytest.mark.parametrize("status_code", [201, 400])
     @pytest.mark.parametrize("loss", ["token", "row"])
+    @pytest.mark.usefixtures("by_statements")
     def test_claim_that_vanished(
         self, client: Any, handle: Handle, door: str, status_code: int, loss: str
     ) -> None:
@@ -1176,6 +1182,7 @@ class TestOutcomes:
         assert not Effect.objects.filter(note="effect").exists()
         assert IdempotencyRecord.objects.count() == 0
 
+    @pytest.mark.usefixtures("by_statements")
     def test_retry_after_of_any_exception_handler(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:

@@ -27,7 +27,10 @@ from tests.app.views import behave
 from tests.conftest import key
 from tests.urls import urlpatterns as usual_urls
 
-pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
+pytestmark = [
+    pytest.mark.usefixtures("atomic_requests", "each_way"),
+    pytest.mark.urls(__name__),
+]
 
 Handle = Callable[[Callable[[Request], Any]], None]
 

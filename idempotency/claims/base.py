@@ -11,6 +11,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
+from idempotency.claims.transactions import Transaction
 from idempotency.database import UTCNow, in_utc
 from idempotency.discretion import without_values
 from idempotency.exceptions import ClaimLost
@@ -84,6 +85,10 @@ class Claims(Rows):
         )
         self.release_sql = f"DELETE FROM {self.table} {by_claim}"
 
+    def transaction(self) -> Transaction:
+        """Return the transaction of a run in atomic mode."""
+        return Transaction(self)
+
     def claim(
         self,
         new_record: IdempotencyRecord,
@@ -121,7 +126,7 @@ class Claims(Rows):
 
     def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
         """Return the visible record, from the database that is written to."""
-        return self._fetch(self.select_sql, self._id(record_id))
+        return self._fetch(self.select_sql, self.primary_key(record_id))
 
     def read_again(self, record_id: UUID) -> IdempotencyRecord | None:
         """Return the record as it is now, whatever the transaction saw before."""
@@ -164,7 +169,7 @@ class Claims(Rows):
         sql, ends = self._with_lease(self.take_over_sql, lease)
         values = [*self._values(new_record, [*CLAIMED, *TIMES]), *ends]
         values += self._values(earlier, [*CLAIM, "state"])
-        return self._execute(sql, values + self._lock_key(new_record)) == 1
+        return self._execute(sql, values + self.lock_key(new_record)) == 1
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
         """Let the lease end ``lease`` from now (E8).
@@ -181,11 +186,7 @@ class Claims(Rows):
 
         Raises ``ClaimLost`` if the record no longer has the claim's token.
         """
-        if stored.body is not None and not self.can_store(stored.body):
-            stored = stored.as_tombstone()
-        claimed.state = State.COMPLETED
-        for name, value in stored.as_fields().items():
-            setattr(claimed, name, value)
+        self.fill(claimed, stored)
         self._write(self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM]))
 
     def abandon(self, claimed: IdempotencyRecord) -> None:
@@ -201,6 +202,14 @@ class Claims(Rows):
         Raises ``ClaimLost`` if the record no longer has the claim's token.
         """
         self._write(self.release_sql, self._values(claimed, CLAIM))
+
+    def fill(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
+        """Set in the record what is to be stored."""
+        if stored.body is not None and not self.can_store(stored.body):
+            stored = stored.as_tombstone()
+        claimed.state = State.COMPLETED
+        for name, value in stored.as_fields().items():
+            setattr(claimed, name, value)
 
     def can_store(self, body: bytes) -> bool:
         """Tell whether a body fits into a statement."""
@@ -243,7 +252,7 @@ class Claims(Rows):
     def _compile_end(self, duration: timedelta) -> tuple[str, list[Any]]:
         return self._compile(UTCNow() + duration)
 
-    def _lock_key(self, record: IdempotencyRecord) -> list[Any]:
+    def lock_key(self, record: IdempotencyRecord) -> list[Any]:
         return []
 
 

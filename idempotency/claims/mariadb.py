@@ -34,12 +34,12 @@ class MariaDBClaims(ReturningClaims):
         self.select_at_once_sql = self.AT_ONCE + self.select_sql
 
     def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
-        return self._fetch(self.select_at_once_sql, self._id(record_id))
+        return self._fetch(self.select_at_once_sql, self.primary_key(record_id))
 
     def read_again(self, record_id: UUID) -> IdempotencyRecord | None:
         # A plain SELECT would read the transaction's snapshot under REPEATABLE READ.
         sql = f"{self.select_at_once_sql} LOCK IN SHARE MODE"
-        return self._fetch(sql, self._id(record_id))
+        return self._fetch(sql, self.primary_key(record_id))
 
     def can_store(self, body: bytes) -> bool:
         # The driver writes the body into the statement, these bytes as two.

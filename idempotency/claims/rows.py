@@ -48,7 +48,7 @@ class Rows:
             return column
         return f"{in_utc(column, self.connection)} AS {column}"
 
-    def _id(self, record_id: UUID) -> list[Any]:
+    def primary_key(self, record_id: UUID) -> list[Any]:
         field: Any = IdempotencyRecord._meta.pk
         return [field.get_db_prep_save(record_id, self.connection)]
 
@@ -71,7 +71,7 @@ class Rows:
 
     def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
         row = self._fetch_row(sql, values)
-        return None if row is None else self._record(row)
+        return None if row is None else self.record_of(row)
 
     def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
         try:
@@ -84,7 +84,7 @@ class Rows:
             failure = without_values(error)
         raise failure
 
-    def _record(self, row: Sequence[Any]) -> IdempotencyRecord:
+    def record_of(self, row: Sequence[Any]) -> IdempotencyRecord:
         *found, is_leased, read_at = row
         found.append(read_at)
         for index, column, convert in self.converters:

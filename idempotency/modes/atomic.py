@@ -36,8 +36,9 @@ class AtomicMode(Mode):
                 seen = self.claims.look_up(new_record.pk)
             if seen is not None and seen.is_in_force:
                 return InForce(seen)
-            with transaction.atomic(using=self.alias):
-                record = self.claims.claim(new_record, self.policy.retention, seen)
+            self.transaction = self.claims.transaction()
+            with self.transaction:
+                record = self.transaction.claim(new_record, self.policy.retention, seen)
                 if record is None:
                     return Busy()
                 if record.token != new_record.token:
@@ -115,8 +116,7 @@ class AtomicMode(Mode):
         if self.is_released_by(response):
             self._release(claimed)
         else:
-            self._complete(claimed, response)
-            ran.fate = Fate.STORED
+            self._complete(ran, response)
         return response
 
     def _note_commit(self) -> None:
@@ -146,12 +146,16 @@ class AtomicMode(Mode):
         self._undo(is_wanted=wish.is_wanted)
         return response
 
-    def _complete(self, claimed: IdempotencyRecord, response: HttpResponseBase) -> None:
+    def _complete(self, ran: Ran, response: HttpResponseBase) -> None:
         stored = self.to_store(response)
         try:
-            self.claims.complete(claimed, stored)
+            self.transaction.complete(ran.record, stored)
         except (ClaimLost, Error) as error:
-            self._undo_because_of(error, claimed)
+            if not self.transaction.is_ending:
+                self._undo_because_of(error, ran.record)
+            ran.fate = Fate.STORED
+            raise
+        ran.fate = Fate.STORED
 
     def _undo_because_of(
         self, error: Exception, claimed: IdempotencyRecord
@@ -175,7 +179,7 @@ class AtomicMode(Mode):
 
     def _release(self, claimed: IdempotencyRecord) -> None:
         try:
-            self.claims.release(claimed)
+            self.transaction.release(claimed)
         except ClaimLost as error:
             raise TransactionFailed from error  # E5
 

@@ -172,6 +172,9 @@ def _watch_postgresql() -> None:
     for name in ("execute", "executemany"):
         call = getattr(psycopg.Cursor, name)
         setattr(psycopg.Cursor, name, between_boundaries(call, _first_argument))
+    psycopg.Pipeline.__exit__ = _within(  # type: ignore[method-assign]
+        psycopg.Pipeline.__exit__, "the pipeline's replies"
+    )
     # What the driver sends by itself: BEGIN before a transaction's first statement,
     # COMMIT and ROLLBACK.
     send = psycopg.Connection._exec_command
@@ -184,6 +187,19 @@ def _watch_postgresql() -> None:
         return result
 
     psycopg.Connection._exec_command = watched  # type: ignore[method-assign]
+
+
+def _within(call: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Return a call with boundaries around it that are no statement's."""
+
+    @wraps(call)
+    def watched(*args: Any) -> Any:
+        reach(f"waiting for {what}")
+        result = call(*args)
+        reach(f"with {what}")
+        return result
+
+    return watched
 
 
 def _watch_mariadb() -> None:
@@ -250,9 +266,9 @@ def _counting_postgresql(raw: Any) -> Iterator[Callable[[], int]]:
         def count() -> int:
             raw.pgconn.untrace()
             trace.seek(0)
-            # Messages of the client; the extended protocol ends each with a Sync.
+            # Messages of the client; a pipeline has several between two Syncs.
             messages = [line.split("\t") for line in trace]
-            return sum("F" in m and ("Query" in m or "Sync" in m) for m in messages)
+            return sum("F" in m and ("Query" in m or "Execute" in m) for m in messages)
 
         yield count
 

@@ -1,0 +1,258 @@
+"""Atomic mode on PostgreSQL without round trips of its own, by psycopg's pipelines.
+
+BEGIN travels with the claim, and the record with COMMIT. The claim is a lock, taken
+before the look-up: under READ COMMITTED the look-up has a snapshot of its own, and
+PostgreSQL makes a commit visible before it frees the commit's locks. So whoever has the
+lock and sees no record is the only one to run, until its own COMMIT (E1, R6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, suppress
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error
+from django.db.backends.utils import debug_transaction
+
+from idempotency.claims.transactions import Transaction
+from idempotency.database import UTC
+from idempotency.discretion import without_values
+
+try:
+    import psycopg
+except ImportError:  # Django works with psycopg2, too
+    psycopg = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from idempotency.claims.postgresql import PostgreSQLClaims
+    from idempotency.models import IdempotencyRecord
+    from idempotency.responses import StoredResponse
+
+READ_COMMITTED = "read committed"
+
+
+def why_not(connection: Any) -> str | None:
+    """Return why an open connection can't use pipelines, or None if it can.
+
+    Asks no server.
+    """
+    return next(_obstacles(connection), None)
+
+
+def _obstacles(connection: Any) -> Iterator[str]:
+    driver = connection.connection
+    if psycopg is None or not isinstance(driver, psycopg.Connection):
+        yield "the driver is not psycopg 3"
+        return
+    if not psycopg.Pipeline.is_supported():
+        yield "libpq is older than version 14"
+    if not hasattr(driver, "_autocommit"):
+        yield "this release of psycopg is not supported yet"
+    if hasattr(connection, "_start_transaction_under_autocommit"):
+        yield "the database backend begins transactions in a way of its own"
+    if driver.isolation_level not in (None, psycopg.IsolationLevel.READ_COMMITTED):
+        level = driver.isolation_level.name.lower().replace("_", " ")
+        yield f"the isolation level is {level}"
+    if (driver.read_only, driver.deferrable) != (None, None):
+        yield "transactions begin with options of the project's own"
+    if not issubclass(driver.cursor_factory, psycopg.Cursor):
+        yield "the cursors are not psycopg's"
+
+
+@lru_cache
+def _bound(factory: Any) -> Any:
+    """Return a kind of cursor like the project's that binds parameters on the server.
+
+    In the text of a statement each byte of a response is two characters. What traces
+    the project's cursors is above the part that waits, so it sees the real time.
+    """
+    by_server = {
+        name: getattr(psycopg.Cursor, name)
+        for base in psycopg.ClientCursor.__mro__
+        if not issubclass(psycopg.Cursor, base)
+        for name in vars(base)
+        if hasattr(psycopg.Cursor, name) and not name.startswith("__")
+    }
+    own = {"__module__": __name__, **by_server}
+    return type("BoundCursor", (factory, _waiting_cursor()), own)
+
+
+@lru_cache
+def _waiting_cursor() -> Any:
+    class WaitingCursor(psycopg.Cursor):
+        """Waits for the whole pipeline where its statement is the last one."""
+
+        pipeline: ExitStack | None = None
+        # What follows the statement, without a statement of the project's log.
+        command: str | None = None
+
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            with self.pipeline or nullcontext():
+                super().execute(*args, **kwargs)
+                if self.command:
+                    psycopg.Cursor(self.connection).execute(self.command)
+            return self
+
+    return WaitingCursor
+
+
+class PipelinedTransaction(Transaction):
+    """Begins with the claim and ends with the record, each in one round trip.
+
+    Where the transaction turns out to have another isolation level, and for expired
+    records, the statements of ``PostgreSQLClaims`` do what is left.
+    """
+
+    claims: PostgreSQLClaims
+    # When it began, if the claim is its lock alone: the record is not written yet.
+    began_at: datetime | None = None
+    is_nested = is_pipelined = False
+
+    def __init__(self, claims: PostgreSQLClaims) -> None:
+        super().__init__(claims)
+        self.pipeline = ExitStack()
+        # Some backends prepare each cursor, and must do so before the pipeline.
+        self.cursor = self.connection.cursor()
+
+    def __enter__(self) -> Transaction:
+        connection = self.connection
+        self.is_nested = connection.in_atomic_block or not connection.autocommit
+        try:
+            self._open_pipeline()
+        except Error:
+            self.claims.avoid_pipelines("the connection refuses pipelines")
+            return super().__enter__()
+        self.is_pipelined = True
+        if not self.is_nested:
+            connection._start_transaction_under_autocommit = self._begin
+        try:
+            self.atomic.__enter__()
+        except BaseException:
+            self._leave_pipeline()
+            if not self.is_nested:
+                connection.close()  # as Django does with what can't be rolled back
+            raise
+        finally:
+            vars(connection).pop("_start_transaction_under_autocommit", None)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._leave_pipeline()
+        super().__exit__(*error)
+
+    def claim(
+        self,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        seen: IdempotencyRecord | None,
+    ) -> IdempotencyRecord | None:
+        """Take the lock, then look."""
+        claims = self.claims
+        if not self.is_pipelined:
+            return super().claim(new_record, retention, seen)
+        lock, look_up = self._bound_cursor(), self._bound_cursor(is_last=True)
+        failure = None
+        try:
+            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
+            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
+        except Error as error:
+            failure = without_values(error)
+        finally:
+            self._leave_pipeline()
+            if not self.is_nested:
+                # As Django has it in a transaction; psycopg's setter refuses there.
+                self.connection.connection._autocommit = False
+        if failure is not None:
+            raise failure
+        is_locked, level, usual_level, began_at, now = lock.fetchone()
+        row = look_up.fetchone()
+        if level != READ_COMMITTED:
+            if usual_level != READ_COMMITTED:
+                claims.avoid_pipelines(f"the isolation level is {usual_level}")
+            return super().claim(new_record, retention, seen)
+        record = None if row is None else claims.record_of(row)
+        if record is not None and not record.is_in_force:
+            return super().claim(new_record, retention, record)
+        if record is not None or not is_locked or new_record.pk in claims.executing:
+            self._leave_savepoint()
+            return record
+        new_record.created_at = now.astimezone(UTC)
+        new_record.expires_at = new_record.created_at + retention
+        self.began_at = began_at
+        return new_record
+
+    def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
+        """Store the response, and end the transaction in the same round trip."""
+        if self.began_at is None:
+            super().complete(claimed, stored)
+            return
+        connection = self.connection
+        sql, values = self.claims.insertion(claimed, stored, self.began_at)
+        self.cursor = connection.cursor()
+        savepoint = connection.savepoint_ids[-1] if self.is_nested else None
+        insert = self._bound_cursor(is_last=savepoint is None)
+        insert.command = None if self.is_nested else "COMMIT"
+        self.is_ending = not self.is_nested
+        self._open_pipeline()
+        try:
+            with self.pipeline:
+                self._send(insert, sql, values)
+                if savepoint is not None:
+                    release = connection.ops.savepoint_commit_sql(savepoint)
+                    self._send(self._bound_cursor(is_last=True), release)
+                    connection.savepoint_ids[-1] = None  # for Django it is done
+        except Error as error:
+            if insert.pgresult is None and not insert.connection.closed:
+                self.is_ending = False  # the server refused, and did not go on
+            failure = without_values(error)
+        else:
+            return
+        raise failure
+
+    def release(self, claimed: IdempotencyRecord) -> None:
+        """Give the key back: nothing was written."""
+        if self.began_at is None:
+            super().release(claimed)
+
+    def _leave_savepoint(self) -> None:
+        """Let the end of the transaction release it: nothing will be written in it.
+
+        One for each transaction, so that a batch of replays does not nest them.
+        """
+        outermost = self.connection.atomic_blocks[0]
+        if self.is_nested and self.claims.left_savepoint is not outermost:
+            self.claims.left_savepoint = outermost
+            self.connection.savepoint_ids[-1] = None
+
+    def _begin(self) -> None:
+        driver = self.connection.connection
+        level = (
+            "" if driver.isolation_level is None else " ISOLATION LEVEL READ COMMITTED"
+        )
+        connection = self.connection
+        with debug_transaction(connection, "BEGIN"), connection.wrap_database_errors:
+            psycopg.Cursor(driver).execute("BEGIN" + level)
+
+    def _open_pipeline(self) -> None:
+        with self.connection.wrap_database_errors:
+            self.pipeline.enter_context(self.connection.connection.pipeline())
+
+    def _leave_pipeline(self) -> None:
+        """Leave it where an error has come before the last statement."""
+        with suppress(psycopg.Error):
+            self.pipeline.close()
+
+    def _bound_cursor(self, *, is_last: bool = False) -> Any:
+        driver = self.connection.connection
+        cursor = _bound(driver.cursor_factory)(driver)
+        cursor.format = psycopg.pq.Format.BINARY
+        cursor.pipeline = self.pipeline if is_last else None
+        return cursor
+
+    def _send(self, cursor: Any, sql: str, values: Any = None) -> None:
+        """Execute a statement as the project's cursors do, for all that watch them."""
+        self.cursor.cursor = cursor
+        self.cursor.execute(sql, values)
