@@ -1,4 +1,4 @@
-"""What ``request.idempotency`` is."""
+"""The object at ``request.idempotency``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from idempotency.client_warnings import ClientWarning
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
 
 
-# Part of every derivation: another construction would need another value here, and
-# retries across the upgrade would then act downstream under another key. So there is
-# none; tests/test_derivation.py has vectors.
+# Never changes, like the rest of derive_key(): a retry after an upgrade would otherwise
+# reach the provider under another key. tests/test_derivation.py has test vectors.
 DERIVATION_VERSION = b"idempotency derive 1"
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """What a handler can know about its own protection, and do about it.
+    """Tell a protected handler about its idempotency key, and let it act on it.
 
-    Present in every protected handler, key or not. ``attempt`` counts the executions
-    of this record, from 1. ``executing`` is true until the answer is decided.
+    Every protected handler has one, with or without a key. ``attempt`` counts the runs
+    of the record, from 1. ``executing`` is true until the response is decided.
     """
 
     key: str | None = field(default=None, repr=False)
@@ -38,11 +37,11 @@ class RequestContext:
     attempt: int | None = None
     warnings: tuple[ClientWarning, ...] = ()
     executing: bool = False
-    # Whose handler has been executed under the key.
+    # The request that had its handler run under the key.
     request: Request | None = field(default=None, repr=False)
-    # The fingerprint's digest that stands for the payload in derived keys.
+    # The digest that stands for the payload in derived keys.
     payload: str = field(default="", repr=False)
-    # Leased mode's own: what renews the claim, and what the handler has said of itself.
+    # For leased mode.
     renew_claim: Callable[[timedelta | None], None] | None = None
     has_side_effects: bool = False
     is_released: bool = False
@@ -50,15 +49,14 @@ class RequestContext:
 
     @discreet
     def derive(self, name: str) -> str:
-        """Return the key for a downstream call, a UUID in text (E10).
+        """Return an idempotency key for an external call, as the text of a UUID (E10).
 
-        It is the same in every run for the same scope, key and payload, also after a
-        crash, and differs with ``name``. Nobody can guess it without the setting
-        DERIVATION_SECRET, or SECRET_KEY where that is not set; a change of the secret
-        changes it. Without an idempotency key it is a random one, kept for the request.
+        It is the same in every run of the same scope, key and payload, and differs by
+        ``name``. It depends on the setting DERIVATION_SECRET, or else on SECRET_KEY.
+        Without an idempotency key it is random, and stays for this request.
 
-        In leased mode it also says that the handler is about to act outside: an error
-        from here on leaves the outcome unknown (E9), unless ``release()`` is called.
+        In leased mode this call also means that the handler is about to act: a later
+        error leaves the outcome unknown (E9), unless the handler calls ``release()``.
         """
         if self.key is None or self.scope is None:
             return self._fresh.setdefault(name, str(uuid4()))
@@ -67,29 +65,26 @@ class RequestContext:
 
     @discreet
     def renew(self, lease: timedelta | None = None) -> None:
-        """Let the claim hold for another ``lease``, the policy's by default (E8).
+        """Extend the claim by ``lease``, or by the option's value (E8).
 
-        Call it before each long step outside. Like ``derive()`` it says that the
-        handler acts outside. Without a key there is no claim, and nothing happens.
+        Call it before each long external call. Like ``derive()``, it means that the
+        handler is about to act. Without a key it does nothing.
 
-        Raises ``ClaimLost`` where another request has the key by now, ``ValueError``
-        for a lease that is not positive and ``RuntimeError`` in atomic mode, and inside
-        a transaction of the handler's own: nobody would see the new lease, and it could
-        be rolled back.
+        Raise ``ClaimLost`` if another request has taken over the key, ``ValueError``
+        for a lease that is not positive, and ``RuntimeError`` in atomic mode or inside
+        a transaction, which would hide the new lease and could roll it back.
         """
         if lease is not None and lease <= timedelta(0):
-            raise ValueError(f"A lease must be longer than nothing, not {lease!r}.")
+            raise ValueError(f"A lease must be positive, not {lease!r}.")
         if self.key is not None:
             self.has_side_effects = True
             self._leased("renew")(lease)
 
     def release(self) -> None:
-        """Say that nothing happened outside: the key is free after the answer (E9).
+        """Declare that the handler has caused no external effect (E9).
 
-        Whatever the answer is, it is not stored, and a retry runs. Without a key
-        nothing happens.
-
-        Raises ``RuntimeError`` in atomic mode.
+        The response is then not stored, and a retry runs the handler. Without a key
+        this does nothing. Raise ``RuntimeError`` in atomic mode.
         """
         if self.key is not None:
             self._leased("release")
@@ -98,35 +93,28 @@ class RequestContext:
     def _leased(self, method: str) -> Callable[[timedelta | None], None]:
         if self.renew_claim is None:
             raise RuntimeError(
-                f"request.idempotency.{method}() is for leased mode. This endpoint is "
-                "atomic: its effects and its claim are one transaction."
+                f"request.idempotency.{method}() needs leased mode (atomic=False). "
+                "This endpoint is in atomic mode."
             )
         return self.renew_claim
 
 
 def context_of(request: Request) -> RequestContext:
-    """Return ``request.idempotency``, for type checkers, which know no such attribute.
+    """Return ``request.idempotency`` with its type.
 
-    Raises ``AttributeError`` where the request's handler is not protected.
+    Raise ``AttributeError`` if the request's handler is not protected.
     """
-    anything: Any = request
-    context: RequestContext = anything.idempotency
-    return context
+    return request.idempotency  # type: ignore[attr-defined, no-any-return]  # set here
 
 
 def derive_key(secret: bytes, scope: str, key: str, payload: str, name: str) -> str:
-    """Return a key in the form of a UUID: the same for the same arguments, for ever.
+    """Return a derived key: HMAC-SHA256 (RFC 2104) over the length-prefixed parts.
 
-    HMAC-SHA256 (RFC 2104) over length-prefixed parts; its first 128 bits in the layout
-    of version 8 (RFC 9562 section 5.8). ``payload`` is a fingerprint's digest.
+    The first 128 bits form a UUID of version 8 (RFC 9562 section 5.8). ``payload`` is a
+    fingerprint's digest.
     """
-    message = b"".join(
-        len(part).to_bytes(4, "big") + part
-        for part in (
-            DERIVATION_VERSION,
-            *(text.encode() for text in (scope, key, payload, name)),
-        )
-    )
+    parts = DERIVATION_VERSION, *map(str.encode, (scope, key, payload, name))
+    message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     octets = bytearray(hmac.digest(secret, message, hashlib.sha256)[:16])
     octets[6] = octets[6] & 0x0F | 0x80
     octets[8] = octets[8] & 0x3F | 0x80

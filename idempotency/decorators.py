@@ -1,4 +1,4 @@
-"""The decorators: one handler is protected, or left alone."""
+"""The decorators that protect one handler, or exempt it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TypedOptions = ParamSpec("TypedOptions")
 
 
 class Decorator(Protocol[TypedOptions]):
-    """What ``@idempotent`` is to type checkers: the table of options types its own."""
+    """The type of ``@idempotent``: its arguments are the fields of ``Policy``."""
 
     @overload
     def __call__(self, handler: Handler, /) -> Handler: ...
@@ -48,31 +48,32 @@ def _typed_by(
 def idempotent(handler: Any = None, /, **options: Any) -> Any:
     """Protect a function under ``@api_view``, a view's method or a ViewSet's action.
 
-    Options, each optional, nearest wins over the view's and the settings':
+    All options are optional and override those of the view and of the settings:
 
     - ``required``: refuse requests without a key
-    - ``methods``: the HTTP methods that keys have a meaning for
+    - ``methods``: the HTTP methods that accept keys
     - ``retention``: how long a record is in force, a ``timedelta``
     - ``using``: the alias of the database with the record and the effects
-    - ``scope``: a callable (or its dotted path) from the request to whose key it is
-    - ``released_statuses``: answers that give the key back
-    - ``store``: whether to keep answers, or a callable that takes the response and says
-      so; a retry of one that is not kept is refused (R4)
+    - ``scope``: a callable, or its dotted path, that takes the request and returns
+      whose key it is
+    - ``released_statuses``: the response statuses that free the key
+    - ``store``: whether to keep responses, or a callable that takes the response and
+      returns that; retries are refused if the response was not kept (R4)
     - ``check_replay``: a callable that takes the request and the record and raises an
-      ``APIException`` to refuse the replay; or ``"object"``, which calls the
-      ``get_object()`` of a generic view again
-    - ``atomic``: True, claim, effects and response are one transaction; False, leased
-      mode for handlers that act outside the database, needs ``on_abandoned``
+      ``APIException`` to refuse the replay; ``"object"`` calls the ``get_object()`` of
+      a generic view again
+    - ``atomic``: True for one transaction of claim, effects and response; False for
+      leased mode, which is for external calls and needs ``on_abandoned``
     - ``lease``: how long a claim holds in leased mode, a ``timedelta``
-    - ``on_abandoned``: what retries get when nobody knows whether a leased handler has
-      acted: ``"hold"``, a refusal until a person decides; ``"rerun"``, another run; or
-      a callable that takes the record and the request, finds out, and returns the
-      response to store, or None for another run
+    - ``on_abandoned``: what a retry does if a leased handler may have acted: ``"hold"``
+      refuses it until a person decides, ``"rerun"`` runs the handler again, and a
+      callable that takes the record and the request returns the response to store, or
+      None to run the handler again
     - ``on_concurrent``: ``"refuse"`` or ``"wait"`` while another request has the key
     - ``wait_timeout``: how long to wait, a ``timedelta``
 
-    Raises ``ImproperlyConfigured`` for a wrong option and ``TypeError`` in a wrong
-    place or order.
+    Raise ``ImproperlyConfigured`` for a wrong option, and ``TypeError`` for a wrong
+    place or order of decorators.
     """
     if handler is not None:
         return _protect(handler, {})
@@ -89,10 +90,10 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
         view = request.parser_context.get("view") if request is not None else None
         if request is None or view is None:
             raise ImproperlyConfigured(
-                f"@idempotent protects handlers of Django REST framework only. "
-                f"{dotted_name(handler)} was called without its request: put "
-                "@api_view above @idempotent, or decorate the method of an APIView "
-                "that takes the request, such as post() or create()."
+                "@idempotent protects handlers of Django REST framework only, and "
+                f"{dotted_name(handler)} was called without its request. Put @api_view "
+                "above @idempotent, or decorate a method of an APIView that takes the "
+                "request, such as post() or create()."
             )
         run = partial(handler, *args, **kwargs)
         return execute(view, request, run, {**options_of(view), **options})
@@ -102,14 +103,14 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
 
 
 def idempotency_exempt(handler: Handler) -> Handler:
-    """Leave one POST action of a view with the mixin unprotected."""
+    """Exclude one action from the protection of ``IdempotencyMixin``."""
     _check_place(handler, "idempotency_exempt")
     if function_of(handler) is None:
         raise TypeError(
-            "@idempotency_exempt belongs above a function, not above "
-            f"{dotted_name(handler)}: nobody would look for its mark there."
+            "@idempotency_exempt decorates functions only, and "
+            f"{dotted_name(handler)} is not one."
         )
-    # One that @idempotent has made protects itself.
+    # @idempotent wins if a handler has both.
     if mark_of(handler) is None:
         leave_mark(handler, Mark(None))
     return handler
@@ -119,7 +120,7 @@ def _check_place(handler: Any, decorator: str) -> None:
     parts = parts_of(handler)
     if parts is not None and parts.is_drf:
         raise TypeError(
-            f"@{decorator} must stand below @api_view. The right order is:\n\n"
+            f"@{decorator} must be below @api_view. Write:\n\n"
             '    @api_view(["POST"])\n'
             f"    @{decorator}\n"
             f"    def {parts.cls.__name__}(request):\n"
@@ -127,11 +128,11 @@ def _check_place(handler: Any, decorator: str) -> None:
         )
     if is_class(handler) or not callable(handler):
         raise TypeError(
-            f"@{decorator} belongs above a handler, not above {handler!r}. "
-            "For a whole view there is IdempotencyMixin."
+            f"@{decorator} decorates handlers only, and {handler!r} is not one. "
+            "For a whole view, use IdempotencyMixin."
         )
     if is_coroutine_function(handler):
         raise TypeError(
             f"@{decorator} can't protect {dotted_name(handler)}: it is a coroutine, "
-            "and Django has no transactions for those."
+            "and Django's transactions are synchronous."
         )

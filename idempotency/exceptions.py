@@ -1,4 +1,4 @@
-"""Every refusal, with its stable ``default_code`` (contract X1)."""
+"""The refusals and their stable codes (contract X1)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from rest_framework.exceptions import APIException
 
 
 class IdempotencyError(APIException):
-    """Base of the app's refusals.
-
-    ``wait`` is a number of seconds: it becomes the answer's ``Retry-After``.
-    """
+    """Base class of the refusals. ``wait`` is the value of ``Retry-After``."""
 
     wait: int | None = None
 
 
 class KeyRequired(IdempotencyError):
-    """The endpoint wants a key and the request has none (K4)."""
+    """The endpoint requires a key and the request has none (K4)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
-        "This request needs an idempotency key: one random string for each action, "
-        "sent again with each retry of it."
+        "This request needs an idempotency key. Send one random key per action, and "
+        "the same key with each retry."
     )
     default_code = "idempotency_key_required"
 
@@ -32,44 +29,44 @@ class KeyInvalid(IdempotencyError):
 
     status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
-        "The idempotency key must be 1 to 255 visible ASCII characters, "
-        "in the header bare or as a quoted string."
+        "The idempotency key is invalid. Send 1 to 255 visible ASCII characters; "
+        "in the header they may be a quoted string."
     )
     default_code = "idempotency_key_invalid"
 
 
 class KeyAmbiguous(IdempotencyError):
-    """The request names more than one key (K1)."""
+    """The request has more than one key (K1)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
-    default_detail = _("The request carries more than one idempotency key.")
+    default_detail = _("The request has more than one idempotency key. Send one.")
     default_code = "idempotency_key_ambiguous"
 
 
 class KeyWeak(IdempotencyError):
-    """A key that does not look random, in the scope that strangers share (K6, S1)."""
+    """The caller is anonymous and the key does not look random (K6, S1)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
-        "The idempotency key does not look random, and another client may choose it, "
-        "too. Use a random UUID, or at least 20 random characters."
+        "The idempotency key does not look random, so another client may choose it "
+        "too. Send a random UUID, or at least 20 random characters."
     )
     default_code = "idempotency_key_weak"
 
 
 class CallerUnknown(IdempotencyError):
-    """A key in the scope that strangers share, where the project wants none (S1)."""
+    """The caller is anonymous and the project refuses anonymous keys (S1)."""
 
     status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
-        "An idempotency key needs a caller who is known. Send the request with your "
-        "credentials, or without a key."
+        "Anonymous requests may not have an idempotency key. Send your credentials, "
+        "or no key."
     )
     default_code = "idempotency_caller_unknown"
 
 
 class KeyReused(IdempotencyError):
-    """The key was used before for another request (F4)."""
+    """The key belongs to a different request (F4)."""
 
     status_code = status.HTTP_422_UNPROCESSABLE_ENTITY
     default_detail = _(
@@ -91,41 +88,41 @@ class InProgress(IdempotencyError):
 
 
 class ClaimLost(IdempotencyError):
-    """The handler's claim was no longer its own when it ended or renewed it (E7)."""
+    """Another request took over the key before the handler was done (E7)."""
 
     status_code = status.HTTP_409_CONFLICT
     default_detail = _(
-        "This request took too long, and its idempotency key was given to another one. "
-        "Retry to get that one's answer."
+        "This request took too long, and another one took over its idempotency key. "
+        "Retry to get that one's response."
     )
     default_code = "idempotency_claim_lost"
     wait = 1
 
 
 class OutcomeUnknown(IdempotencyError):
-    """The execution of this key ended without a stored answer (E5, E9)."""
+    """An earlier run ended without a stored response (E5, E9)."""
 
     status_code = status.HTTP_409_CONFLICT
     default_detail = _(
-        "An earlier request with this idempotency key ended without a known outcome. "
-        "It was not run again. Do not retry: find out what happened."
+        "The outcome of an earlier request with this idempotency key is unknown. "
+        "This request was not executed. Do not retry: find out what happened."
     )
     default_code = "idempotency_outcome_unknown"
 
 
 class ResponseNotKept(IdempotencyError):
-    """The request was executed, but its answer could not be kept (R4)."""
+    """The request was executed, but its response was not kept (R4)."""
 
     status_code = status.HTTP_409_CONFLICT
     default_detail = _(
-        "The request with this idempotency key was executed and answered with status "
-        "{status_code}, but that answer was not kept. It was not run again."
+        "A request with this idempotency key was executed and got status "
+        "{status_code}, but its response was not kept. Do not retry."
     )
     default_code = "idempotency_response_not_kept"
 
 
 class TransactionFailed(IdempotencyError):
-    """The database rolled the whole request back (E4, E5)."""
+    """The database rolled back the whole request (E4, E5)."""
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_detail = _(
@@ -137,12 +134,12 @@ class TransactionFailed(IdempotencyError):
 
 
 class QuotaExceeded(IdempotencyError):
-    """The caller has won too many claims; this one is undone (X1)."""
+    """The caller has used too many new keys; this claim is undone (X1)."""
 
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
     default_detail = _(
-        "Too many new idempotency keys were used in a short time. This request was "
-        "not executed. Retry later, with the same key."
+        "You used too many new idempotency keys in a short time. This request was "
+        "not executed. Retry later with the same key."
     )
     default_code = "idempotency_quota_exceeded"
     wait = 1

@@ -501,7 +501,7 @@ def test_an_exemption_that_nobody_would_see() -> None:
             raise AssertionError
 
     with pytest.raises(
-        TypeError, match=r"not above tests\.test_foreign_objects\.test_an"
+        TypeError, match=r"and tests\.test_foreign_objects\.test_an"
     ):
         idempotency_exempt(Searching())
 

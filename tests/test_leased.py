@@ -690,7 +690,7 @@ class TestRenew:
         errors = []
 
         def handler(request: Request) -> Any:
-            with pytest.raises(ValueError, match="longer than nothing") as error:
+            with pytest.raises(ValueError, match="must be positive") as error:
                 request.idempotency.renew(timedelta(0))  # type: ignore[attr-defined]
             errors.append(error)
             return create_effect(request)
@@ -732,7 +732,7 @@ class TestRenew:
         errors = []
 
         def handler(request: Request) -> Any:
-            with pytest.raises(RuntimeError, match=rf"{method}\(\) is for leased mode"):
+            with pytest.raises(RuntimeError, match=rf"{method}\(\) needs leased mode"):
                 getattr(request.idempotency, method)()  # type: ignore[attr-defined]
             errors.append(method)
             return create_effect(request)

@@ -47,12 +47,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"wait_timeout": 5}, "wait_timeout must be a positive"),
     ({"retention": timedelta(days=40_000)}, "positive"),
     ({"atomic": 0}, "atomic must be True or False"),
-    ({"atomic": False}, "atomic=False needs on_abandoned beside it"),
+    ({"atomic": False}, "atomic=False needs on_abandoned"),
     ({"lease": 30}, "lease must be a positive"),
-    ({"lease": timedelta(seconds=30)}, "lease means nothing without atomic=False"),
+    ({"lease": timedelta(seconds=30)}, "lease has no effect without atomic=False"),
     ({"on_abandoned": "retry"}, '"hold", "rerun" or a callable'),
-    ({"on_abandoned": "hold"}, "on_abandoned means nothing without atomic=False"),
-    ({"atomic": True, "on_abandoned": "hold"}, "on_abandoned means nothing"),
+    ({"on_abandoned": "hold"}, "on_abandoned has no effect without atomic=False"),
+    ({"atomic": True, "on_abandoned": "hold"}, "on_abandoned has no effect"),
     (
         {
             "atomic": False,
@@ -65,7 +65,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"requird": True}, "The options are atomic, check_replay, lease, methods"),
     (
         {"on_concurrent": "refuse", "wait_timeout": timedelta(seconds=1)},
-        "wait_timeout means nothing",
+        "wait_timeout has no effect",
     ),
 ]
 
@@ -153,7 +153,7 @@ def test_above_other_things() -> None:
 
     with pytest.raises(TypeError, match="IdempotencyMixin"):
         idempotent(Pay)
-    with pytest.raises(TypeError, match="above a handler"):
+    with pytest.raises(TypeError, match="decorates handlers only"):
         idempotent("pay")  # type: ignore[call-overload]  # that is the mistake
     with pytest.raises(TypeError, match="coroutine"):
         idempotent(pay)

@@ -1,4 +1,4 @@
-"""The ``IDEMPOTENCY`` setting: annotated defaults, read live."""
+"""The ``IDEMPOTENCY`` setting: its keys, rules and defaults."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from idempotency.conf.policy import (
     DURATION,
     FUNCTION,
     OPTIONS,
+    Option,
     Policy,
     Rule,
     is_int,
@@ -36,7 +37,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _is_header_name(value: object) -> bool:
-    # WSGI can't tell an underscore from a hyphen, so servers drop such headers.
+    # No underscores: WSGI can't tell them from hyphens, so servers drop such headers.
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9-]+", value) is not None
 
 
@@ -50,15 +51,12 @@ WARNING_PLACES = Rule(
     lambda value: _are_texts(value) and {*value} <= {"body", "header"},
     'a collection of "body" and "header"',
 )
-SECRET = Rule(_is_text, "a string that nobody can guess")
+SECRET = Rule(_is_text, "a non-empty string that is hard to guess")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings. ``policy`` has those of the table of options.
-
-    Each other field is the default of the key of the same name.
-    """
+    """The settings: ``policy`` for the options, and a field for each other key."""
 
     policy: Policy = field(default_factory=Policy)
     ENABLED: Annotated[bool, BOOLEAN] = True
@@ -75,32 +73,23 @@ class Settings:
 
 
 class Setting(NamedTuple):
-    """What a key of ``IDEMPOTENCY`` must be, what it is by default, and if None may."""
+    """The rule and default of a key of ``IDEMPOTENCY``, and whether it may be None."""
 
     rule: Rule
     default: Any
     is_nullable: bool
 
 
-def _is_nullable(hint: Any) -> bool:
-    return NoneType in get_args(get_args(hint)[0])
-
-
 def _rows() -> dict[str, Setting]:
-    of_policy = get_type_hints(Policy, include_extras=True)
-    found = {
-        each.name.upper(): Setting(
-            OPTIONS[each.name].rule, each.default, _is_nullable(of_policy[each.name])
-        )
-        for each in fields(Policy)
-        if OPTIONS[each.name].has_setting
-    }
-    own = get_type_hints(Settings, include_extras=True)
-    for each in fields(Settings):
-        if each.name != "policy":
-            hint = own[each.name]
-            rule: Rule = hint.__metadata__[0]
-            found[each.name] = Setting(rule, each.default, _is_nullable(hint))
+    found = {}
+    for table in (Policy, Settings):
+        hints = get_type_hints(table, include_extras=True)
+        for each in fields(table):
+            row = getattr(hints[each.name], "__metadata__", (None,))[0]
+            rule = row.rule if isinstance(row, Option) and row.has_setting else row
+            if isinstance(rule, Rule):
+                is_nullable = NoneType in get_args(get_args(hints[each.name])[0])
+                found[each.name.upper()] = Setting(rule, each.default, is_nullable)
     return found
 
 
@@ -111,27 +100,22 @@ _settings = Settings()
 
 
 def get_settings() -> Settings:
-    """Return the settings as they are now, so ``override_settings`` works.
+    """Return the current settings, so that ``override_settings`` works.
 
-    The system checks report unknown keys.
+    Ignore unknown keys, which the system checks report.
     """
-    global _project, _settings  # noqa: PLW0603  # made again only when they change
+    global _project, _settings  # noqa: PLW0603  # rebuilt only when they change
     project = getattr(django_settings, "IDEMPOTENCY", None) or {}
     if project != _project:
         known = {name: value for name, value in project.items() if name in SETTINGS}
-        options = {
-            name.lower(): known.pop(name)
-            for name in [*known]
-            if name.lower() in OPTIONS
-        }
-        _settings = Settings(policy=Policy(**options), **known)
+        shared = [name for name in known if name.lower() in OPTIONS]
+        policy = Policy(**{name.lower(): known.pop(name) for name in shared})
+        _settings = Settings(policy=policy, **known)
         _project = dict(project)
     return _settings
 
 
 def get_secret() -> bytes:
-    """Return the secret of keyed digests: DERIVATION_SECRET, or else SECRET_KEY.
-
-    Django lets SECRET_KEY be text or bytes.
-    """
+    """Return the secret for keyed digests: DERIVATION_SECRET, or else SECRET_KEY."""
+    # SECRET_KEY may be text or bytes.
     return force_bytes(get_settings().DERIVATION_SECRET or django_settings.SECRET_KEY)

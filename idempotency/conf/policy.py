@@ -1,13 +1,13 @@
-"""The options of an endpoint: one table, which everything else about them comes from.
+"""The options of an endpoint, in one table.
 
-An option takes its value from the ``IDEMPOTENCY`` setting, the attributes of
-``IdempotencyMixin`` and the arguments of ``@idempotent``; the nearest wins.
+An option takes its value from the ``IDEMPOTENCY`` setting, an attribute of a view with
+``IdempotencyMixin`` or an argument of ``@idempotent``; the nearest wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
@@ -20,10 +20,10 @@ Options = Mapping[str, Any]
 
 
 class Rule(NamedTuple):
-    """What a value must be: as a test, and in words for error messages.
+    """A test of a value, and its wording in error messages.
 
-    ``takes_path`` says that a string may be the dotted path of a callable. ``words``
-    are other values that mean something by themselves.
+    With ``takes_path``, a string may be the dotted path of a callable, unless it is
+    one of ``words``.
     """
 
     holds: Callable[[Any], bool]
@@ -33,17 +33,17 @@ class Rule(NamedTuple):
 
 
 class Option(NamedTuple):
-    """What a row of the table says besides name, type and default."""
+    """What the table has about an option besides name, type and default."""
 
     rule: Rule
-    # Whether IDEMPOTENCY has it, too, in capitals.
+    # Whether IDEMPOTENCY has a key of the same name, in capitals.
     has_setting: bool = True
-    # Whether it means nothing without atomic=False.
+    # Whether it has no effect without atomic=False.
     is_leased_only: bool = False
 
 
 def is_int(value: object) -> bool:
-    """Return whether a value is a whole number, which True and False are not."""
+    """Return whether a value is an int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -61,22 +61,20 @@ def _is_method(value: object) -> bool:
 
 
 def _is_positive_duration(value: object) -> bool:
-    # Databases know no dates beyond the year 9999.
+    # Database dates end with the year 9999.
     return isinstance(value, timedelta) and timedelta(0) < value < timedelta(36525)
 
 
 def one_of(*words: str) -> Rule:
-    """Return the rule of a value that is one of a few strings."""
-    return Rule(
-        lambda value: value in words, " or ".join(f'"{word}"' for word in words)
-    )
+    """Return the rule for a choice of strings."""
+    return Rule(words.__contains__, " or ".join(f'"{word}"' for word in words))
 
 
 def function(expected: str, *words: Any) -> Rule:
-    """Return the rule of a callable or its dotted path, or of a few other values."""
+    """Return the rule for a callable, its dotted path or one of a few words."""
 
     def holds(value: Any) -> bool:
-        # Callables first: a proxy must not be asked whether it is a string.
+        # Callables first, because isinstance() would evaluate a lazy proxy.
         if callable(value):
             return True
         if isinstance(value, bool):
@@ -128,10 +126,10 @@ ON_ABANDONED = Rule(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How one endpoint is protected. Each field is an option; this is their table.
+    """The options of one endpoint, and the table that defines every option.
 
-    Settings, attributes, arguments, their validation and their types come from here.
-    ``None`` leaves a decision to the app.
+    Settings, attributes, arguments and their validation come from here. None leaves
+    the decision to the app.
     """
 
     required: Annotated[bool, Option(BOOLEAN)] = False
@@ -160,29 +158,25 @@ class Policy:
     ] = "hold"
 
     def with_options(self, options: Options) -> Policy:
-        """Return the policy with an endpoint's own options, already validated."""
+        """Return the policy with an endpoint's own options, which must be valid."""
         return replace(self, **options) if options else self
 
 
-def _rows() -> dict[str, Option]:
-    hints = get_type_hints(Policy, include_extras=True)
-    return {each.name: hints[each.name].__metadata__[0] for each in fields(Policy)}
-
-
-OPTIONS = _rows()
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Policy, include_extras=True).items()
+}
 
 
 def validate_options(options: Options, *, where: str) -> None:
-    """Refuse options that are unknown, of a wrong type or without meaning.
+    """Raise ``ImproperlyConfigured`` for an option that is unknown, wrong or useless.
 
-    ``where`` names the place that the error is about.
-
-    Raises ``ImproperlyConfigured``, saying what to write instead.
+    ``where`` names the code with the options in the message.
     """
     for name, value in options.items():
         if name not in OPTIONS:
             raise ImproperlyConfigured(
-                f"{where}: there is no idempotency option {name!r}. "
+                f"{where}: {name!r} is not an idempotency option. "
                 f"The options are {', '.join(sorted(OPTIONS))}."
             )
         rule = OPTIONS[name].rule
@@ -192,8 +186,8 @@ def validate_options(options: Options, *, where: str) -> None:
             )
     if "wait_timeout" in options and options.get("on_concurrent") == "refuse":
         raise ImproperlyConfigured(
-            f'{where}: wait_timeout means nothing with on_concurrent="refuse". '
-            'Leave one of them out, or write on_concurrent="wait".'
+            f'{where}: wait_timeout has no effect with on_concurrent="refuse". '
+            'Remove one of them, or write on_concurrent="wait".'
         )
     _validate_mode(options, where)
 
@@ -203,20 +197,20 @@ def _validate_mode(options: Options, where: str) -> None:
         leased = [name for name in options if OPTIONS[name].is_leased_only]
         if leased:
             raise ImproperlyConfigured(
-                f"{where}: {leased[0]} means nothing without atomic=False. "
-                "Leave it out, or write atomic=False beside it."
+                f"{where}: {leased[0]} has no effect without atomic=False. "
+                "Remove it, or add atomic=False."
             )
         return
     if "on_abandoned" not in options:
         raise ImproperlyConfigured(
-            f"{where}: atomic=False needs on_abandoned beside it. When a worker dies, "
-            "nobody knows whether its handler acted outside: should retries be refused "
-            'until a person decides ("hold"), run the handler again ("rerun"), or ask '
-            "a callable that finds out?"
+            f"{where}: atomic=False needs on_abandoned. If a worker dies, its external "
+            "call may have happened or not. Choose what a retry does then: "
+            '"hold" refuses it until a person decides, "rerun" runs the handler again, '
+            "and a callable finds out what happened."
         )
     lease, retention = options.get("lease"), options.get("retention")
     if lease and retention and lease >= retention:
         raise ImproperlyConfigured(
-            f"{where}: a lease of {lease} is not shorter than the retention of "
-            f"{retention}. A lease is how long one run may take."
+            f"{where}: the lease, {lease}, is not shorter than the retention, "
+            f"{retention}. The lease is the time that one run may take."
         )
