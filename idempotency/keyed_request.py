@@ -1,16 +1,17 @@
-"""A request to a protected handler, with all that the app has to know about it."""
+"""A request to a protected handler, and how the app treats it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponseBase
+from rest_framework.generics import GenericAPIView
 
 from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
-from idempotency.hooks import Hooks, check_replay_by, hooks_of, may_store, scope_of
+from idempotency.hooks import DEFAULT_HOOKS, Hooks, imported, scope_of
 from idempotency.scopes import validate_scope
 
 if TYPE_CHECKING:
@@ -22,13 +23,10 @@ if TYPE_CHECKING:
 Handler = Callable[[], HttpResponseBase]
 
 
-# Without the request's repr, which has the query in it, and so may have the key (X1).
+# No repr: the request's repr has the query, which may have the key (X1).
 @dataclass(slots=True, kw_only=True, repr=False)
 class KeyedRequest:
-    """One request, and whose handler is protected how.
-
-    ``context`` is its ``request.idempotency``.
-    """
+    """A request with its view and policy; ``context`` is ``request.idempotency``."""
 
     view: APIView
     request: Request
@@ -37,8 +35,8 @@ class KeyedRequest:
 
     @property
     def hooks(self) -> Hooks:
-        """The view's hooks, or the default ones."""
-        return hooks_of(self.view)
+        """The view's own hooks if it has the mixin, else the default ones."""
+        return self.view if isinstance(self.view, Hooks) else DEFAULT_HOOKS
 
     @property
     def view_name(self) -> str:
@@ -48,7 +46,7 @@ class KeyedRequest:
 
     @property
     def action(self) -> str | None:
-        """The ViewSet's action that answers, if it is one."""
+        """The name of the ViewSet's action, or None."""
         return getattr(self.view, "action", None)
 
     @property
@@ -57,21 +55,35 @@ class KeyedRequest:
         return self.request.method or ""
 
     def scope(self) -> str:
-        """Return whose key it is, as the option or the hook says (S1)."""
+        """Return whose key it is, from the option or the hook (S1)."""
         return validate_scope(scope_of(self.request, self.policy.scope))
 
     def may_store(self, response: HttpResponseBase) -> bool:
-        """Return what the option ``store`` and the hook say of a response (O4)."""
-        return may_store(
-            response, self.policy.store
-        ) and self.hooks.should_store_response(response)
+        """Return whether the option ``store`` and the hook keep a response (O4)."""
+        store: Any = self.policy.store
+        if store is not True and store is not False:
+            store = imported(store)(response)
+        return bool(store) and self.hooks.should_store_response(response)
 
     def check_replay(self, record: IdempotencyRecord) -> None:
-        """Do what the option ``check_replay`` and the hook say (S2).
+        """Run the option ``check_replay`` and the hook, which may raise a refusal (S2).
 
-        Raises what they do, to refuse the replay.
+        ``"object"`` calls a generic view's ``get_object()`` if the URL names an object.
         """
-        option = self.policy.check_replay
-        if option is not None:
-            check_replay_by(option, self.view, self.request, record)
+        view, option = self.view, self.policy.check_replay
+        if not callable(option) and option == "object":
+            if isinstance(view, GenericAPIView) and _names_an_object(view):
+                view.get_object()
+        elif option is not None:
+            imported(option)(self.request, record)
         self.hooks.check_replay(self.request, record)
+
+
+def _names_an_object(view: GenericAPIView[Any]) -> bool:
+    is_detail: bool | None = getattr(view, "detail", None)  # set by routers
+    if is_detail is None:
+        # The view's own get_object() may use any part of the URL.
+        has_own = type(view).get_object is not GenericAPIView.get_object
+        lookup = view.lookup_url_kwarg or view.lookup_field
+        is_detail = bool(view.kwargs) if has_own else lookup in view.kwargs
+    return is_detail

@@ -1,4 +1,4 @@
-"""The mixin: every POST action of a view is protected."""
+"""The mixin that protects every POST action of a view."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 class IdempotencyMixin(Hooks):
-    """Give a view idempotency keys; stands left of the view class.
+    """Protect a view with idempotency keys; put it left of the view class.
 
-    Each attribute is an option of the same name; None leaves it to the settings.
-    Durations are ``timedelta``; functions are called without the view. Wrong options
-    are refused when the class is made, with ``ImproperlyConfigured``, and so is a mixin
-    right of the view class, with ``TypeError``.
+    Each attribute ``idempotency_<option>`` sets an option, or leaves it to the settings
+    if it is None. Functions are called without the view. Defining a class raises
+    ``ImproperlyConfigured`` for a wrong option, and ``TypeError`` if the mixin is right
+    of the view class.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -49,36 +49,34 @@ class IdempotencyMixin(Hooks):
             bases = [base for base in cls.__bases__ if base is not IdempotencyMixin]
             names = ", ".join(base.__name__ for base in [IdempotencyMixin, *bases])
             raise TypeError(
-                "IdempotencyMixin must stand left of the view class. "
+                "IdempotencyMixin must be left of the view class. "
                 f"Write: class {cls.__name__}({names})"
             )
-        _validate(cls, {}, where=cls.__qualname__)
+        validate_options(_options(cls, {}), where=cls.__qualname__)
 
     @classmethod
     def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
-        """Check the options among ``initkwargs``, as those of ``@action`` are.
+        """Return the view, after a check of the options among ``initkwargs``.
 
-        A view with a leased handler is opted out of ATOMIC_REQUESTS (E11), and gives
-        its other requests their transaction.
-
-        Raises ``TypeError`` for a view of Django's own kind and for handlers that are
-        coroutines, which it can't protect.
+        Exempt a view with a leased handler from ATOMIC_REQUESTS (E11), and give its
+        other requests their transaction. Raise ``TypeError`` for a view that is not an
+        APIView, and for a coroutine.
         """
         if not issubclass(cls, APIView):
             raise TypeError(
-                f"IdempotencyMixin protects views of Django REST framework only, and "
-                f"{cls.__qualname__} is none: derive it from APIView, or from a class "
-                "that does."
+                "IdempotencyMixin protects views of Django REST framework only, and "
+                f"{cls.__qualname__} is not one. Derive it from APIView or a subclass."
             )
         _refuse_coroutines(cls, *args, **initkwargs)
-        _validate(cls, initkwargs, where=f"{cls.__qualname__}.as_view()")
+        options = _options(cls, initkwargs)
+        validate_options(options, where=f"{cls.__qualname__}.as_view()")
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
-        return _opted_out(view) if _has_leased_handler(cls, initkwargs) else view
+        return _opted_out(view) if _has_leased_handler(cls, options) else view
 
     def initialize_request(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> Request:
-        """Put the protection around the handler that ``dispatch`` is going to call."""
+        """Wrap the handler that ``dispatch`` is going to call."""
         drf_request: Request = super().initialize_request(request, *args, **kwargs)  # type: ignore[misc]  # of the view class
         name = (request.method or "").lower()
         handler = getattr(self, name, None)
@@ -99,61 +97,44 @@ class IdempotencyMixin(Hooks):
         return drf_request
 
     def _protect(self, handler: Any, options: Options) -> Any:
-        """Return what the view has in the handler's place, to all who look a method.
-
-        With the handler's own marks: permissions and schemas look for them, and loggers
-        for the view that a method is bound to.
-        """
-
+        # A bound method with the handler's attributes, because permissions and schemas
+        # read those, and loggers read the view.
         @wraps(handler.__func__ if type(handler) is MethodType else handler)
-        def protected(view: IdempotencyMixin, /, *args: Any, **kwargs: Any) -> Any:
-            return view._execute(handler, options, *args, **kwargs)
+        def protected(view: Any, request: Request, /, *args: Any, **kwargs: Any) -> Any:
+            run = partial(handler, request, *args, **kwargs)
+            return execute(view, request, run, options)
 
         return MethodType(protected, self)
 
-    def _execute(
-        self,
-        handler: Any,
-        options: Options,
-        request: Request,
-        /,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        run = partial(handler, request, *args, **kwargs)
-        return execute(self, request, run, options)  # type: ignore[arg-type]  # a view, too
-
 
 def _keep_body(request: HttpRequest) -> None:
-    """Let a keyed request be known by what came, whoever reads it first (F3)."""
+    """Record the body of a keyed request, so that others may read it first (F3)."""
     in_query, in_header = keys.find_raw(request.META)
     if get_settings().ENABLED and (in_query or in_header is not None):
         record_body(request)
 
 
 def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
-    """Refuse what a view or a ViewSet answers with, if there is a coroutine in it."""
+    """Raise ``TypeError`` if a handler of a view or ViewSet is a coroutine."""
     for name in (actions or {}).values() or View.http_method_names:
         handler = answering(cls, attribute_of(cls, name))
         if is_coroutine_function(handler):
             raise TypeError(
                 f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
-                "coroutine, and Django has no transactions for those."
+                "coroutine, and Django's transactions are synchronous."
             )
 
 
-def _has_leased_handler(cls: type[Hooks], initkwargs: Options) -> bool:
-    if not _attributes(cls, initkwargs).get("idempotency_atomic", True):
-        return True
+def _has_leased_handler(cls: type, options: Options) -> bool:
     marks = map(mark_of, attributes_of(cls).values())
-    options = (mark.options for mark in marks if mark is not None)
-    return any(not (own or {}).get("atomic", True) for own in options)
+    decorated = [mark.options for mark in marks if mark is not None]
+    return any(not (own or {}).get("atomic", True) for own in [options, *decorated])
 
 
 class _OptedOut(set[str]):
-    """All databases, for Django to see, and those that the project itself has named.
+    """All databases for Django, and in ``own`` those that the project exempts.
 
-    A decorator in the URLconf adds to what ``as_view()`` returns.
+    A decorator in the URLconf may add to the latter after ``as_view()``.
     """
 
     def __init__(self, own: Iterable[str]) -> None:
@@ -166,7 +147,7 @@ class _OptedOut(set[str]):
 
 
 def _opted_out(view: Any) -> Any:
-    """Opt a view out of ATOMIC_REQUESTS; what is not leased gets what Django gives."""
+    """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased."""
 
     @wraps(view)
     def opted_out(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -183,30 +164,22 @@ def _opted_out(view: Any) -> Any:
 
 
 def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Tell whether a request is going to be executed in leased mode."""
+    """Return whether a request is going to run in leased mode."""
     try:
         if not get_settings().ENABLED or keys.find_key(request.META) is None:
             return False
     except IdempotencyError:
-        return False  # it will be refused
+        return False  # to be refused
     protection = protection_of_request(view, request, *args, **kwargs)
     return protection is not None and not protection.policy.atomic
 
 
-def _validate(cls: type, initkwargs: Options, *, where: str) -> None:
-    """Check the options of a class as they are with its base classes' and arguments."""
-    attributes = _attributes(cls, initkwargs)
-    validate_options(
-        {name.removeprefix(PREFIX): value for name, value in attributes.items()},
-        where=where,
-    )
-
-
-def _attributes(cls: type, initkwargs: Options) -> dict[str, Any]:
-    """Return the options among a class's attributes, its base classes' too."""
+def _options(cls: type, initkwargs: Options) -> dict[str, Any]:
+    """Return the options that a class, its bases or ``initkwargs`` set."""
     names = [name for name in attributes_of(cls) if name.startswith(PREFIX)]
     own = {name: getattr(cls, name) for name in names}
-    arguments = {
-        name: initkwargs[name] for name in initkwargs if name.startswith(PREFIX)
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in {**own, **initkwargs}.items()
+        if name.startswith(PREFIX) and value is not None
     }
-    return {k: v for k, v in {**own, **arguments}.items() if v is not None}

@@ -1,4 +1,4 @@
-"""How a handler is protected: for the mixin, middleware, schema, checks and audit."""
+"""How a handler is protected, for the mixin, middleware, schema, checks and audit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ class Protection:
 
 
 def protection_of(callback: Any, method: str) -> Protection | None:
-    """Return how a view's handler is protected, or None where keys have no effect.
+    """Return how the callback of a URL pattern is protected, or None if it is not.
 
-    Takes what a URL pattern calls, and an HTTP method in capitals. Whether the app is
-    ``ENABLED`` at all is not asked here.
+    ``method`` is an HTTP method in capitals. The setting ``ENABLED`` is ignored.
     """
     return _protection(parts_of(callback), method)
 
@@ -36,25 +35,20 @@ def protection_of(callback: Any, method: str) -> Protection | None:
 def protection_of_request(
     callback: Any, request: HttpRequest, *args: Any, **kwargs: Any
 ) -> Protection | None:
-    """Return the same for a request that is about to reach what a URL pattern calls."""
-    return _protection(
-        parts_of(callback),
-        request.method or "",
-        request=request,
-        args=args,
-        kwargs=kwargs,
-    )
+    """Return the same for a request to the callback."""
+    attributes: Any = {"request": request, "args": args, "kwargs": kwargs}
+    return _protection(parts_of(callback), request.method or "", **attributes)
 
 
 def protection_of_view(view: Any, method: str) -> Protection | None:
-    """Return the same for a view that somebody has made of what a URL pattern calls."""
+    """Return the same for a view instance."""
     actions = attribute_of(view, "action_map") or {}
     parts = Parts(cls=type(view), arguments={}, actions=actions)
     return _protection(parts, method, view)
 
 
 def is_exempt(callback: Any, method: str) -> bool:
-    """Tell whether a handler that is not protected is so on purpose."""
+    """Return whether a handler is unprotected because of ``@idempotency_exempt``."""
     marks = map(mark_of, handlers_of(parts_of(callback), method))
     return protection_of(callback, method) is None and any(
         mark is not None and mark.options is None for mark in marks
@@ -71,31 +65,21 @@ def _protection(
     if options is None:
         return None
     if view is None:
-        view = _made(parts, method, attributes)
+        # What hooks may read: without a request, what DRF's own schemas set.
+        view = parts.cls(**parts.arguments)
+        for name, value in {"request": None, **attributes}.items():
+            setattr(view, name, value)
+        if parts.actions:
+            view.action = parts.actions.get(method.lower())
     policy = get_settings().policy.with_options({**options_of(view), **options})
     return Protection(via=via, policy=policy) if method in policy.methods else None
 
 
 def _via_of(parts: Parts, handlers: list[Any]) -> tuple[Via, Options | None]:
-    """Return what protects a handler, and the options there; None where nothing does.
-
-    The mixin looks at the handler alone, and protects what is hidden within (E6).
-    """
+    """Return what protects a handler, and its options, or None if nothing does."""
     marks = [mark_of(handler) for handler in handlers]
+    # The mixin looks at the outermost handler alone, and protects all within (E6).
     if issubclass(parts.cls, Hooks) and marks[0] is None:
         return "mixin", {}
     decorated = (mark.options for mark in marks if mark is not None)
     return "decorator", next((own for own in decorated if own is not None), None)
-
-
-def _made(parts: Parts, method: str, attributes: dict[str, Any]) -> Any:
-    """Return a view with what an override of a hook may look at.
-
-    Without a request, that is what views have that are made for DRF's own schemas.
-    """
-    view = parts.cls(**parts.arguments)
-    for name, value in {"request": None, **attributes}.items():
-        setattr(view, name, value)
-    if parts.actions:
-        view.action = parts.actions.get(method.lower())
-    return view

@@ -500,9 +500,7 @@ def test_an_exemption_that_nobody_would_see() -> None:
         def __call__(self, request: Request) -> Any:
             raise AssertionError
 
-    with pytest.raises(
-        TypeError, match=r"and tests\.test_foreign_objects\.test_an"
-    ):
+    with pytest.raises(TypeError, match=r"and tests\.test_foreign_objects\.test_an"):
         idempotency_exempt(Searching())
 
 

@@ -212,7 +212,7 @@ def test_the_mixin_outside_of_the_framework() -> None:
         def post(self, request: HttpRequest) -> Any:
             raise AssertionError
 
-    with pytest.raises(TypeError, match=r"Plain is none: derive it from APIView"):
+    with pytest.raises(TypeError, match=r"Plain is not one. Derive it from APIView"):
         Plain.as_view()
 
 
