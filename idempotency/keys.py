@@ -1,4 +1,4 @@
-"""The idempotency key in a request: find, validate, judge weak (contract K1 to K6)."""
+"""Find, validate and judge the idempotency key in a request (contract K1 to K6)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MAX_LENGTH = 255
 VALID = re.compile(rf"[\x21-\x7e]{{1,{MAX_LENGTH}}}")
 # RFC 9651 section 3.3.3: printable ASCII; only the quote and the backslash are escaped.
 QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
-# One of those that a server joined, having received the header more than once (RFC 9110
-# section 5.3), with the comma behind it.
+# One value, with the comma behind it, of a header that a server joined because it came
+# more than once (RFC 9110 section 5.3).
 MEMBER = re.compile(rf'(?:{QUOTED.pattern}[ \t]*|([^",][^,]*)?)(?:(,)[ \t]*|\Z)')
 ESCAPED = re.compile(r"\\(.)")
 
-# What clients put around a parameter's name: PHP's and jQuery's brackets, other signs.
+# What clients put around a parameter's name, such as the brackets of PHP and jQuery.
 BRACKETS = re.compile(r"\[[0-9]*\]\Z")
 SIGNS = string.punctuation + string.whitespace
 
 MIN_STRONG_LENGTH = 8
 MIN_RANDOM_LENGTH = 20
-# Nanoseconds of a clock have 19. A UUID that happens to have no letter has 32.
+# A time in nanoseconds has 19 digits; a UUID may have no letters, and has 32.
 MAX_WEAK_DIGITS = 19
 SEPARATORS = re.compile(r"[^0-9A-Za-z]+")
-# With what people put between, such as hyphens where a file's name can't have colons.
+# With other separators too, such as the hyphens in the names of files.
 ISO_8601 = re.compile(
     r"""
     [-+]?\d{4,6}                                           # more than 4 have a sign
@@ -51,7 +51,7 @@ ISO_8601 = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ClientKey:
-    """A valid key and whether the client wrote it into the query (K7)."""
+    """A valid key, and whether the client sent it in the query (K7)."""
 
     value: str = field(repr=False)
     in_query: bool
@@ -60,16 +60,16 @@ class ClientKey:
 def query_pairs(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the query's names and values in the order of the URL.
 
-    Always read as UTF-8: ``request.GET`` follows the charset of the body, so a
-    request could hide its key from the app by naming another one. What is no UTF-8
-    stays apart: in another charset it means something (F1).
+    Decode them as UTF-8, unlike ``request.GET``, which uses the body's charset: a
+    request could hide its key by naming another charset. Keep invalid bytes distinct,
+    because they differ in another charset (F1).
     """
     query = meta.get("QUERY_STRING", "")
     return parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
 
 
 def find_raw(meta: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return what the query and the header carry as keys, not validated."""
+    """Return the keys in the query and the header, not validated."""
     settings = get_settings()
     param, header = settings.QUERY_PARAM, settings.HEADER
     in_query: list[str] = []
@@ -85,11 +85,9 @@ def _meta_name(header: str) -> str:
 
 
 def find_key(meta: Mapping[str, Any]) -> ClientKey | None:
-    """Return the key of a request, or None if it has none.
+    """Return the key from a request's ``META``, or None if there is none.
 
-    Takes the request's ``META``.
-
-    Raises ``KeyInvalid`` (K2, K3) or ``KeyAmbiguous`` (K1).
+    Raise ``KeyInvalid`` (K2, K3) or ``KeyAmbiguous`` (K1).
     """
     in_query, in_header = find_raw(meta)
     if not in_query and in_header is None:
@@ -113,22 +111,22 @@ def _header_values(raw: str) -> set[str]:
         if member is None:
             raise KeyInvalid
         quoted, bare, comma = member.groups()
-        if quoted is None:
-            values.add((bare or "").rstrip(" \t"))
-        else:
-            values.add(ESCAPED.sub(r"\1", quoted))
+        is_bare = quoted is None
+        values.add(
+            (bare or "").rstrip(" \t") if is_bare else ESCAPED.sub(r"\1", quoted)
+        )
         start = member.end()
     return values
 
 
 def find_near_miss(meta: Mapping[str, Any]) -> Literal["query", "header"] | None:
-    """Return where a request without a key has a name that nearly is the key's (K1)."""
+    """Return where a request without a key has a misspelled name of it (K1)."""
     settings = get_settings()
     param, header = settings.QUERY_PARAM, settings.HEADER
     query = meta.get("QUERY_STRING")
     if query and param:
         core = _core(param)
-        # Most queries have nothing of it, and are not taken apart.
+        # Parse the query only if the name is in it somewhere.
         near = core and core in unquote_plus(query).lower()
         if near and any(_core(name) == core for name, _ in query_pairs(meta)):
             return "query"
@@ -140,12 +138,12 @@ def find_near_miss(meta: Mapping[str, Any]) -> Literal["query", "header"] | None
 
 
 def _core(name: str) -> str:
-    """Return a parameter's name in small letters, without signs around it."""
+    """Return a parameter's name in lower case, without punctuation around it."""
     return BRACKETS.sub("", unquote(name)).strip(SIGNS).lower()
 
 
 def is_weak(key: str) -> bool:
-    """Tell whether another client is likely to choose the same key (K6)."""
+    """Return whether another client is likely to choose the same key (K6)."""
     core = SEPARATORS.sub("", key)
     return (
         len(key) < MIN_STRONG_LENGTH
@@ -156,5 +154,5 @@ def is_weak(key: str) -> bool:
 
 
 def looks_random(key: str) -> bool:
-    """Tell whether no stranger is likely to choose the same key (S1)."""
+    """Return whether no other client is likely to choose the same key (S1)."""
     return len(key) >= MIN_RANDOM_LENGTH and not is_weak(key)

@@ -1,4 +1,4 @@
-"""Links made of a request's URL, which has the request's key in its query."""
+"""Links built from a request's URL, which may have the idempotency key in its query."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ def without_key(url: str | None) -> str | None: ...
 def without_key(url: str | None) -> str | None:
     """Return a URL without the idempotency key in its query.
 
-    Everything else stays as it is written. None stays None, so that the link of a last
-    page can be handed in as it is.
+    Everything else stays as written. None stays None, for the next link of a last page.
     """
     param = get_settings().QUERY_PARAM
     if not url or not param:
@@ -26,12 +25,8 @@ def without_key(url: str | None) -> str | None:
     address, sharp, fragment = url.partition("#")
     address, _, query = address.partition("?")
     pairs = query.split("&")
-    kept = [pair for pair in pairs if _name(pair) != param]
+    names = (unquote_plus(p.partition("=")[0], errors="surrogateescape") for p in pairs)
+    kept = [pair for pair, name in zip(pairs, names, strict=True) if name != param]
     if len(kept) == len(pairs):
         return url
     return "".join([address, "?" if kept else "", "&".join(kept), sharp, fragment])
-
-
-def _name(pair: str) -> str:
-    """Return a parameter's name as the app reads it."""
-    return unquote_plus(pair.partition("=")[0], errors="surrogateescape")

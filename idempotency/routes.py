@@ -1,4 +1,4 @@
-"""What a project's URLconf leads to, and which methods it answers."""
+"""The routes of a project's URLconf, and the methods that they accept."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from django.views.decorators import http
 
 from idempotency.handlers import Parts, dotted_name, function_of, parts_of
 
-# What Django REST framework's format suffixes end in, as regex and as converter.
+# The endings of Django REST framework's format suffixes, as regex and as converter.
 FORMAT_SUFFIX = re.compile(r"(\.<format>|<drf_format_suffix\w*:format>)/?$")
 
-# The name by which require_http_methods knows what it was told.
+# The argument of require_http_methods.
 REQUIRED = "request_method_list"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One address of a project.
+    """One route of a project.
 
-    ``path`` is as the URLconf has it, from the first slash on, regular expressions in
-    the short form of Django's admindocs. ``name`` has the namespaces before it.
+    ``path`` is the URLconf's, with regular expressions in the short form of Django's
+    admindocs. ``name`` includes the namespaces.
     """
 
     path: str
@@ -43,11 +43,11 @@ class Route:
 
     @property
     def parts(self) -> Parts | None:
-        """What the view is made of, or None for a function of Django's own kind."""
+        """The parts of a class-based view, or None for a function."""
         return parts_of(self.callback)
 
     def view(self, method: str) -> str:
-        """Return the dotted name of what answers a method, a ViewSet's action too."""
+        """Return the dotted name of the view, and of a ViewSet's action."""
         parts = self.parts
         if parts is None:
             return dotted_name(self.callback)
@@ -56,18 +56,14 @@ class Route:
         return ".".join([parts.cls.__module__, *ends])
 
     def methods(self) -> Iterator[str]:
-        """Yield the HTTP methods that it answers, in capitals."""
+        """Yield the HTTP methods that the route accepts, in capitals."""
         for method in map(str.upper, View.http_method_names):
             if answers(self.callback, method):
                 yield method
 
 
 def find_routes() -> list[Route]:
-    """Return the project's routes in the URLconf's order.
-
-    The suffix for a format, which Django REST framework's routers add to an address,
-    makes no route of its own.
-    """
+    """Return the project's routes in the URLconf's order, without format suffixes."""
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
     found: list[Route] = []
@@ -84,7 +80,9 @@ def _walk(
     patterns: Iterable[Any], prefix: str, namespaces: tuple[str, ...]
 ) -> Iterator[Route]:
     for entry in patterns:
-        path = prefix + _path(entry.pattern)
+        is_regex = isinstance(entry.pattern, RegexPattern)
+        written = str(entry.pattern)
+        path = prefix + (_shortened(written) if is_regex else written)
         if isinstance(entry, URLResolver):
             inner = (*namespaces, entry.namespace) if entry.namespace else namespaces
             yield from _walk(entry.url_patterns, path, inner)
@@ -93,13 +91,8 @@ def _walk(
             yield Route(path=path, name=name, callback=entry.callback)
 
 
-def _path(pattern: Any) -> str:
-    written = str(pattern)
-    return _shortened(written) if isinstance(pattern, RegexPattern) else written
-
-
 def _shortened(expression: str) -> str:
-    # As admindocs, whose views can't be imported without the admin, put it.
+    # As simplify_regex() of admindocs' views, whose import needs the admin.
     for simplify in (
         remove_non_capturing_groups,
         replace_named_groups,
@@ -111,18 +104,15 @@ def _shortened(expression: str) -> str:
 
 
 def match_of(path: str) -> ResolverMatch:
-    """Return what a request's path leads to, in the URLconf in force.
+    """Return the match of a request's path in the current URLconf.
 
-    Raises ``Resolver404``, and whatever a converter of the project's does.
+    Raise ``Resolver404``, or any error of a project's converter.
     """
     return resolve("/" + path.removeprefix(get_script_prefix()))
 
 
 def route_of(path: str) -> str | None:
-    """Return the route that a path matches: nothing in it was a client's choice.
-
-    None where the path leads nowhere, or not any more.
-    """
+    """Return the route that a path matches, or None. It has no text from a client."""
     try:
         route = match_of(path).route
     except Exception:  # noqa: BLE001  # a converter is the project's
@@ -131,10 +121,9 @@ def route_of(path: str) -> str | None:
 
 
 def answers(callback: Any, method: str) -> bool:
-    """Tell whether a view answers an HTTP method, as far as it can be told.
+    """Return whether a view accepts an HTTP method, as far as its code tells.
 
-    A function of Django's own kind answers all that ``require_http_methods`` and its
-    like let through.
+    A function accepts every method that ``require_http_methods`` and the like allow.
     """
     parts = parts_of(callback)
     if parts is None:
@@ -143,7 +132,7 @@ def answers(callback: Any, method: str) -> bool:
 
 
 def _required_methods(view: Any) -> Iterator[Collection[str]]:
-    """Yield what each ``require_http_methods`` around a function was told."""
+    """Yield the argument of each ``require_http_methods`` around a function."""
     while type(function := function_of(view)) is FunctionType:
         if function.__globals__ is vars(http):
             names, cells = function.__code__.co_freevars, function.__closure__ or ()

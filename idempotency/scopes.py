@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 ANONYMOUS = "anonymous"
 MAX_LENGTH = 512
-# Half a character, which no database stores.
+# Databases can't store lone surrogates.
 SURROGATE = re.compile("[\ud800-\udfff]")
 PLAIN = (int, str, UUID)
 
 
 def default_scope(request: Request) -> str:
-    """Return the caller that authentication found, so rotating tokens changes nothing.
+    """Return the authenticated user, so that a new token does not change the scope.
 
-    A caller known by an Authorization header alone is named by a keyed digest of it:
-    the credential itself is not stored (F5).
+    For a caller known only by an Authorization header, return a keyed digest of it,
+    because the credential itself must not be stored (F5).
 
-    Raises ``ImproperlyConfigured`` for a user that neither of both can name.
+    Raise ``ImproperlyConfigured`` for a caller that has neither.
     """
     user: Any = request.user
     is_known = user is not None and getattr(user, "is_authenticated", True)
@@ -48,51 +48,51 @@ def default_scope(request: Request) -> str:
         )
         return f"authorization:{digest.hex()}"
     if is_known:
-        # Strangers share the anonymous scope, and with it their answers.
+        # Not the anonymous scope, because its callers share their responses.
         raise ImproperlyConfigured(
-            f"The user of this request, a {type(user).__qualname__}, has no primary "
-            "key of a saved row, or of plain text, a number or a UUID, and "
-            "authentication did not succeed by an Authorization header that would "
-            "tell callers apart. Say whose keys these are with the option scope of "
-            'the endpoint, or with IDEMPOTENCY = {"SCOPE": ...}.'
+            f"The user of this request, a {type(user).__qualname__}, has no usable "
+            "primary key (of a saved row; a string, an integer or a UUID), and did "
+            "not authenticate by an Authorization header. Define whose keys these are "
+            "with the option scope of the endpoint, or with "
+            'IDEMPOTENCY = {"SCOPE": ...}.'
         )
     return ANONYMOUS
 
 
 def user_scope(user: Any) -> str | None:
-    """Return the scope of a user who has a primary key, or None.
+    """Return the scope of a user with a usable primary key, or None.
 
-    An object that is not saved may make a new key up for each request, and a key that
-    is not plain may have an address in memory in its text.
+    An unsaved object may have a new key in each request, and the text of a key of
+    another type may contain a memory address.
     """
     pk = getattr(user, "pk", None)
     if not isinstance(pk, PLAIN) or pk == "":
         return None
-    kind = user.__class__  # also of a lazy one
+    kind = user.__class__  # unlike type(), works for a lazy object
     if not issubclass(kind, Model):
         return f"user:{kind.__module__}.{kind.__qualname__}:{pk}"
     if user._state.adding:
         return None
-    # A proxy is another way to look at the same people.
+    # A proxy model has the same users.
     return f"user:{kind._meta.concrete_model._meta.label_lower}:{pk}"
 
 
 def _names_the_caller(request: Request) -> bool:
-    """Tell whether authentication succeeded by the Authorization header.
+    """Return whether the caller authenticated by the Authorization header.
 
-    Otherwise anybody has written it, such as a gateway, the same for all.
+    Otherwise a gateway may have set it, to the same value for all callers.
     """
     authenticator = getattr(request, "successful_authenticator", None)
-    # DRF's basic authentication reads nothing but the header, and sets no auth.
+    # DRF's basic authentication sets no request.auth.
     return authenticator is not None and (
         request.auth is not None or isinstance(authenticator, BasicAuthentication)
     )
 
 
 def admit_stranger(key: str) -> None:
-    """Refuse a key of the anonymous scope that another stranger may choose, too.
+    """Raise ``KeyWeak`` for a key that another anonymous caller may choose.
 
-    Raises ``KeyWeak``, or ``CallerUnknown`` where the project wants no such keys.
+    Raise ``CallerUnknown`` if the project refuses anonymous keys.
     """
     if get_settings().ANONYMOUS == "refuse":
         raise CallerUnknown
@@ -101,9 +101,9 @@ def admit_stranger(key: str) -> None:
 
 
 def validate_scope(scope: object) -> str:
-    """Return what a project's own scope function gave, if it can be stored.
+    """Return a scope, or raise ``ImproperlyConfigured`` if it can't be stored.
 
-    Raises ``ImproperlyConfigured``: MariaDB would truncate it in silence.
+    MariaDB would truncate it in silence.
     """
     if (
         not isinstance(scope, str)
@@ -113,6 +113,6 @@ def validate_scope(scope: object) -> str:
     ):
         raise ImproperlyConfigured(
             f"An idempotency scope must be a string of 1 to {MAX_LENGTH} characters "
-            f"without NUL and lone surrogates, not {type(scope).__name__}."
+            f"without NUL or lone surrogates. Got {type(scope).__name__}."
         )
     return scope
