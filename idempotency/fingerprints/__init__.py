@@ -1,8 +1,7 @@
-"""What was asked, as a digest (contract F1 to F5).
+"""Fingerprints: digests of what requests ask for (contract F1 to F5).
 
-A version is a module that owns all that it digests, and is never changed. Another
-digest needs another version in ``VERSIONS``, the old ones staying: a record is compared
-in the version that it was written in.
+Each version is a module that never changes. A new digest is a new version in
+``VERSIONS``, beside the old ones: a record is compared in its own version.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from idempotency.fingerprints import v1
 if TYPE_CHECKING:
     from rest_framework.request import Request
 
-# Of digests that a project computes itself; they are compared as they are.
+# For the fingerprints of a project's own function.
 CUSTOM_VERSION = 0
-# The version that derived keys are made from, whatever version records are written in.
+# For derived keys, in every version of the records.
 DERIVATION_VERSION = 1
 
 
@@ -30,7 +29,7 @@ class Fingerprint:
     """A hexadecimal SHA-256 digest and the version that made it."""
 
     version: int
-    # Of a body with few possibilities it gives the body away.
+    # Reveals a body that has few possible values.
     digest: str = field(repr=False)
 
 
@@ -40,17 +39,14 @@ def default_fingerprint(request: Request) -> Fingerprint:
 
 
 def fingerprint_in(request: Request, version: int) -> Fingerprint:
-    """Return the request's fingerprint in one version (F4).
-
-    Raises ``KeyError`` for a version that this release does not know.
-    """
+    """Return the request's fingerprint in one of ``VERSIONS`` (F4)."""
     return Fingerprint(version, VERSIONS[version](request))
 
 
 def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:
-    """Return the digest that derived keys are made from, in a version that stays (E10).
+    """Return the digest for derived keys, which is the same in every version (E10).
 
-    Computed before the handler runs, while the body can be read.
+    Call it before the handler runs, while the body can be read.
     """
     if fingerprint.version in (CUSTOM_VERSION, DERIVATION_VERSION):
         return fingerprint.digest
@@ -58,9 +54,9 @@ def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:
 
 
 def custom_fingerprint(value: Fingerprint | str) -> Fingerprint:
-    """Return what a project's own function gave, as something of fixed length.
+    """Return the fingerprint for the result of a project's own function.
 
-    Raises ``ImproperlyConfigured`` if it is neither of the two.
+    Raise ``ImproperlyConfigured`` for any other type.
     """
     if isinstance(value, Fingerprint):
         return value

@@ -1,7 +1,4 @@
-"""A request's body, kept while others read it (contract F3).
-
-What is made of a body is not decided here: a fingerprint's version owns that.
-"""
+"""Record a request's body while others read it (contract F3)."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ CHUNK_SIZE = 64 * 1024
 
 
 def record_body(http_request: Any) -> Recording | None:
-    """Keep what is read of a request's body from now on, and return what keeps it.
+    """Record what is read of a request's body from now on, and return the recording.
 
-    Reads nothing. For code that sees a request before the view's permissions do.
-    Returns None where the body was read before, so that there is nothing to keep.
+    Read nothing, because the view's permissions have not been checked yet. Return None
+    if something has read the body already.
     """
     stream = http_request._stream
     if isinstance(stream, Recording):
@@ -35,27 +32,27 @@ def record_body(http_request: Any) -> Recording | None:
 
 
 def body_length(http_request: Any) -> int:
-    """Return the bytes of a body that was not read, or raise ``ValueError``."""
+    """Return the length in bytes of an unread body, or raise ``ValueError``."""
     named = http_request.META.get("CONTENT_LENGTH")
     if named:
         return int(named)
     try:
-        # Under ASGI a body may come without its length, and is in a file by now.
+        # Under ASGI a body may come without its length, and is in a file.
         length: int = http_request._stream.seek(0, io.SEEK_END)
     except OSError:
-        return 0  # under WSGI it is none then
+        return 0  # WSGI: no length means no body
     http_request._stream.seek(0)
     return length
 
 
 class Recording(io.IOBase):
-    """Stands in for a request's stream, and copies what is read from it."""
+    """A replacement for a request's stream that copies what is read from it."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
-        # Its position is that of whoever reads the request.
+        # Its position is the position of the request's reader.
         self.copy: IO[bytes] = SpooledTemporaryFile(  # noqa: SIM115  # closed with the request
-            # 0 would mean that all of it may be in memory.
+            # 0 would mean no limit.
             max_size=max(1, settings.FILE_UPLOAD_MAX_MEMORY_SIZE),
             dir=settings.FILE_UPLOAD_TEMP_DIR,
         )
@@ -72,29 +69,29 @@ class Recording(io.IOBase):
         return line if self.is_complete else self._keep(line)
 
     def seekable(self) -> bool:
-        """Tell whether Django can find out the body's length before it reads."""
+        """Return whether Django can seek to find out the body's length."""
         if self.copy.tell():
-            return False  # the copy is made in order
-        # Python 3.10 has temporary files that do not say.
+            return False  # the copy must be written in order
+        # The temporary files of Python 3.10 have no seekable().
         return hasattr(self._source, "seekable") and self._source.seekable()
 
     def seek(self, *args: int) -> int:
-        """Go to the end and come back, as who finds out the length does."""
+        """Move in the stream itself; Django seeks only to find out the length."""
         position: int = self._source.seek(*args)
         return position
 
     def close(self) -> None:
-        """End it: Django does so once it has the whole body in memory."""
+        """Close the stream and the copy, once Django has the whole body in memory."""
         self.stream.close()
         self.copy.close()
         super().close()
 
     @contextmanager
     def whole(self, http_request: Any) -> Iterator[IO[bytes]]:
-        """Lend the whole body, and let whoever reads the request go on as before.
+        """Give the whole body as a file, then restore the position of the reader.
 
-        Raises ``OSError`` where the client is gone or the disk is full. What was read
-        till then is lost, so the request counts as read.
+        Raise ``OSError`` if the client is gone or the disk is full. The request then
+        counts as read, because what came before is lost.
         """
         position = self.copy.tell()
         if not self.is_complete:
@@ -117,7 +114,7 @@ class Recording(io.IOBase):
         try:
             chunk: bytes = self.stream.read(CHUNK_SIZE)
         except OSError as error:
-            # As Django says it, who takes it for no error of the server.
+            # Django's own error, which it does not report as a server error.
             raise UnreadablePostError(*error.args) from error
         return chunk
 

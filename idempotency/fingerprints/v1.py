@@ -1,9 +1,9 @@
-"""Fingerprint version 1, which is sealed: what it digests never changes (F4, E10).
+"""Fingerprint version 1, which never changes (F4, E10).
 
-Records are compared by it, and derived keys are made from it: another digest of the
-same request would answer its retry with 422, and act a second time at a provider. So
-all that decides the digest stands in this file, and tests/golden/fingerprint_1.json
-pins it. Whatever has to change goes into a version of its own.
+Records are compared by it and derived keys are made from it. If a request had another
+digest after an upgrade, its retry would get 422, or act again at a provider. So this
+file has everything that decides the digest, and tests/golden/fingerprint_1.json pins
+it. A change needs a new version.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ from idempotency.fingerprints.bodies import body_length, record_body
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 CHUNK_SIZE = 64 * 1024
-# More than that, and to know a body's meaning costs several times what the view's own
-# parser takes.
+# Above these limits, a body's meaning would cost several times the view's own parsing.
 MAX_VALUES = 20_000
 MAX_ESCAPES = 50_000
 MAX_DIGITS = 100
-# By Python's own names. Others take seconds for what these read in a millisecond.
+# By Python's names. Other charsets may be a thousand times slower.
 CHARSETS = {
     *("utf-8", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le"),
     *("ascii", "iso8859-1", "cp1252"),
@@ -50,22 +49,22 @@ PRECONDITIONS = (
     *("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE"),
 )
 
-# How a body counts ("json", "form", "multipart", "bytes" or "unread"), and as what.
+# How a body is digested ("json", "form", "multipart", "bytes" or "unread"), and what.
 Body = tuple[str, Any]
 Pairs = list[tuple[str, list[str]]]
 
 
 def fingerprint(request: Any) -> str:
-    """Return the digest: SHA-256 over length-prefixed parts (F1).
+    """Return the digest, SHA-256 over length-prefixed parts (F1).
 
-    Takes a request of Django REST framework, or Django's own.
+    ``request`` is Django REST framework's or Django's.
     """
     http_request = getattr(request, "_request", request)
     meta = http_request.META
     content_type = meta.get("CONTENT_TYPE", meta.get("HTTP_CONTENT_TYPE")) or ""
     media_type = content_type.partition(";")[0].strip().lower()
     kind, content = _read(request, http_request, media_type)
-    # A middleware may have put something else under the name of version.
+    # Without a scheme, a middleware may use the attribute "version" for something else.
     scheme = getattr(request, "versioning_scheme", None)
     version = None if scheme is None else request.version
     headers = [meta.get(name) for name in PRECONDITIONS]
@@ -77,7 +76,7 @@ def fingerprint(request: Any) -> str:
             http_request.path.encode(errors="backslashreplace"),
             _canonical(_query(meta.get("QUERY_STRING", ""))),
             _canonical([version, headers], _with_text),
-            # Where the body counts by its bytes, its charset or boundary does too.
+            # With a body of "bytes", the charset or boundary counts too.
             (content_type if kind == "bytes" else media_type).encode(
                 errors="backslashreplace"
             ),
@@ -90,8 +89,8 @@ def fingerprint(request: Any) -> str:
 def _query(text: str) -> list[tuple[str, str]]:
     if not text:
         return []
-    # Always UTF-8: request.GET follows the charset of the body. What is no UTF-8 stays
-    # apart, because in another charset it means something.
+    # UTF-8, unlike request.GET, which uses the body's charset. Invalid bytes stay
+    # distinct, because they differ in another charset.
     pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
     key_name = get_settings().QUERY_PARAM
     return sorted((pair for pair in pairs if pair[0] != key_name), key=itemgetter(0))
@@ -102,7 +101,7 @@ def _encoder(default: Any = None) -> json.JSONEncoder:
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,
-        # What json.loads() gives has no circles, and others end in RecursionError.
+        # The results of json.loads() have no cycles; others end in RecursionError.
         check_circular=False,
         default=default,
     )
@@ -126,10 +125,9 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _read(request: Any, http_request: Any, media_type: str) -> Body:
-    """Return the body by its meaning (F2), and leave it as it was (F3).
+    """Return the body by its meaning (F2), and leave it readable (F3).
 
-    Raises ``RawPostDataException`` where something read the body before and kept
-    nothing of it.
+    Raise ``RawPostDataException`` if something has read the body and kept nothing.
     """
     if hasattr(http_request, "_body"):
         return _from_bytes(http_request, media_type, http_request._body)
@@ -146,12 +144,12 @@ def _read(request: Any, http_request: Any, media_type: str) -> Body:
 
 
 def _is_taken(request: Any, media_type: str) -> bool:
-    """Tell whether the view has a parser for the body; Django's own have none."""
+    """Return whether the view has a parser; Django's requests have none."""
     if not hasattr(request, "parsers"):
         return True
     negotiator, parsers = request.negotiator, request.parsers
     if type(negotiator).select_parser is DefaultContentNegotiation.select_parser:
-        # It finds this one, too, and takes much longer.
+        # The same result as select_parser(), but much faster.
         for parser in parsers:
             if parser.media_type == media_type:
                 return True
@@ -162,7 +160,7 @@ def _fits_in_memory(http_request: Any) -> bool:
     try:
         return _is_small(body_length(http_request))
     except ValueError:
-        return False  # request.body would not have it either
+        return False  # request.body would fail, too
 
 
 def _is_small(length: int) -> bool:
@@ -231,7 +229,7 @@ def _fields(data: QueryDict) -> Pairs:
 
 
 class _HashingHandler(FileUploadHandler):
-    """Keep of each file its field, name, type and SHA-256."""
+    """Keep the field, name, type and SHA-256 of each file."""
 
     chunk_size = CHUNK_SIZE
 
@@ -264,12 +262,12 @@ def _multipart(http_request: Any, stream: Any) -> list[Any]:
 
 
 def _from_what_is_left(request: Any, http_request: Any, media_type: str) -> Body:
-    """Digest a stream that was read: from what the reader made of it."""
+    """Return a body that was read, from what the reader made of it."""
     parsed, files = getattr(request, "_data", Empty), getattr(request, "_files", Empty)
     if parsed is Empty and hasattr(http_request, "_post"):
         parsed, files = http_request.POST, http_request.FILES
     if isinstance(parsed, QueryDict):
-        # Empty is also what a failed parse leaves, whatever was sent.
+        # A failed parse leaves empty data, too.
         if media_type == FORM and parsed:
             return "form", _fields(parsed)
         if parsed or files or (media_type == MULTIPART and _has_no_part(http_request)):
@@ -293,7 +291,7 @@ def _from_what_is_left(request: Any, http_request: Any, media_type: str) -> Body
 
 
 def _plain(value: object) -> dict[str, str]:
-    """Return what a parser of the project's own may give, with its type."""
+    """Return a value of a project's own parser with its type."""
     if isinstance(value, date | time | Decimal | UUID):
         return {"type": type(value).__name__, "value": str(value)}
     if isinstance(value, bytes):
@@ -302,7 +300,7 @@ def _plain(value: object) -> dict[str, str]:
 
 
 def _has_no_part(http_request: Any) -> bool:
-    """Tell whether a multipart body has room for its last boundary alone."""
+    """Return whether a multipart body can only have its last boundary."""
     last = f"\r\n--{http_request.content_params.get('boundary', '')}--\r\n"
     try:
         return 0 < int(http_request.META.get("CONTENT_LENGTH") or 0) <= len(last)
@@ -325,5 +323,5 @@ def _uploads(files: Any) -> list[list[Any]]:
 def _file_lists(files: Any) -> Any:
     if hasattr(files, "lists"):
         return files.lists()
-    # DRF's FileUploadParser gives a plain dictionary.
+    # DRF's FileUploadParser returns a plain dict.
     return [(name, [upload]) for name, upload in files.items()]
