@@ -1,4 +1,4 @@
-"""The decision table: what a protected request becomes (contract E, O and R)."""
+"""Decide what happens to a protected request (contract E, O and R)."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 0.2
 
 ONE_AFTER_ANOTHER = """\
-One request was handed to two protected handlers, one after the other. It has one \
-idempotency key, so the second one would get the first one's answer and never run. \
-Protect the handler that calls both: then they are protected with it, as one."""
+Two protected handlers got the same request, one after the other. With the same \
+idempotency key, the second one would never run, and return the first one's response. \
+Protect only the handler that calls both."""
 
 
 @discreet
 def execute(
     view: APIView, request: Request, handler: Handler, options: Options
 ) -> HttpResponseBase:
-    """Run the handler of a protected request, or answer for it.
+    """Run the handler of a protected request, or replay its response.
 
-    Raises the refusals of ``idempotency.exceptions`` and whatever the handler raises.
+    Raise the refusals of ``idempotency.exceptions`` and any error of the handler.
     """
     http_request: Any = request._request
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
-        return handler()  # E6: protected once, by the outer one
+        return handler()  # protected by the outer handler (E6)
     if outer is not None and outer.key is not None and outer.request is request:
         raise ImproperlyConfigured(ONE_AFTER_ANOTHER)
     enabled = get_settings().ENABLED
@@ -98,14 +98,14 @@ def execute(
 
 
 def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
-    """Let a request of another method run as always, its key warned about (K5).
+    """Warn the client of a key with a method that ignores keys (K5).
 
-    There is no warning where nothing can act: on OPTIONS, or without a handler.
+    Don't warn if nothing can act: on OPTIONS, or without a handler.
     """
     http_request: Any = request._request
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
-        return  # it is the outer handler's key, and not ignored (E6)
+        return  # the key has an effect on the outer handler (E6)
     context = http_request.idempotency = RequestContext()
     in_query, in_header = keys.find_raw(request.META)
     acts = acts and request.method != "OPTIONS"
@@ -116,23 +116,26 @@ def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
 
 
 def warn_of_near_miss(keyed: KeyedRequest) -> None:
-    """Warn a client that misspelled its key's name that it sent no key (K1)."""
+    """Warn a client that misspelled the name of its key (K1)."""
     place = keys.find_near_miss(keyed.request.META)
-    if place is None:
-        return
-    keyed.context.warnings = (key_misspelled(place),)
-    # Another protected handler of the view may have had the request before (E6).
-    if not isinstance(keyed.view.finalize_response, ResponseFinalizer):
-        ResponseFinalizer(keyed, warn_in_body=place == "query")
+    if place is not None:
+        keyed.context.warnings = (key_misspelled(place),)
+        finalizer_of(keyed, warn_in_body=place == "query")
 
 
-# The database writes them (P1).
-NO_TIMES: Any = {"created_at": None, "expires_at": None}
+# Given in full, because Django asks the field for a default otherwise. The database
+# sets the times (P1).
+EMPTY: Any = dict.fromkeys(
+    (
+        *("created_at", "expires_at", "lease_expires_at", "completed_at"),
+        *("status_code", "headers", "body", "body_size"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What makes two requests one: scope and key (S1), and what was asked (F1)."""
+    """What identifies a request: scope and key (S1), and the fingerprint (F1)."""
 
     request: Request = field(repr=False)
     scope: str = field(repr=False)
@@ -141,45 +144,35 @@ class Identity:
     fingerprint: Fingerprint
 
     def is_that_of(self, record: IdempotencyRecord) -> bool:
-        """Compare with a record, in the record's own fingerprint version (F4)."""
+        """Return whether a record is of the same request, in its own version (F4)."""
         mine = self.fingerprint
         if record.fingerprint_version != mine.version:
             if record.fingerprint_version not in VERSIONS:
                 return False
             mine = fingerprint_in(self.request, record.fingerprint_version)
-        return (record.scope, record.key, record.fingerprint) == (
-            self.scope,
-            self.key,
-            mine.digest,
-        )
+        theirs = record.scope, record.key, record.fingerprint
+        return theirs == (self.scope, self.key, mine.digest)
 
     def new_record(self) -> IdempotencyRecord:
-        """Return the record of a claim that is to be won, as yet without times."""
+        """Return the record for a claim, without times."""
         return IdempotencyRecord(
             id=self.record_id,
             scope=self.scope,
             key=self.key,
             method=self.request.method or "",
-            # PostgreSQL has no NUL in text.
+            # PostgreSQL can't store NUL in text.
             path=self.request.path.replace("\0", "%00"),
             fingerprint=self.fingerprint.digest,
             fingerprint_version=self.fingerprint.version,
             state=State.IN_PROGRESS,
             attempt=1,
             token=uuid4(),
-            # Said, since Django asks each field for a default otherwise.
-            lease_expires_at=None,
-            status_code=None,
-            headers=None,
-            body=None,
-            body_size=None,
-            completed_at=None,
-            **NO_TIMES,
+            **EMPTY,
         )
 
 
 class Execution:
-    """The decision table of one keyed request."""
+    """The decisions about one request with a key."""
 
     def __init__(
         self, keyed: KeyedRequest, handler: Handler, key: keys.ClientKey
@@ -199,7 +192,7 @@ class Execution:
         )
 
     def run(self) -> HttpResponseBase:
-        """Return the response, or raise what DRF is to answer."""
+        """Return the response, or raise the error for DRF to handle."""
         is_part = False
         try:
             self.identity = self._identify()
@@ -228,9 +221,9 @@ class Execution:
         return response
 
     def _is_part_of_executed(self) -> bool:
-        """Tell whether the handler of this very key has sent another request with it.
+        """Return whether the handler of this key has sent this other request with it.
 
-        A batch does, whose parts have its own headers (E6).
+        Batches do, because their parts have the batch's headers (E6).
         """
         executing = self.mode.claims.executing
         if not executing:
@@ -239,9 +232,9 @@ class Execution:
         return fingerprint not in (None, self.identity.fingerprint.digest)
 
     def _identify(self) -> Identity:
-        """Find out whose key it is (S1), and for what (F1)."""
-        # Neither scope nor key in a variable: a hook may report errors of its own, with
-        # all frames around it (X1).
+        """Find out the scope (S1) and the fingerprint (F1)."""
+        # No variables for scope and key: error reports from within the hooks show the
+        # variables of all frames (X1).
         context, request = self.context, self.keyed.request
         context.scope = self.keyed.scope()
         if context.scope == scopes.ANONYMOUS:
@@ -262,7 +255,7 @@ class Execution:
         )
 
     def _wait_for_result(self) -> HttpResponseBase | Ran:
-        """Claim the key, or answer from its record; wait where the policy says so."""
+        """Claim the key or use its record; wait if the policy says so."""
         policy = self.keyed.policy
         give_up_at = time.monotonic()
         if policy.on_concurrent == "wait":
@@ -292,7 +285,7 @@ class Execution:
         return self._replay(record)
 
     def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
-        """Replay a completed record, or say that its response was not kept (R4)."""
+        """Replay a completed record, or refuse if its response was not kept (R4)."""
         self.keyed.check_replay(record)
         self._name_expiry(record)
         stored: Any = record.stored_response

@@ -1,4 +1,4 @@
-"""A view's answer finished once: finalised, warned about, rendered, given headers."""
+"""Finish a view's response once: finalize, add warnings, render, set headers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ logger = logging.getLogger("idempotency")
 
 
 class ResponseFinalizer:
-    """Stands in for ``finalize_response`` of one view instance.
+    """The replacement for ``finalize_response`` of one view instance.
 
-    A response must be finished inside the transaction, to be stored (E1), and
-    ``dispatch`` finalises what it gets. So the view's own ``finalize_response`` runs
-    here, and a finished response passes. This is also where every answer of a view,
-    refusals included, gets the app's headers.
+    ``dispatch`` finalizes every response, but the app has to store a finished one
+    inside the transaction (E1). So it calls the view's own ``finalize_response`` here,
+    and ``dispatch`` gets finished responses unchanged. All responses of the view,
+    refusals included, get the app's headers here.
     """
 
     def __init__(self, keyed: KeyedRequest, *, warn_in_body: bool = False) -> None:
@@ -50,14 +50,14 @@ class ResponseFinalizer:
         self.view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
 
     def finish(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Finalise and render a handler's response."""
+        """Finalize and render a handler's response."""
         return self.render(self.finalize(response))
 
     def finalize(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Finalise a handler's response.
+        """Finalize a handler's response.
 
-        What goes wrong is for Django to answer, as it would without the app: DRF has
-        ended by then. The app's own refusals apart.
+        Leave errors to Django, as without the app, where DRF's error handling has ended
+        by then. Refusals of the app are an exception.
         """
         with self._errors_left_to_django():
             view = self.view
@@ -65,7 +65,7 @@ class ResponseFinalizer:
             return self.let_pass(response)
 
     def render(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Render a finalised response; what goes wrong is Django's to answer, too."""
+        """Render a finalized response, and leave errors to Django, too."""
         with self._errors_left_to_django():
             if hasattr(response, "render"):
                 response = response.render()
@@ -87,31 +87,34 @@ class ResponseFinalizer:
             raise
 
     def refuse_success(self) -> None:
-        """Let no answer below 400 out: the effects that it stands for are undone (O3).
+        """Replace any response below 400, because its effects are undone (O3).
 
-        The project may make such an answer of a failure, in its EXCEPTION_HANDLER or
+        A project can turn a failure into such a response in its EXCEPTION_HANDLER, or
         in the view's ``handle_exception`` or ``finalize_response``.
         """
         self._refuses_success = True
         self._spare_others()
 
     def refuse(self, refusal: IdempotencyError) -> None:
-        """Let the answer to a refusal of the app's say which it is (X1)."""
+        """Put the code of a refusal into the response (X1)."""
         self.headers[ERROR_HEADER] = refusal.default_code
         if refusal.wait is not None:
-            # DRF's exception handler says so too; a project's own may not.
+            # DRF's exception handler does this, too, but a project's own may not.
             self.headers["Retry-After"] = str(refusal.wait)
         handler = exception_handler_of(self.view)
         self.view.get_exception_handler = lambda: handler  # type: ignore[method-assign]  # of this instance
         self._spare_others()
 
     def _spare_others(self) -> None:
-        """Let the answer to an error undo nothing of the request that sent this one.
+        """Don't let an error of a batch's part roll back the whole batch (E2).
 
-        Nothing of the handler's is left to undo. But Django REST framework marks every
-        transaction of ATOMIC_REQUESTS, which in a batch has other parts' effects (E2).
+        The effects of this handler are undone already. But Django REST framework marks
+        every transaction of ATOMIC_REQUESTS for rollback after an error.
         """
-        if not self._is_part():
+        match = self.keyed.request._request.resolver_match
+        parts = None if match is None else parts_of(match.func)
+        # A part has no match, or that of the batch.
+        if match is not None and (parts is None or parts.cls is type(self.view)):
             return
         handle_exception = self.view.handle_exception
 
@@ -129,26 +132,19 @@ class ResponseFinalizer:
 
         self.view.handle_exception = handle  # type: ignore[method-assign, assignment]  # of this instance
 
-    def _is_part(self) -> bool:
-        """Tell whether a handler has sent the request, instead of a client."""
-        match = self.keyed.request._request.resolver_match
-        parts = None if match is None else parts_of(match.func)
-        # A part may be a copy of the batch's request, with that one's match.
-        return match is None or (parts is not None and parts.cls is not type(self.view))
-
     def let_pass(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Take a response as finished already."""
+        """Mark a response as finished."""
         self._finished = response
         return response
 
     def _with_warnings(
         self, response: HttpResponseBase, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
-        # DRF takes Vary out of the view's headers, and may finalise a second answer
-        # where the transaction of the first one failed.
+        # DRF removes Vary from the view's headers, and finalizes a second response if
+        # the transaction of the first one failed.
         headers = dict(self.view.headers)
         if response.status_code == 405 and KEY_IGNORED in self.context.warnings:
-            self.context.warnings = ()  # nothing has acted (K5)
+            self.context.warnings = ()  # no handler ran (K5)
         response = self._finalize(self.keyed.request, response, *args, **kwargs)  # type: ignore[arg-type]  # stubs know no other responses
         self.view.headers = headers
         if self.context.warnings and self.warn_in_body:
@@ -158,7 +154,7 @@ class ResponseFinalizer:
     def __call__(
         self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
-        """Do what ``dispatch`` expects of ``finalize_response``."""
+        """Finish a response for ``dispatch``, in place of ``finalize_response``."""
         if response is not self._finished:
             response = self._with_warnings(response, *args, **kwargs)
         if self._refuses_success and response.status_code < 400:
@@ -174,7 +170,7 @@ class ResponseFinalizer:
     ) -> HttpResponseBase:
         logger.error(
             "A failure was answered with status %d, but its effects were undone. The "
-            "client was told %s instead. Record %s, %s %s",
+            "client got %s instead. Record %s, %s %s",
             response.status_code,
             TransactionFailed.default_code,
             self.context.record_id,
@@ -191,24 +187,23 @@ class ResponseFinalizer:
         self.refuse(refusal)
         failure: HttpResponseBase = self.view.handle_exception(refusal)
         failure = self._with_warnings(failure, *args, **kwargs)
-        # Where the project answers every error below 400, its words may stay.
+        # The project may turn this error, too, into a response below 400.
         failure.status_code = TransactionFailed.status_code
         return failure
 
 
-def finalizer_of(keyed: KeyedRequest) -> ResponseFinalizer:
-    """Return what finalizes the responses of a view already, or a new one."""
+def finalizer_of(
+    keyed: KeyedRequest, *, warn_in_body: bool = False
+) -> ResponseFinalizer:
+    """Return the finalizer that the view has already (E6), or a new one."""
     finalize = keyed.view.finalize_response
     if isinstance(finalize, ResponseFinalizer):
         return finalize
-    return ResponseFinalizer(keyed)
+    return ResponseFinalizer(keyed, warn_in_body=warn_in_body)
 
 
 def exception_handler_of(view: APIView) -> ExceptionHandler:
-    """Return a view's EXCEPTION_HANDLER, that of DRF with codes of the app's refusals.
-
-    A format of the project's own is left alone.
-    """
+    """Return a view's own exception handler, or DRF's with the codes of refusals."""
     own: ExceptionHandler = view.get_exception_handler()
     return _exception_handler if own is exception_handler else own
 

@@ -1,4 +1,4 @@
-"""Tell what becomes of one request, to whoever listens."""
+"""Send the signals of one request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from idempotency.signals import LoggedSignal, RequestDetails
 
 
 class Reporter:
-    """Makes details of the request, where a signal or a log line wants them."""
+    """Sends each signal with the request's details, if anything listens."""
 
     def __init__(self, keyed: KeyedRequest) -> None:
         self.keyed = keyed
 
     def claimed(self) -> None:
-        """The handler is about to run."""
+        """Report that the handler is about to run."""
         self._emit(signals.key_claimed, signals.KeyClaimed)
 
     def stored(self, record: IdempotencyRecord, alias: str) -> None:
-        """An answer is in its record, as soon as that is committed."""
+        """Report a stored response, once it is committed."""
         if not signals.response_stored.is_heard:
             return
         emit = partial(
@@ -41,7 +41,7 @@ class Reporter:
             emit()
 
     def replayed(self, record: IdempotencyRecord) -> None:
-        """An answer was given again."""
+        """Report a replay."""
         self._emit(
             signals.response_replayed,
             signals.ResponseReplayed,
@@ -50,7 +50,7 @@ class Reporter:
         )
 
     def refused(self, refusal: IdempotencyError) -> None:
-        """The app has refused the request."""
+        """Report a refusal of the app."""
         self._emit(
             signals.request_refused,
             signals.RequestRefused,
@@ -59,11 +59,11 @@ class Reporter:
         )
 
     def released(self, status_code: int | None) -> None:
-        """A run has left no record."""
+        """Report a run that left no record."""
         self._emit(signals.key_released, signals.KeyReleased, status_code=status_code)
 
     def abandoned(self, status_code: int | None) -> None:
-        """A run has left its outcome unknown."""
+        """Report a run that left its outcome unknown."""
         self._emit(signals.key_abandoned, signals.KeyAbandoned, status_code=status_code)
 
     def _emit(

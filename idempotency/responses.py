@@ -1,10 +1,9 @@
-"""HttpResponse -> what is kept -> HttpResponse (contract R2 to R5)."""
+"""Turn a response into its stored form, and back into a response (R2 to R5)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,8 @@ ERROR_HEADER = "Idempotency-Error"
 EXPIRES_HEADER = "Idempotency-Expires"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
-# Beside the headers of an answer that was no Response of Django REST framework's. A
-# version that knows nothing of it writes its own value over it.
+# Stored beside the headers of a response that is not Django REST framework's. An older
+# version of the app replays it as a header, and overwrites that with its own value.
 PLAIN = [REPLAYED_HEADER, "plain"]
 
 UNSTORED_HEADERS = frozenset(
@@ -47,7 +46,7 @@ UNSTORED_HEADERS = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
-        # The app's own belong to one answer, not to the record.
+        # The app sets its own anew in each response.
         ERROR_HEADER.lower(),
         EXPIRES_HEADER.lower(),
         REPLAYED_HEADER.lower(),
@@ -62,9 +61,9 @@ Headers = list[list[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """The part of an answer that a record keeps; a tombstone where ``body`` is None.
+    """The part of a response that a record keeps.
 
-    A tombstone (R4) has the answer's status and at most its Location.
+    Without a body it is a tombstone (R4), with the status and at most the Location.
     """
 
     status_code: int
@@ -80,13 +79,13 @@ class StoredResponse:
         is_plain: bool = False,
         language: str | None = None,
     ) -> StoredResponse:
-        """Take what is to be kept of a rendered response.
+        """Return what to keep of a rendered response.
 
-        Streaming and file responses, those over MAX_RESPONSE_BYTES or with NUL in a
-        header, which PostgreSQL can't store, become tombstones, as everything does
-        where ``keep`` is false (O4). ``is_plain`` asks for a replay that is no Response
-        of Django REST framework's either (R2b). ``language`` is that of a body whose
-        view names none.
+        That is a tombstone for a streaming or file response, for one over
+        MAX_RESPONSE_BYTES or with NUL in a header, which PostgreSQL can't store, and
+        if ``keep`` is false (O4). ``is_plain`` means that neither the response nor its
+        replay is Django REST framework's (R2b). ``language`` is the default for
+        Content-Language.
         """
         headers = [[name, value] for name, value in response.items()]
         if language and "Content-Language" not in response.headers:
@@ -95,17 +94,18 @@ class StoredResponse:
         if keep and isinstance(response, HttpResponse) and not has_nul:
             body = bytes(response.content)
             if len(body) <= get_settings().MAX_RESPONSE_BYTES:
-                kept = _without(_unstored(response), headers)
+                unstored = _unstored(response)
+                kept = [pair for pair in headers if pair[0].lower() not in unstored]
                 return cls(
                     status_code=response.status_code,
                     headers=[*kept, PLAIN] if is_plain else kept,
                     body=body,
                 )
-        all_of_it = cls(status_code=response.status_code, headers=headers, body=None)
-        return all_of_it.as_tombstone()
+        whole = cls(status_code=response.status_code, headers=headers, body=None)
+        return whole.as_tombstone()
 
     def as_tombstone(self) -> StoredResponse:
-        """Return what is kept of an answer whose body is not (R4)."""
+        """Return the response without its body (R4)."""
         location = [
             [name, value]
             for name, value in self.headers
@@ -114,7 +114,7 @@ class StoredResponse:
         return StoredResponse(status_code=self.status_code, headers=location, body=None)
 
     def as_fields(self) -> dict[str, Any]:
-        """Return the fields of a record that hold the answer."""
+        """Return the fields of a record for the response."""
         return {
             "status_code": self.status_code,
             "headers": self.headers,
@@ -123,13 +123,13 @@ class StoredResponse:
         }
 
     def to_http(self) -> HttpResponse:
-        """Make the answer again, byte for byte."""
+        """Return the response as Django's, byte for byte."""
         response = HttpResponse(self.body or b"", status=self.status_code)
         self.put_headers(response)
         return response
 
     def put_headers(self, response: HttpResponse) -> None:
-        """Give a new response the headers of the answer, and no others."""
+        """Set the stored headers, and no others, on a new response."""
         del response["Content-Type"]
         for pair in self.headers:
             if pair != PLAIN:
@@ -137,25 +137,25 @@ class StoredResponse:
 
     @property
     def content_type(self) -> str:
-        """The answer's Content-Type, or an empty string."""
+        """The Content-Type, or an empty string."""
         headers = {name.lower(): value for name, value in self.headers}
         return headers.get("content-type", "")
 
     @property
     def media_type(self) -> str:
-        """The same without its parameters."""
+        """The Content-Type without its parameters."""
         return self.content_type.partition(";")[0].strip().lower()
 
     @property
     def is_plain(self) -> bool:
-        """Whether the answer was no Response of Django REST framework's (R2b)."""
+        """Whether the response was not Django REST framework's (R2b)."""
         return PLAIN in self.headers
 
 
 def language_to_be_named() -> str | None:
-    """Return what LocaleMiddleware is going to say of an answer's language, if it is.
+    """Return the Content-Language that LocaleMiddleware would set, or None (R2).
 
-    Of a replay it would say what the retry speaks (R2).
+    On a replay it would set the language of the retry instead.
     """
     is_named = _has_locale_middleware(tuple(django_settings.MIDDLEWARE))
     return get_language() if is_named else None
@@ -170,7 +170,7 @@ def _has_locale_middleware(middleware: tuple[str, ...]) -> bool:
 
 
 def replayed_headers(headers: Headers) -> Headers:
-    """Return what a client gets of a record's headers."""
+    """Return those of a record's headers that a client gets."""
     return [pair for pair in headers if pair != PLAIN]
 
 
@@ -183,25 +183,21 @@ def _unstored(response: HttpResponse) -> set[str]:
     }
 
 
-def _without(unstored: set[str], headers: Iterable[list[str]]) -> Headers:
-    return [pair for pair in headers if pair[0].lower() not in unstored]
-
-
 def replay(stored: StoredResponse, view: APIView, request: Request) -> HttpResponse:
-    """Make an answer again, byte for byte, without any renderer (R6)."""
+    """Return a stored response, byte for byte, without a renderer (R6)."""
     return stored.to_http() if stored.is_plain else Replay(stored, view, request)
 
 
 class Replay(Response):
     """A Response that is rendered already.
 
-    What the view would have to be asked for is asked for when somebody wants it:
-    the handler has not run, and the view may count on that.
+    It asks the view for anything as late as possible, because the view may expect that
+    its handler has run.
     """
 
     def __init__(self, stored: StoredResponse, view: APIView, request: Request) -> None:
         super().__init__(status=stored.status_code)
-        del self.data  # see below
+        del self.data  # for the cached property
         self._stored = stored
         self._replayed_by = view, request
         self.content = stored.body or b""
@@ -209,35 +205,35 @@ class Replay(Response):
 
     @cached_property
     def data(self) -> Any:
-        """What the body says if it is JSON, else None."""
+        """The parsed body if it is JSON, else None."""
         return _read(self._stored)
 
     @cached_property
-    def accepted_renderer(self) -> Any:  # type: ignore[override]  # may be written, too
-        """The renderer that has made the body, as far as the view still has it."""
+    def accepted_renderer(self) -> Any:  # type: ignore[override]  # stays writable
+        """The renderer of the body's media type, if the view still has it."""
         return self._negotiated()[0]
 
     @cached_property
-    def accepted_media_type(self) -> Any:  # type: ignore[override]  # so may this
-        """The media type that this renderer is for."""
+    def accepted_media_type(self) -> Any:  # type: ignore[override]  # stays writable
+        """The media type of this renderer."""
         return self._negotiated()[1]
 
     @cached_property
     def renderer_context(self) -> Any:
-        """What the view hands to a renderer."""
+        """The view's context for renderers."""
         view, _request = self._replayed_by
         return {**view.get_renderer_context(), "response": self}
 
     @property
     def rendered_content(self) -> Any:
-        """The stored body, or what a renderer makes of data that were changed since."""
-        # Text tells apart what is equal to Python alone, such as 1 and True.
+        """The stored body, or a new rendering if something has changed the data."""
+        # By repr(), because 1 == True in Python but not in JSON.
         if repr(self.data) == repr(_read(self._stored)):
             return self._stored.body
         return super().rendered_content
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what only this process knows, as Response does."""
+        """Leave out what can't be pickled, as Response does."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[misc]  # the stubs have none
         state.pop("_replayed_by", None)
         return state

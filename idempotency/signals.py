@@ -1,9 +1,9 @@
-"""What the app tells of its work: signals with frozen details, and log lines.
+"""Signals and log lines about the app's work.
 
-Receivers get ``details``; ``sender`` is the view's class, or ``IdempotencyRecord`` for
-a purge. A receiver that fails is logged by Django and changes nothing. Receivers of
-``key_claimed`` run inside the transaction of a handler in atomic mode: what they write
-shares its fate.
+Receivers get frozen ``details``; ``sender`` is the view's class, or
+``IdempotencyRecord`` for a purge. Django logs an error of a receiver, which has no
+other effect. In atomic mode, receivers of ``key_claimed`` run in the handler's
+transaction, and a rollback undoes their writes, too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from uuid import UUID
 from django.dispatch import Signal
 
 logger = logging.getLogger("idempotency")
-# Of the extras of a log line.
+# For the extras of a log line.
 PREFIX = "idempotency_"
 
 
 class LoggedSignal(Signal):
-    """A signal that is also a line in the log ``idempotency``, at its own level."""
+    """A signal that also writes a line to the log ``idempotency``, at its own level."""
 
     def __init__(self, name: str, level: int) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class LoggedSignal(Signal):
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody listens; if not, details need not be made."""
+        """Whether there is a receiver, or the log has the level."""
         return bool(self.receivers) or logger.isEnabledFor(self.level)
 
     def emit(self, sender: type, details: Any) -> None:
-        """Send the details, and write them as a line and as its extras.
+        """Send the details, and log them as a line with extras.
 
-        No text in them has a control character: receivers write lines, too.
+        Escape the texts first, because receivers may log them, too.
         """
         given = {field.name: getattr(details, field.name) for field in fields(details)}
         texts = {name: text for name, text in given.items() if isinstance(text, str)}
@@ -49,10 +49,10 @@ class LoggedSignal(Signal):
 
 
 def escaped(text: str) -> str:
-    """Return text that stays on its line: what can't be printed as Python writes it.
+    """Return text for the log, with unprintable characters escaped as in Python.
 
-    Whatever a client chose goes through this on its way into the log, or it could write
-    lines of its own there. A backslash is doubled, so that nothing passes for escaped.
+    Otherwise a client could forge log lines. Backslashes are doubled, so that no text
+    looks escaped.
     """
     if text.isprintable() and "\\" not in text:
         return text
@@ -63,7 +63,7 @@ def escaped(text: str) -> str:
 
 
 def extras(event: str, **details: Any) -> dict[str, Any]:
-    """Return what every line of the log has beside its text, under one prefix."""
+    """Return the extras of a log line, under the app's prefix."""
     return {
         PREFIX + name: escaped(value) if isinstance(value, str) else value
         for name, value in {"event": event, **details}.items()
@@ -72,11 +72,11 @@ def extras(event: str, **details: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDetails:
-    """What every signal of a request says: never a key, a scope or a body.
+    """The details in every signal of a request: never a key, a scope or a body.
 
-    ``view`` is the dotted name of the view, ``action`` that of a ViewSet's action,
-    ``mode`` ``"atomic"`` or ``"leased"``. ``record_id`` is None before a valid key is
-    found; ``attempt`` counts the runs of a record and is None where it is not known.
+    ``view`` is the dotted name of the view, ``action`` the ViewSet's action and
+    ``mode`` ``"atomic"`` or ``"leased"``. ``record_id`` is None without a valid key.
+    ``attempt`` counts the runs of the record, or is None if unknown.
     """
 
     view: str
@@ -98,7 +98,7 @@ class KeyClaimed(RequestDetails):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseStored(RequestDetails):
-    """An answer is in its record; ``body_size`` is None if it was not kept (R4)."""
+    """The record has the response; ``body_size`` is None if it was not kept (R4)."""
 
     status_code: int
     body_size: int | None
@@ -106,7 +106,7 @@ class ResponseStored(RequestDetails):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseReplayed(RequestDetails):
-    """An answer was given again, so long after its key was claimed."""
+    """A response was replayed; ``age`` is the time since the claim."""
 
     status_code: int
     age: timedelta
@@ -114,7 +114,7 @@ class ResponseReplayed(RequestDetails):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRefused(RequestDetails):
-    """The app has refused a request, with a code of the README's table."""
+    """The app refused a request, with a code from the README's table."""
 
     code: str
     status_code: int
@@ -122,21 +122,21 @@ class RequestRefused(RequestDetails):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyReleased(RequestDetails):
-    """A run has left no record (O2, O3); no status where it raised one of no status."""
+    """A run left no record (O2, O3); an error may have no status."""
 
     status_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyAbandoned(RequestDetails):
-    """A leased run ended, and nobody knows what it has done outside (E9)."""
+    """A leased run ended without a known outcome (E9)."""
 
     status_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsPurged:
-    """A purge has ended; ``more`` says whether work is left."""
+    """A purge ended; ``more`` says whether expired records are left."""
 
     database: str
     deleted: int
@@ -153,8 +153,7 @@ class RecordsPurged:
 
 
 key_claimed = LoggedSignal("key_claimed", logging.DEBUG)
-# After the commit; where a transaction is open around the request, such as that of
-# ATOMIC_REQUESTS, after that one's.
+# Sent after the outermost commit, which may be the one of ATOMIC_REQUESTS.
 response_stored = LoggedSignal("response_stored", logging.DEBUG)
 response_replayed = LoggedSignal("response_replayed", logging.INFO)
 request_refused = LoggedSignal("request_refused", logging.INFO)
