@@ -1,4 +1,4 @@
-"""A school API in the style of Edlink: demo, example and test settings in one."""
+"""A school API in the style of Edlink: the demo, an example and the tests' settings."""
 
 from testproject.celery import app as celery_app
 

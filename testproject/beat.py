@@ -1,9 +1,8 @@
 """Run the demo project's worker and Beat: ``make beat``.
 
-The schedule is the one of the settings, so a purge runs every hour; ``--every 10`` runs
-it every ten seconds, to see it happen. The broker is CELERY_BROKER_URL's, by default
-one that needs no server. Where django-celery-beat is installed, the schedule is in the
-admin of ``manage.py runserver``, too.
+The settings schedule a purge every hour; ``--every 10`` runs it every ten seconds. The
+default broker, CELERY_BROKER_URL, needs no server. With django-celery-beat, the
+schedule is also in the admin of ``manage.py runserver``.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from django.db import connections
 
 
 def main() -> None:
-    """Migrate, then run both in one process until Ctrl-C."""
+    """Migrate, then run the worker and Beat until Ctrl-C."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--every", type=int, metavar="SECONDS", help="instead of hourly"
@@ -28,7 +27,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
     django.setup()
     call_command("migrate", verbosity=0)
-    # Beat is another process: SQLite does not stand a connection that it takes along.
+    # Beat is another process, and must not inherit a connection to SQLite.
     connections.close_all()
 
     from testproject.celery import app  # noqa: PLC0415  # needs the settings

@@ -1,8 +1,8 @@
-"""Show what the app promises, on a real server: ``python -m testproject.demo``.
+"""Show the app's guarantees on a real server: ``python -m testproject.demo``.
 
-Starts gunicorn and a Celery worker on SQLite and a payment provider, goes through
-``testproject.demo_steps``, and on a terminal keeps serving. Whatever is written goes to
-a temporary directory.
+Start gunicorn and a Celery worker on SQLite and a payment provider, run the steps of
+``testproject.demo_steps``, and keep serving on a terminal. All files are in a temporary
+directory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from django.core.management import call_command
 from testproject.demo_client import DemoFailed
 
 ROOT = Path(__file__).resolve().parent.parent
-# As many requests at once as the demo sends.
+# Enough for the requests that the demo sends at once.
 WORKERS, THREADS = 4, 5
 SECONDS_TO_STOP = 2.0
 
@@ -45,14 +45,14 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except DemoFailed as failure:
-        sys.exit(f"\nThis did not hold: {failure}")
+        sys.exit(f"\nThis check failed: {failure}")
     return 0
 
 
 def interrupt(number: int, frame: object) -> None:
-    """End the demo, wherever it is: its files and processes go, and so do sockets.
+    """End the demo with its files and processes, wherever it is.
 
-    Between the making of a socket and its name nobody could close it.
+    Ignore a ResourceWarning for a socket that has no name yet to close it by.
     """
     warnings.simplefilter("ignore", ResourceWarning)
     if number == signal.SIGINT:
@@ -61,7 +61,7 @@ def interrupt(number: int, frame: object) -> None:
 
 
 def prepare(var_dir: Path) -> None:
-    """Set up the project with everything that it writes in one directory."""
+    """Set up the project, with all its files in one directory."""
     os.environ.update(
         DJANGO_SETTINGS_MODULE="testproject.demo_settings",
         DJANGO_DEBUG="1",
@@ -70,8 +70,8 @@ def prepare(var_dir: Path) -> None:
         DATABASE_URL=f"sqlite:///{var_dir / 'db.sqlite3'}",
         ATOMIC_REQUESTS="0",
         CELERY_BROKER_URL="filesystem://",
-        # Else gunicorn's control socket goes into the home directory, and a process
-        # that is killed leaves its temporary files.
+        # Otherwise gunicorn's control socket would be in the home directory, and killed
+        # processes would leave temporary files.
         XDG_RUNTIME_DIR=str(var_dir),
         TMPDIR=str(var_dir),
     )
@@ -80,14 +80,14 @@ def prepare(var_dir: Path) -> None:
 
 
 class Children:
-    """The processes that the demo starts, and stops whatever happens."""
+    """The child processes, which end with the demo, whatever happens."""
 
     def __init__(self, var_dir: Path) -> None:
         self.var_dir = var_dir
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *arguments: str, **options: Any) -> None:
-        """Start a Python module that logs into a file of this name."""
+        """Start a Python module that logs into ``<name>.log``."""
         with (self.var_dir / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(  # noqa: S603  # nothing from outside
                 [sys.executable, "-m", *arguments],
@@ -95,13 +95,13 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for the demo alone, which then stops them in order.
+                # Only the demo itself gets Ctrl-C, and then stops its children.
                 start_new_session=True,
                 **options,
             )
 
     def show_logs(self) -> None:
-        """Print how each log ends."""
+        """Print the end of each log."""
         for name in self.processes:
             log = (self.var_dir / f"{name}.log").read_text(errors="replace")
             tail = log.splitlines()[-30:]
@@ -125,7 +125,7 @@ class Children:
 
 
 def show(children: Children) -> None:
-    """Start everything, go through the steps, and on a terminal keep serving."""
+    """Start everything, run the steps, and keep serving on a terminal."""
     from testproject.demo_steps import Demo  # noqa: PLC0415  # models need django.setup()
 
     try:
@@ -175,22 +175,22 @@ def start_server(children: Children, provider_port: int) -> int:
 
 @contextmanager
 def listening() -> Iterator[tuple[int, int]]:
-    """Open a socket; gives its file descriptor and its port.
+    """Open a socket for a child, and give its file descriptor and port.
 
-    It is open before a child has it: nobody takes the port, no request comes too early.
+    It listens already, so nothing else takes the port, and early requests wait.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.fileno(), listener.getsockname()[1]
 
 
 def start_worker(children: Children) -> None:
-    """Start a Celery worker, which takes the tasks that are sent meanwhile."""
+    """Start a Celery worker."""
     celery = ("celery", "--app=testproject", "worker")
     children.start("worker", *celery, "--concurrency=1", "--loglevel=INFO")
 
 
 def keep_serving(children: Children) -> None:
-    """Serve until Ctrl-C, which is not an error here."""
+    """Serve until Ctrl-C."""
     with suppress(KeyboardInterrupt):
         children.processes["server"].wait()
         raise DemoFailed("the server keeps serving")

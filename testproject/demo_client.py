@@ -1,4 +1,4 @@
-"""The demo's client: it shows what it sends, what it gets and whether that is right."""
+"""The demo's client, which prints its requests, the responses and the checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
 from typing import Any, TypeVar
 
-SECONDS_TO_ANSWER = 30.0
+TIMEOUT = 30.0
 LONGEST_WAIT = 30.0
 COLOURS = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 SHOWN_HEADERS = (
@@ -29,12 +29,12 @@ Found = TypeVar("Found")
 
 
 class DemoFailed(Exception):
-    """Something that the demo shows did not hold."""
+    """A check of the demo failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came back."""
+class Response:
+    """A response."""
 
     status: int
     reason: str
@@ -43,58 +43,62 @@ class Answer:
 
     @property
     def content(self) -> Any:
-        """What the JSON of the body says."""
+        """The parsed JSON of the body."""
         return json.loads(self.body)
+
+    def codes(self, member: str) -> list[str]:
+        """Return the codes in ``$errors`` or ``$warnings``."""
+        return [each["code"] for each in self.content.get(member, [])]
 
     @property
     def is_replay(self) -> bool:
-        """Whether the answer says that it comes from a record."""
+        """Whether the response is a replay."""
         return self.headers["Idempotent-Replayed"] == "true"
 
 
 class Client:
-    """A user's client; each request has a connection of its own."""
+    """A user's client, with a connection for each request."""
 
     def __init__(self, port: int, token: str = "") -> None:
         self.port = port
         self.token = token
 
-    def send(self, method: str, address: str, payload: Payload | None = None) -> Answer:
-        """Send a request and return its answer, showing both."""
-        answer = read(self.start(method, address, payload))
-        show_answer(answer)
-        return answer
+    def send(
+        self, method: str, address: str, payload: Payload | None = None
+    ) -> Response:
+        """Send a request and return its response, and print both."""
+        response = read(self.start(method, address, payload))
+        show_response(response)
+        return response
 
     def start(
         self, method: str, address: str, payload: Payload | None = None
     ) -> HTTPConnection:
-        """Send a request, showing it, and don't wait for the answer."""
+        """Print and send a request, and don't wait for the response."""
         show_request(method, address, payload)
         return self.start_silently(method, address, payload)
 
     def start_silently(
         self, method: str, address: str, payload: Payload | None = None
     ) -> HTTPConnection:
-        """Send a request and don't wait for the answer."""
+        """Send a request and don't wait for the response."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         body = None
         if payload is not None:
             headers["Content-Type"] = "application/json"
             body = json.dumps(payload)
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS_TO_ANSWER)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         connection.request(method, address, body, headers)
         return connection
 
-    def get_silently(self, address: str) -> Answer:
-        """Send a GET and return its answer."""
-        return read(self.start_silently("GET", address))
-
-    def post_silently(self, address: str, payload: Payload) -> Answer:
-        """Send a POST and return its answer."""
-        return read(self.start_silently("POST", address, payload))
+    def send_silently(
+        self, method: str, address: str, payload: Payload | None = None
+    ) -> Response:
+        """Send a request and return its response."""
+        return read(self.start_silently(method, address, payload))
 
     def as_curl(self, address: str, payload: Payload) -> str:
-        """Return a command that sends a payload."""
+        """Return a curl command that posts a payload."""
         return (
             f"  curl -i 'http://127.0.0.1:{self.port}{address}' \\\n"
             f"    -H 'Authorization: Bearer {self.token}' \\\n"
@@ -102,11 +106,11 @@ class Client:
         )
 
 
-def read(connection: HTTPConnection) -> Answer:
-    """Wait for the answer to the request of a connection, and close it."""
+def read(connection: HTTPConnection) -> Response:
+    """Return the response from a connection, and close it."""
     try:
         response = connection.getresponse()
-        return Answer(
+        return Response(
             status=response.status,
             reason=response.reason,
             headers=response.headers,
@@ -125,13 +129,13 @@ def show_request(
         say(f"> {json.dumps(payload)}", "cyan")
 
 
-def show_answer(answer: Answer) -> None:
-    """Print an answer."""
-    say(f"< {answer.status} {answer.reason}", "yellow")
+def show_response(response: Response) -> None:
+    """Print a response."""
+    say(f"< {response.status} {response.reason}", "yellow")
     for name in SHOWN_HEADERS:
-        if name in answer.headers:
-            say(f"< {name}: {answer.headers[name]}", "yellow")
-    say(f"< {answer.body.decode()}", "yellow")
+        if name in response.headers:
+            say(f"< {name}: {response.headers[name]}", "yellow")
+    say(f"< {response.body.decode()}", "yellow")
 
 
 def title(number: int, text: str) -> None:
@@ -140,7 +144,7 @@ def title(number: int, text: str) -> None:
 
 
 def check(holds: bool, claim: str) -> None:
-    """Print that something holds, or raise ``DemoFailed``."""
+    """Print the result of a check, and raise ``DemoFailed`` if it failed."""
     if not holds:
         say(f"  NO  {claim}", "red")
         raise DemoFailed(claim)
@@ -148,7 +152,7 @@ def check(holds: bool, claim: str) -> None:
 
 
 def say(text: str, colour: str = "") -> None:
-    """Print a line, in colour only on a terminal."""
+    """Print a line, in colour on a terminal."""
     if colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         text = f"\033[{COLOURS[colour]}m{text}\033[0m"
     sys.stdout.write(f"{text}\n")
@@ -156,7 +160,7 @@ def say(text: str, colour: str = "") -> None:
 
 
 def new_key() -> str:
-    """Return a key as any client should make it: random."""
+    """Return a random key, as every client should send."""
     return secrets.token_urlsafe(24)
 
 
@@ -166,7 +170,7 @@ def with_key(address: str, key: str) -> str:
 
 
 def wait_for(find: Callable[[], Found | None], claim: str) -> Found:
-    """Return what is looked for, as soon as it is there."""
+    """Return the result of ``find`` as soon as it is true."""
     give_up_at = time.monotonic() + LONGEST_WAIT
     while not (found := find()):
         if time.monotonic() > give_up_at:

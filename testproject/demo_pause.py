@@ -1,7 +1,7 @@
-"""How the demo stops a request in the middle, and learns in which process.
+"""Stop a request in the middle, for the demo.
 
-If there is a file ``pause`` in DEMO_VAR_DIR, the next request that gets to a place to
-stop takes it away, and waits for as long as there is a file ``paused.<its process>``.
+The next request that calls ``pause()`` renames the file ``pause`` in DEMO_VAR_DIR to
+``paused.<process>``, and waits until somebody deletes that file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from testproject.demo_client import LONGEST_WAIT, DemoFailed, read, say, wait_fo
 
 
 def pause(var_dir: Path) -> None:
-    """Stop here if the demo wants it."""
+    """Wait here if ``pause_next()`` was called."""
     paused = var_dir / f"paused.{os.getpid()}"
     try:
-        # One step, so of many requests at once only one stops.
+        # Atomic, so only one of several requests stops.
         (var_dir / "pause").rename(paused)
     except FileNotFoundError:
         return
@@ -29,24 +29,24 @@ def pause(var_dir: Path) -> None:
 
 
 def pause_next(var_dir: Path) -> None:
-    """Let the next request stop."""
+    """Make the next request stop."""
     (var_dir / "pause").touch()
 
 
 def wait_for_pause(var_dir: Path) -> Path:
-    """Return the file for whose removal a stopped request waits."""
+    """Return the file of a stopped request; deleting it lets the request go on."""
     return wait_for(lambda: next(var_dir.glob("paused.*"), None), "a request stops")
 
 
 def kill_paused(paused: Path, connection: HTTPConnection, until: str) -> None:
-    """Kill the process of a stopped request, saying how far it got."""
+    """Kill the process of a stopped request, and print how far it got."""
     pid = int(paused.suffix[1:])
     say(f"  ... {until}, and process {pid} gets a SIGKILL.")
     os.kill(pid, signal.SIGKILL)
     try:
         read(connection)
     except ConnectionError as error:
-        say(f"< no answer: {error}", "yellow")
+        say(f"< no response: {error}", "yellow")
     else:
-        raise DemoFailed("a killed process gives no answer")
+        raise DemoFailed("a killed process sends no response")
     paused.unlink()

@@ -1,4 +1,4 @@
-"""The demo's steps about payments: each policy for a run that was abandoned."""
+"""The demo's steps about payments: each policy for abandoned runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from django.urls import reverse
 
 from testproject.demo_client import (
-    Answer,
     Client,
     Payload,
+    Response,
     check,
     new_key,
     say,
-    show_answer,
     show_request,
+    show_response,
     title,
     wait_for,
     with_key,
@@ -25,12 +25,12 @@ from testproject.demo_urls import LEASE
 
 IN_PROGRESS = ["IDEMPOTENCY_IN_PROGRESS"]
 UNKNOWN = ["IDEMPOTENCY_OUTCOME_UNKNOWN"]
-TITLE = "Kill the server process when a card is charged, and retry: "
+TITLE = "Kill the server process after it charged a card, and retry: "
 TIMES = ("never", "once", "twice")
 
 
 class PaymentSteps:
-    """A card is charged, and the process that had it charged is killed."""
+    """Charge a card, kill the process that did it, and retry."""
 
     def __init__(self, client: Client, provider_port: int, var_dir: Path) -> None:
         self.client = client
@@ -38,47 +38,43 @@ class PaymentSteps:
         self.var_dir = var_dir
 
     def show(self, first_number: int) -> None:
-        """Go through the steps; raises ``DemoFailed`` where one does not hold."""
+        """Run the steps, or raise ``DemoFailed``."""
         for number, step in enumerate((self.hold, self.rerun, self.ask), first_number):
             step(number)
 
     def hold(self, number: int) -> None:
         """Show a retry that is refused until a person decides."""
         title(number, f'{TITLE}"hold"')
-        say(
-            "No rollback takes a charge back: the claim is committed first, and leased."
-        )
+        say("A rollback can't undo a charge, so the claim is committed first, leased.")
         payment = Payment(self, "hold", "Excursion to the zoo")
         payment.lose()
         retry = payment.retry()
         check(retry.status == 409, "the retry is refused")
-        check(codes_of(retry) == UNKNOWN, "and $errors says that nobody knows")
+        check(retry.codes("$errors") == UNKNOWN, "$errors says: outcome unknown")
         again = payment.send()
-        check(codes_of(again) == UNKNOWN, "so it stays, until a person decides")
+        check(again.codes("$errors") == UNKNOWN, "and so on, until a person decides")
         payment.check_ledger(requests=1)
 
     def rerun(self, number: int) -> None:
         """Show a retry that runs the handler again."""
         title(number, f'{TITLE}"rerun"')
-        say(
-            "The handler runs again, and derive() gives it the first run's key to send."
-        )
+        say("The handler runs again, and derive() returns the first run's key.")
         payment = Payment(self, "rerun", "Excursion to the museum")
         payment.lose()
         payment.retry_and_replay("by running the handler: nothing was stored")
         payment.check_ledger(requests=2)
 
     def ask(self, number: int) -> None:
-        """Show a retry that finds out what became of the first run."""
+        """Show a retry that asks the provider about the first run."""
         title(number, f"{TITLE}ask the provider")
-        say("A function asks the provider for that key's charge, and makes the answer.")
+        say("A function asks the provider for the key's charge, and responds with it.")
         payment = Payment(self, "ask", "Excursion to the sea")
         payment.lose()
         payment.retry_and_replay("by finding out: nothing was stored")
         payment.check_ledger(requests=1)
 
     def invite(self) -> None:
-        """Say how to pay, and where the ledger is."""
+        """Print how to pay, and where the ledger is."""
         say("Something to pay once:")
         payment = Payment(self, "ask", "Excursion to the lake")
         say(self.client.as_curl(payment.address, payment.payload))
@@ -86,7 +82,7 @@ class PaymentSteps:
 
 
 class Payment:
-    """One payment under one key."""
+    """One payment with one key."""
 
     def __init__(self, steps: PaymentSteps, policy: str, reference: str) -> None:
         self.steps = steps
@@ -99,42 +95,43 @@ class Payment:
             "reference": reference,
         }
 
-    def send(self) -> Answer:
-        """Send it and return the answer, showing both."""
+    def send(self) -> Response:
+        """Send the payment and return the response."""
         return self.client.send("POST", self.address, self.payload)
 
     def lose(self) -> None:
-        """Send it, and kill the process that has charged the card."""
+        """Send the payment, and kill the process after it charged the card."""
         var_dir = self.steps.var_dir
         self.sent_at = time.monotonic()
         pause_next(var_dir)
         connection = self.client.start("POST", self.address, self.payload)
         kill_paused(wait_for_pause(var_dir), connection, "the card is charged")
 
-    def retry(self) -> Answer:
-        """Send it again until the lease is over, and return the answer."""
-        answer = self.send()
+    def retry(self) -> Response:
+        """Send the payment again until the lease is over, and return the response."""
+        response = self.send()
+        is_leased = response.codes("$errors") == IN_PROGRESS
         if time.monotonic() - self.sent_at < LEASE.total_seconds():
-            check(codes_of(answer) == IN_PROGRESS, "the first run's lease holds")
-        if codes_of(answer) != IN_PROGRESS:
+            check(is_leased, "the first run's lease holds")
+        if not is_leased:
             say("  ... the first run's lease is over: this machine is slow.")
-            return answer
-        check("Retry-After" in answer.headers, "and Retry-After says when to try again")
-        say("  ... the client waits for as long, until the lease is over.")
-        seconds = float(answer.headers["Retry-After"])
+            return response
+        check("Retry-After" in response.headers, "and Retry-After says when to retry")
+        say("  ... the client waits and retries until the lease is over.")
+        seconds = float(response.headers["Retry-After"])
 
-        def ask_later() -> Answer | None:
+        def ask_later() -> Response | None:
             time.sleep(seconds)
-            later = self.client.post_silently(self.address, self.payload)
-            return None if codes_of(later) == IN_PROGRESS else later
+            later = self.client.send_silently("POST", self.address, self.payload)
+            return None if later.codes("$errors") == IN_PROGRESS else later
 
-        answer = wait_for(ask_later, "the lease is over")
+        response = wait_for(ask_later, "the lease is over")
         show_request("POST", self.address, self.payload)
-        show_answer(answer)
-        return answer
+        show_response(response)
+        return response
 
     def retry_and_replay(self, how: str) -> None:
-        """Check that a retry succeeds, and that another one gets the same answer."""
+        """Check that a retry succeeds, and that the next one gets a replay."""
         retry = self.retry()
         check(retry.status == 201, "the retry gets the payment")
         check(not retry.is_replay, how)
@@ -143,10 +140,10 @@ class Payment:
         check(again.body == retry.body, "in the same bytes, $request included")
 
     def check_ledger(self, requests: int) -> None:
-        """Check that the card was charged once, and how often that was asked for."""
+        """Check that the card was charged once, and the number of requests for it."""
         reference = self.payload["reference"]
-        answer = self.steps.provider.get_silently("/charges")
-        found = [one for one in answer.content if one["reference"] == reference]
+        response = self.steps.provider.send_silently("GET", "/charges")
+        found = [one for one in response.content if one["reference"] == reference]
         for one in found:
             say(
                 f"  ... the ledger: {one['id']} {one['status']} {one['amount']} "
@@ -155,8 +152,3 @@ class Payment:
         check(len(found) == 1, "the provider's ledger has one charge")
         asked = f"for which it was asked {TIMES[requests]}"
         check(found[0]["requests"] == requests, asked)
-
-
-def codes_of(answer: Answer) -> list[str]:
-    """Return the codes in ``$errors``."""
-    return [error["code"] for error in answer.content.get("$errors", [])]

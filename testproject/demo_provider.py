@@ -1,11 +1,11 @@
-"""A payment provider to try payments with: ``python -m testproject.demo_provider``.
+"""A fake payment provider: ``python -m testproject.demo_provider``.
 
-Its ledger is an SQLite file, and has one row for each idempotency key:
+Its ledger is an SQLite file with one row for each idempotency key:
 
-- ``POST /charges`` charges a card, or declines ``tok_declined``; the same key gets the
-  same charge again
-- ``GET /charges/<key>`` tells what became of a key
-- ``GET /charges`` lists the ledger; ``requests`` is how often a charge was asked for
+- ``POST /charges`` charges a card, or declines ``tok_declined``; the same key returns
+  the same charge again
+- ``GET /charges/<key>`` returns the charge of a key
+- ``GET /charges`` lists all charges; ``requests`` counts the requests for each
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS charges (
     status TEXT NOT NULL,
     requests INTEGER NOT NULL DEFAULT 1
 )"""
-# One statement: of two requests with one key the second finds the first one's row.
+# One statement, so the second of two requests with one key finds the first one's row.
 CHARGE = """\
 INSERT INTO charges (key, payment, id, status) VALUES (?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET requests = requests + 1"""
@@ -42,36 +42,36 @@ Answer = tuple[int, Any]
 
 
 class Ledger:
-    """Every charge that was asked for, by idempotency key."""
+    """The charges by idempotency key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._run(TABLE)
 
     def charge(self, key: str, payment: Charge) -> Answer:
-        """Charge a card, or return what its key stands for already."""
+        """Charge a card, or return the existing charge of its key."""
         status = "declined" if payment["card"] == "tok_declined" else "charged"
         asked = json.dumps(payment, sort_keys=True)
         self._run(CHARGE, key, asked, f"ch_{uuid.uuid4().hex}", status)
         found = self._run(f"{SELECT} WHERE key = ? AND payment = ?", key, asked)
         if not found:
-            return 422, {"error": "This key stands for another charge."}
+            return 422, {"error": "This key belongs to a different charge."}
         return 201 if found[0]["status"] == "charged" else 402, found[0]
 
     def find(self, key: str) -> Answer:
-        """Return what became of a key."""
+        """Return the charge of a key."""
         found = self._run(f"{SELECT} WHERE key = ?", key)
-        return (200, found[0]) if found else (404, {"error": "Never seen."})
+        return (200, found[0]) if found else (404, {"error": "Unknown key."})
 
     def show(self) -> Answer:
-        """Return what became of every key."""
+        """Return all charges."""
         return 200, self._run(f"{SELECT} ORDER BY rowid")
 
     def _run(self, statement: str, *parameters: str) -> list[Charge]:
-        # Each request has a thread, and each thread a connection of its own.
+        # Each request has its own thread, which needs its own connection.
         with closing(sqlite3.connect(self.path, timeout=20)) as connection, connection:
             connection.row_factory = sqlite3.Row
-            # It has to survive this process, not the machine.
+            # The ledger must survive a crash of this process, not of the machine.
             connection.execute("PRAGMA synchronous = OFF")
             rows = [dict(row) for row in connection.execute(statement, parameters)]
         return [{**json.loads(row.pop("payment")), **row} for row in rows]
@@ -89,7 +89,7 @@ class Provider(BaseHTTPRequestHandler):
         if self.path == "/charges" and key:
             self._answer(*self.ledger.charge(key, json.loads(body)))
         else:
-            self._answer(400, {"error": "POST /charges, with an Idempotency-Key."})
+            self._answer(400, {"error": "POST /charges needs an Idempotency-Key."})
 
     def do_GET(self) -> None:
         """Show one charge, or all."""
@@ -111,12 +111,12 @@ class Provider(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve until the process is ended."""
-    parser = argparse.ArgumentParser(description="A payment provider to try.")
+    """Serve until the process ends."""
+    parser = argparse.ArgumentParser(description="A fake payment provider.")
     var_dir = Path(os.environ.get("DEMO_VAR_DIR", BASE_DIR / "var"))
     parser.add_argument("--ledger", type=Path, default=var_dir / "ledger.sqlite3")
     parser.add_argument("--port", type=int, default=8001)
-    parser.add_argument("--fd", type=int, help="a socket that is open already")
+    parser.add_argument("--fd", type=int, help="the descriptor of an open socket")
     options = parser.parse_args()
     if options.fd is None:
         listener = socket.create_server(("127.0.0.1", options.port))

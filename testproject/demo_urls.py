@@ -1,7 +1,7 @@
-"""The demo project's addresses, and payments under each policy for abandoned runs.
+"""The demo project's URLs, with one for each policy for abandoned payments.
 
-A project chooses one policy, as ``testproject.school.views.PaymentView`` does. The demo
-has an address for each, with a lease that is short enough to be waited for.
+A project chooses one policy, as ``testproject.school.views.PaymentView`` does. The
+lease here is short, because the demo waits for its end.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ LEASE = timedelta(seconds=3)
 
 
 class DemoPaymentView(PaymentView):
-    """A payment that can be stopped when the card is charged and nothing is stored."""
+    """A payment that the demo can stop between the charge and the stored response."""
 
     idempotency_lease = LEASE
 
     def should_store_response(self, response: HttpResponseBase) -> bool:
-        """Stop if the demo wants it."""
+        """Stop here if the demo wants it."""
         pause(settings.VAR_DIR)
         return super().should_store_response(response)
 
@@ -34,7 +34,7 @@ view = DemoPaymentView.as_view
 payments = "api/v2/user/payments"
 
 urlpatterns = [
-    path(payments, view(), name="ask"),  # the provider, as PaymentView itself does
+    path(payments, view(), name="ask"),  # asks the provider
     path(f"{payments}/hold", view(idempotency_on_abandoned="hold"), name="hold"),
     path(f"{payments}/rerun", view(idempotency_on_abandoned="rerun"), name="rerun"),
     *urls.urlpatterns,

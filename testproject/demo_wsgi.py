@@ -1,7 +1,6 @@
-"""What ``make demo`` serves: the demo project, with places to stop in mid-request.
+"""The WSGI application of ``make demo``, with a place to stop in mid-request.
 
-A request that saves an assignment can be stopped between its INSERT and its COMMIT,
-and a payment as ``testproject.demo_urls`` says.
+The demo can stop a request between the INSERT and the COMMIT of an assignment.
 """
 
 from __future__ import annotations
@@ -20,5 +19,5 @@ __all__ = ["application"]
 
 @receiver(post_save, sender="school.Assignment")
 def pause_before_commit(**kwargs: Any) -> None:
-    """Stop if the demo wants it."""
+    """Stop here if the demo wants it."""
     pause(settings.VAR_DIR)

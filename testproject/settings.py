@@ -1,16 +1,15 @@
 """Settings of the demo project.
 
-Everything that differs from machine to machine comes from the environment:
+Environment variables:
 
 - DATABASE_URL: SQLite in DEMO_VAR_DIR by default
 - ATOMIC_REQUESTS: 1 opens a transaction around every request
-- CELERY_BROKER_URL: a broker that needs no server by default
+- CELERY_BROKER_URL: by default a broker that needs no server
 - PAYMENT_PROVIDER_URL: ``python -m testproject.demo_provider`` by default
-- PAYMENT_PROVIDER_TIMEOUT: how many seconds it may be silent
-- DJANGO_DEBUG: 0 where others can reach it, with a DJANGO_SECRET_KEY of your own; then
-  it is served over HTTPS alone
+- PAYMENT_PROVIDER_TIMEOUT: in seconds
+- DJANGO_DEBUG: 0 on a server that others can reach; needs a DJANGO_SECRET_KEY and HTTPS
 - DJANGO_ALLOWED_HOSTS: names, separated by commas
-- DEMO_VAR_DIR: where SQLite and the broker keep their files, var/ by default
+- DEMO_VAR_DIR: the directory of SQLite's and the broker's files, var/ by default
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ INSTALLED_APPS = [
     "testproject.school",
 ]
 
-# Not installable on every Django yet; without it the schedule stays in the settings.
+# Not available for every Django version; the schedule is in the settings without it.
 HAS_CELERY_BEAT_ADMIN = find_spec("django_celery_beat") is not None
 if HAS_CELERY_BEAT_ADMIN:
     INSTALLED_APPS.append("django_celery_beat")
@@ -94,8 +93,8 @@ DATABASE: dict[str, Any] = dict(
 )
 DATABASE["ATOMIC_REQUESTS"] = os.environ.get("ATOMIC_REQUESTS") == "1"
 if DATABASE["ENGINE"] == "django.db.backends.sqlite3":
-    # SQLite has one writer. A transaction that is going to write asks for its turn
-    # when it begins, and waits up to 20 seconds for it.
+    # SQLite has one writer at a time: a transaction waits for its turn when it begins,
+    # for up to 20 seconds.
     DATABASE["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
@@ -103,11 +102,10 @@ if DATABASE["ENGINE"] == "django.db.backends.sqlite3":
     }
 DATABASES = {"default": DATABASE}
 
-# ``check --deploy`` is clean where DEBUG is off.
+# Without DEBUG, ``check --deploy`` reports nothing.
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 SECURE_HSTS_SECONDS = 0 if DEBUG else 3600
-# Whether names below this one are HTTPS, too, and whether browsers shall know for good,
-# is for the owner of the name to say.
+# The owner of the domain decides on HSTS for subdomains and on preloading.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 USE_TZ = True
@@ -133,12 +131,12 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Classes, assignments and payments.",
     "VERSION": "2",
     "SERVE_INCLUDE_SCHEMA": False,
-    # From this server's own static files: nothing comes from the net.
+    # From this server's own static files.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
-# The envelope's renderer puts the warnings into the body, beside the data.
+# EnvelopeRenderer adds the warnings to the body.
 IDEMPOTENCY = {"WARNINGS": ("header",)}
 
 PAYMENT_PROVIDER_URL = os.environ.get("PAYMENT_PROVIDER_URL", "http://127.0.0.1:8001")
@@ -162,7 +160,7 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
-    # Celery's worker has a handler for what comes up to the root logger.
+    # No propagation, because Celery's worker has a handler on the root logger.
     "loggers": {
         "idempotency": {"handlers": ["console"], "level": "INFO", "propagate": False}
     },

@@ -1,4 +1,4 @@
-"""The demo project's addresses."""
+"""The demo project's URLs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ urlpatterns = [
     path("api/schema", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(), name="docs"),
     path("api/v2/user/", include("testproject.school.urls")),
-    # gunicorn serves no files by itself; without DEBUG this adds nothing.
+    # gunicorn does not serve static files. Empty without DEBUG.
     *staticfiles_urlpatterns(),
 ]

@@ -1,4 +1,4 @@
-"""``gunicorn testproject.wsgi`` serves the demo project."""
+"""The demo project's WSGI application: ``gunicorn testproject.wsgi``."""
 
 from __future__ import annotations
 

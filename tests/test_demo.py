@@ -184,10 +184,10 @@ def test_demo_fails_where_something_does_not_hold(folder: Path, tmp_path: Path) 
     with running_demo(folder, PYTHONPATH=path) as process:
         transcript, errors = process.communicate(timeout=2 * PATIENCE)
     assert process.returncode == 1
-    assert "  NO  its answer is kept" in transcript
+    assert "  NO  the response is stored" in transcript
     assert "All of it held" not in transcript
     assert "end of server.log" in errors
-    assert errors.endswith("\nThis did not hold: its answer is kept\n")
+    assert errors.endswith("\nThis check failed: the response is stored\n")
 
 
 @once

@@ -6,5 +6,4 @@ from django.contrib import admin
 
 from testproject.school.models import Assignment, SchoolClass
 
-admin.site.register(SchoolClass)
-admin.site.register(Assignment)
+admin.site.register([SchoolClass, Assignment])

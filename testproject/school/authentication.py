@@ -6,6 +6,6 @@ from rest_framework.authentication import TokenAuthentication
 
 
 class BearerAuthentication(TokenAuthentication):
-    """DRF's tokens under the usual word."""
+    """DRF's token authentication with the keyword ``Bearer``."""
 
     keyword = "Bearer"

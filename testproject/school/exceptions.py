@@ -1,4 +1,4 @@
-"""Errors as a list of codes for programs and messages for people."""
+"""Errors as a list of codes and messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rest_framework.response import Response
 
 
 def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | None:
-    """Answer as DRF does, each detail as one entry of ``$errors``."""
+    """Return DRF's response, with one entry of ``$errors`` for each detail."""
     response = views.exception_handler(exc, dict(context))
     if response is not None:
         response.data = list(_errors(response.data))

@@ -25,7 +25,7 @@ class SchoolClass(models.Model):
 
 
 class Assignment(models.Model):
-    """Something for a class to do."""
+    """A task for a class."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     school_class = models.ForeignKey(

@@ -1,4 +1,4 @@
-"""A client of the payment provider, which has idempotency keys of its own."""
+"""A client of the payment provider, which supports idempotency keys itself."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class ProviderUnreachable(APIException):
     status_code = 503
     default_detail = (
         "The payment provider can't be reached. "
-        "Retry later, with the same idempotency key."
+        "Retry later with the same idempotency key."
     )
     default_code = "payment_provider_unreachable"
-    wait = 5  # DRF makes it the answer's Retry-After
+    wait = 5  # DRF sends it as Retry-After
 
 
 class PaymentUnknown(APIException):
-    """The provider may have done what it was asked for, and gave no usable answer."""
+    """The provider may have charged the card, but sent no usable response."""
 
     status_code = 504
     default_detail = (
-        "The payment provider gave no answer, and may have charged the card. "
-        "Retry later, with the same idempotency key, to find out."
+        "The payment provider sent no response, and may have charged the card. "
+        "Retry later with the same idempotency key to find out."
     )
     default_code = "payment_unknown"
     wait = 5
 
 
 def charge(payment: Mapping[str, Any], key: str) -> Charge:
-    """Charge a card, once for each key; the charge says whether it was declined.
+    """Charge a card once for each key, and return the charge, maybe a declined one.
 
-    Raises ``ProviderUnreachable`` and ``PaymentUnknown``.
+    Raise ``ProviderUnreachable`` or ``PaymentUnknown``.
     """
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     body = json.dumps(payment, cls=DjangoJSONEncoder)
@@ -54,9 +54,9 @@ def charge(payment: Mapping[str, Any], key: str) -> Charge:
 
 
 def find_charge(key: str) -> Charge | None:
-    """Return what became of a key, or None if the provider has never seen it.
+    """Return the charge of a key, or None if the provider has none.
 
-    Raises ``ProviderUnreachable`` and ``PaymentUnknown``.
+    Raise ``ProviderUnreachable`` or ``PaymentUnknown``.
     """
     status, answer = _send("GET", f"/charges/{key}")
     if status not in (200, 404):
@@ -74,7 +74,7 @@ def _send(
     connection_class = HTTPSConnection if address.scheme == "https" else HTTPConnection
     timeout = settings.PAYMENT_PROVIDER_TIMEOUT
     with closing(connection_class(address.netloc, timeout=timeout)) as connection:
-        # A step of its own: whatever fails after it may have reached the provider.
+        # A separate step, because later failures may have reached the provider.
         try:
             connection.connect()
         except OSError as error:

@@ -10,9 +10,9 @@ from rest_framework.renderers import JSONRenderer
 
 
 class EnvelopeRenderer(JSONRenderer):
-    """Put an answer into the envelope.
+    """Put a response into the envelope.
 
-    A replayed answer does not come here: its ``$request`` is the first one's.
+    A replay is not rendered again, so it has the ``$request`` of the first response.
     """
 
     def render(
@@ -21,7 +21,7 @@ class EnvelopeRenderer(JSONRenderer):
         accepted_media_type: str | None = None,
         renderer_context: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """Render the envelope around the data."""
+        """Render the data in the envelope."""
         context = renderer_context or {}
         response = context["response"]
         if response.status_code == 204:

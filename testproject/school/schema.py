@@ -1,4 +1,4 @@
-"""The API's description: what the renderer puts around answers belongs to it, too."""
+"""The OpenAPI schema of the API, with the renderer's envelope."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXAMPLE_REQUEST = "5d0f4c1e-3f2b-4a57-9a55-0d6f1c2b7a90"
 
 
 class ErrorSerializer(serializers.Serializer[Any]):
-    """A code for programs, a message for people."""
+    """A code and a message."""
 
     code = serializers.CharField()
     message = serializers.CharField()
 
 
 def envelope(member: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an envelope around that of what is in it."""
+    """Return the schema of an envelope around another schema."""
     return {
         "type": "object",
         "properties": {"$request": REQUEST, member: schema},
@@ -29,10 +29,10 @@ def envelope(member: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class EnvelopeSchema(AutoSchema):
-    """Describe each answer in its envelope, those to idempotency keys among them."""
+    """Describe each response in its envelope, including the app's refusals."""
 
     def get_operation(self, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
-        """Put the envelope around the content of each answer."""
+        """Put the envelope around the content of each response."""
         operation: dict[str, Any] | None = super().get_operation(*args, **kwargs)
         for status, response in (operation or {}).get("responses", {}).items():
             for media in response.get("content", {}).values():
@@ -40,7 +40,7 @@ class EnvelopeSchema(AutoSchema):
         return operation
 
     def put_into_envelope(self, media: dict[str, Any], *, is_error: bool) -> None:
-        """Do as ``EnvelopeRenderer`` does."""
+        """Put the schema and the examples into the envelope."""
         member = "$errors" if is_error else "$data"
         media["schema"] = (
             self.errors() if is_error else envelope(member, media["schema"])
@@ -49,10 +49,7 @@ class EnvelopeSchema(AutoSchema):
             example["value"] = {"$request": EXAMPLE_REQUEST, member: example["value"]}
 
     def errors(self) -> dict[str, Any]:
-        """Return a reference to the envelope of errors, the same for all operations.
-
-        Generators of clients make one type of it.
-        """
+        """Return a reference to one schema, so that generated clients have one type."""
         error = self.resolve_serializer(ErrorSerializer, "response").ref
         component = ResolvedComponent(  # type: ignore[no-untyped-call]  # has no types
             name="Errors",

@@ -1,4 +1,4 @@
-"""What a class, an assignment and a payment look like on the wire."""
+"""Serializers for classes, assignments and payments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SchoolClassSerializer(serializers.ModelSerializer[SchoolClass]):
 
 
 class AssignmentSerializer(serializers.ModelSerializer[Assignment]):
-    """An assignment; its class is in the address."""
+    """An assignment; its class is in the URL."""
 
     class Meta:
         model = Assignment
@@ -27,7 +27,7 @@ class AssignmentSerializer(serializers.ModelSerializer[Assignment]):
 
 
 class PaymentSerializer(serializers.Serializer[Any]):
-    """A payment; ``card`` is the provider's token for a card, never its number."""
+    """A payment; ``card`` is the provider's token for a card."""
 
     id = serializers.CharField(read_only=True)
     amount = serializers.DecimalField(

@@ -1,7 +1,7 @@
-"""The API. ``IdempotencyMixin`` is all that a view needs to be safe to retry.
+"""The API. ``IdempotencyMixin`` makes a view safe to retry.
 
-A view that acts outside the database also says what is to happen where nobody knows
-whether it did: see ``PaymentView``.
+A view with an external call also chooses what a retry does if the call may have
+happened: see ``PaymentView``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from testproject.school.serializers import (
 class SchoolClassViewSet(ReadOnlyModelViewSet[SchoolClass]):
     """The classes that the user teaches."""
 
-    queryset = SchoolClass.objects.none()  # for the schema, which has no user
+    queryset = SchoolClass.objects.none()  # for the schema
     serializer_class = SchoolClassSerializer
 
     def get_queryset(self) -> QuerySet[SchoolClass]:
@@ -45,9 +45,9 @@ class SchoolClassViewSet(ReadOnlyModelViewSet[SchoolClass]):
 
 
 class AssignmentViewSet(IdempotencyMixin, ModelViewSet[Assignment]):
-    """The assignments of a class; creating one takes an idempotency key."""
+    """The assignments of a class. Send an idempotency key to create one."""
 
-    queryset = Assignment.objects.none()  # for the schema, which has no user
+    queryset = Assignment.objects.none()  # for the schema
     serializer_class = AssignmentSerializer
 
     def get_queryset(self) -> QuerySet[Assignment]:
@@ -55,36 +55,33 @@ class AssignmentViewSet(IdempotencyMixin, ModelViewSet[Assignment]):
         return Assignment.objects.filter(school_class=self.get_school_class())
 
     def perform_create(self, serializer: BaseSerializer[Assignment]) -> None:
-        """Save the assignment into the class that the address names."""
+        """Save the assignment in the class that the URL names."""
         serializer.save(school_class=self.get_school_class())
 
     def get_success_headers(self, data: Any) -> dict[str, str]:
-        """Return the new assignment's address."""
+        """Return the new assignment's Location."""
         location = reverse("assignment", args=[self.kwargs["class_pk"], data["id"]])
         return {"Location": location}
 
     def get_school_class(self) -> SchoolClass:
-        """Return the class, or answer 404 to a user who does not teach it."""
+        """Return the class, or raise ``Http404`` for a user who does not teach it."""
         own = SchoolClass.objects.filter(teacher=self.request.user.pk)
         return get_object_or_404(own, pk=self.kwargs["class_pk"])
 
 
 def ask_provider(record: IdempotencyRecord, request: Request) -> Response | None:
-    """Find out what became of a payment whose run was abandoned.
-
-    None, if the provider knows nothing of it: then it is safe to run the handler.
-    """
+    """Return the response to an abandoned payment, or None if it was never charged."""
     idempotency: RequestContext = request.idempotency  # type: ignore[attr-defined]  # set by the mixin
     charge = provider.find_charge(idempotency.derive("charge"))
-    return None if charge is None else answer_payment(charge)
+    return None if charge is None else payment_response(charge)
 
 
 class PaymentView(IdempotencyMixin, APIView):
-    """Charge a card at the provider: an act that no transaction can take back."""
+    """Charge a card at the provider, which no rollback can undo."""
 
     idempotency_required = True
     idempotency_atomic = False
-    # Far longer than the provider may take, so that no live run loses its claim.
+    # Far longer than the provider may take, so that no run loses its claim.
     idempotency_lease = timedelta(seconds=60)
     idempotency_on_abandoned = ask_provider
 
@@ -93,7 +90,7 @@ class PaymentView(IdempotencyMixin, APIView):
         responses={201: PaymentSerializer, 402: ErrorSerializer(many=True)},
     )
     def post(self, request: Request) -> Response:
-        """Hand the payment on, under a key that is the same in every run."""
+        """Send the payment to the provider, with the same key in every run."""
         serializer = PaymentSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         idempotency: RequestContext = request.idempotency  # type: ignore[attr-defined]  # set by the mixin
@@ -101,18 +98,15 @@ class PaymentView(IdempotencyMixin, APIView):
         try:
             charge = provider.charge(serializer.validated_data, key)
         except provider.ProviderUnreachable:
-            # This run charged nothing. Of an earlier one that can't be said.
+            # This run charged nothing, but an earlier one may have.
             if idempotency.attempt == 1:
                 idempotency.release()
             raise
-        return answer_payment(charge)
+        return payment_response(charge)
 
 
-def answer_payment(charge: provider.Charge) -> Response:
-    """Answer for a charge, or for a declined one.
-
-    Returned, not raised, so that it is stored: to be declined is an outcome, too.
-    """
+def payment_response(charge: provider.Charge) -> Response:
+    """Return the response to a charge or a declined one, to be stored in both cases."""
     if charge["status"] == "declined":
         error = {"code": "CARD_DECLINED", "message": "The card was declined."}
         return Response([error], status=402, exception=True)
@@ -120,9 +114,9 @@ def answer_payment(charge: provider.Charge) -> Response:
 
 
 class UnknownAddressView(APIView):
-    """Answer 404 in the envelope, rather than with a page, where nothing is."""
+    """Respond with 404 in the envelope to unknown URLs, instead of with a page."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Refuse whatever the method is."""
+        """Raise ``NotFound`` for every method."""
         super().initial(request, *args, **kwargs)
         raise NotFound
