@@ -25,7 +25,7 @@ DERIVATION_VERSION = b"idempotency derive 1"
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """Tell a protected handler about its idempotency key, and let it act on it.
+    """What a handler can learn about its idempotency key, and do about it.
 
     Every protected handler has one, with or without a key. ``attempt`` counts the runs
     of the record, from 1. ``executing`` is true until the response is decided.
@@ -37,7 +37,7 @@ class RequestContext:
     attempt: int | None = None
     warnings: tuple[ClientWarning, ...] = ()
     executing: bool = False
-    # The request that had its handler run under the key.
+    # The request that the handler runs for.
     request: Request | None = field(default=None, repr=False)
     # The digest that stands for the payload in derived keys.
     payload: str = field(default="", repr=False)
@@ -51,7 +51,7 @@ class RequestContext:
     def derive(self, name: str) -> str:
         """Return an idempotency key for an external call, as the text of a UUID (E10).
 
-        It is the same in every run of the same scope, key and payload, and differs by
+        It is the same in every run with the same scope, key and payload, and differs by
         ``name``. It depends on the setting DERIVATION_SECRET, or else on SECRET_KEY.
         Without an idempotency key it is random, and stays for this request.
 
@@ -104,7 +104,7 @@ def context_of(request: Request) -> RequestContext:
 
     Raise ``AttributeError`` if the request's handler is not protected.
     """
-    return request.idempotency  # type: ignore[attr-defined, no-any-return]  # set here
+    return request.idempotency  # type: ignore[attr-defined, no-any-return]
 
 
 def derive_key(secret: bytes, scope: str, key: str, payload: str, name: str) -> str:

@@ -98,7 +98,7 @@ def execute(
 
 
 def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
-    """Warn the client of a key with a method that ignores keys (K5).
+    """Warn the client that its key has no effect with this method (K5).
 
     Don't warn if nothing can act: on OPTIONS, or without a handler.
     """
@@ -123,8 +123,8 @@ def warn_of_near_miss(keyed: KeyedRequest) -> None:
         finalizer_of(keyed, warn_in_body=place == "query")
 
 
-# Given in full, because Django asks the field for a default otherwise. The database
-# sets the times (P1).
+# Passed explicitly, so that Django does not compute each default. The database sets the
+# times (P1).
 EMPTY: Any = dict.fromkeys(
     (
         *("created_at", "expires_at", "lease_expires_at", "completed_at"),

@@ -56,8 +56,8 @@ class ResponseFinalizer:
     def finalize(self, response: HttpResponseBase) -> HttpResponseBase:
         """Finalize a handler's response.
 
-        Leave errors to Django, as without the app, where DRF's error handling has ended
-        by then. Refusals of the app are an exception.
+        Leave errors to Django: without the app, they would happen after DRF's error
+        handling. Refusals of the app go to DRF.
         """
         with self._errors_left_to_django():
             view = self.view
@@ -169,8 +169,8 @@ class ResponseFinalizer:
         self, response: HttpResponseBase, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
         logger.error(
-            "A failure was answered with status %d, but its effects were undone. The "
-            "client got %s instead. Record %s, %s %s",
+            "The view responded to a failure with status %d, but its effects were "
+            "undone. The client got %s instead. Record %s, %s %s",
             response.status_code,
             TransactionFailed.default_code,
             self.context.record_id,

@@ -1,7 +1,7 @@
 """Stop a request in the middle, for the demo.
 
 The next request that calls ``pause()`` renames the file ``pause`` in DEMO_VAR_DIR to
-``paused.<process>``, and waits until somebody deletes that file.
+``paused.<process>``, and waits until that file is deleted.
 """
 
 from __future__ import annotations

@@ -461,7 +461,9 @@ class TestMadeAnswers:
         # It answers this one, too, and keeps its words.
         assert answer.data == {"sorry": "TransactionFailed"}
         assert answer["Retry-After"] == "1"
-        assert "answered with status 200, but its effects were undone" in caplog.text
+        assert (
+            "to a failure with status 200, but its effects were undone" in caplog.text
+        )
         assert KEY not in caplog.text
         assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
         handle(create_effect)
