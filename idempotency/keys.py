@@ -111,10 +111,8 @@ def _header_values(raw: str) -> set[str]:
         if member is None:
             raise KeyInvalid
         quoted, bare, comma = member.groups()
-        is_bare = quoted is None
-        values.add(
-            (bare or "").rstrip(" \t") if is_bare else ESCAPED.sub(r"\1", quoted)
-        )
+        bare = (bare or "").rstrip(" \t")
+        values.add(bare if quoted is None else ESCAPED.sub(r"\1", quoted))
         start = member.end()
     return values
 

@@ -52,9 +52,8 @@ def default_scope(request: Request) -> str:
         raise ImproperlyConfigured(
             f"The user of this request, a {type(user).__qualname__}, has no usable "
             "primary key (of a saved row; a string, an integer or a UUID), and did "
-            "not authenticate by an Authorization header. Define whose keys these are "
-            "with the option scope of the endpoint, or with "
-            'IDEMPOTENCY = {"SCOPE": ...}.'
+            "not authenticate by an Authorization header. Name the caller with the "
+            'endpoint\'s option scope, or with IDEMPOTENCY = {"SCOPE": ...}.'
         )
     return ANONYMOUS
 
