@@ -46,7 +46,7 @@ VIEW = "view_idempotencyrecord"
 SEE_BODY = "view_response_body"
 RELEASE, RESOLVE, PURGE = "release_key", "resolve_record", "purge_records"
 OVERVIEW = "view_overview"
-NO_PERMISSION = "You do not have the permission to read stored answers."
+NO_PERMISSION = "You do not have permission to view stored responses."
 
 Enter = Callable[..., Client]
 
@@ -224,7 +224,7 @@ def test_columns(staff: Client) -> None:
         "Key and scope": "k-1s-1",
         "State": "✓completed1 attempt",
         "Request": "POST/function/",
-        "Answer": "2019 bytes",
+        "Response": "2019 bytes",
     }
 
 
@@ -240,7 +240,7 @@ def test_columns(staff: Client) -> None:
 def test_size(staff: Client, fields: dict[str, Any], size: str) -> None:
     """A1: The list says how large an answer is, or that it was not kept."""
     make_record(**fields)
-    assert cells_of(staff)["Answer"] == size
+    assert cells_of(staff)["Response"] == size
 
 
 def test_scope_of_a_user(staff: Client, settings: Any) -> None:
@@ -292,7 +292,9 @@ def test_order(staff: Client) -> None:
     make_record(key="brief", expires_at=timezone.now() + timedelta(days=1))
     for query in ("", "?o=1", "?o=-2.1", "?o=7", "?o=99"):
         assert listed(staff, query) == ["k-1", "k-2", "k-3", "brief"]
-    assert "the 1000 that expire last are listed" in Page(staff.get(LIST)).text
+    assert (
+        "the list shows the 1000 records that expire last" in Page(staff.get(LIST)).text
+    )
     assert not Page(staff.get(LIST)).links("o=")
 
 
@@ -471,7 +473,7 @@ def test_big_answer(staff: Client, name: str) -> None:
     """A1: What is too much for a page is cut, and the page says so."""
     page = Page(staff.get(address(make_answer(name))))
     assert len(page.text) < SHOWN_CHARACTERS + 20_000
-    assert f"The first {SHOWN_CHARACTERS} characters are shown." in page.text
+    assert f"Only the first {SHOWN_CHARACTERS} characters are shown." in page.text
     page = Page(staff.get(address(make_answer("json"))))
     assert "characters are shown" not in page.text
 
@@ -487,7 +489,7 @@ def test_answer_that_just_fits(staff: Client, more: int) -> None:
 
 @pytest.mark.parametrize(
     ("hours", "said"),
-    [(1, "There is no answer yet."), (-1, "No answer was stored.")],
+    [(1, "There is no response yet."), (-1, "No response was stored.")],
 )
 def test_no_answer(staff: Client, hours: int, said: str) -> None:
     """A1: A record without an answer says so, and has nothing to download."""
@@ -597,15 +599,15 @@ def test_translation(
     monkeypatch.setattr(translation._trans, "gettext", translate)
     monkeypatch.setattr(translation._trans, "ngettext", translate_number)
     said = {name: Page(staff.get(page)).text for name, page in one_by_one.items()}
-    assert "«The answer was not kept" in said["not kept"]
-    assert "«The answer has no body.»" in said["empty"]
+    assert "«The response was not kept" in said["not kept"]
+    assert "«The response has no body.»" in said["empty"]
     assert "«no content type» · «1 bytes» · «Download»" in said["no type"]
-    assert "«The text goes on." in said["big text"]
-    assert "«No answer was stored.»" in Page(staff.get(address(open_record))).text
+    assert "«Only the first " in said["big text"]
+    assert "«No response was stored.»" in Page(staff.get(address(open_record))).text
     hidden = Page(enter(VIEW).get(address(open_record))).text
     assert f"«{NO_PERMISSION}»" in hidden
     texts = [*said.values(), Page(staff.get(LIST)).text]
-    for word in ("state", "headers", "body", "Request", "Times", "Answer"):
+    for word in ("state", "headers", "body", "Request", "Times", "Response"):
         assert any(f"«{word}»".lower() in text.lower() for text in texts)
     assert "«abandoned»" in texts[-1]
-    assert "«An idempotency key, whole," in texts[-1]
+    assert "«Search for a whole" in texts[-1]

@@ -70,7 +70,7 @@ def desk(enter: Enter) -> Client:
 
 def decisions() -> list[LogEntry]:
     """Return what the admin's log has, apart from who read what."""
-    read = ("Read the answer.", "Downloaded the answer.")
+    read = ("Viewed the response.", "Downloaded the response.")
     return [*LogEntry.objects.exclude(change_message__in=read)]
 
 
@@ -129,7 +129,7 @@ def test_filters_without_an_index(
         make_record(days * DAY, key=f"k-{days}", method="PUT")
     make_abandoned(created_at=timezone.now() - 20 * DAY, key="abandoned")
     assert listed(staff, "?method=put") == ["k-0", "k-1", "k-2"]
-    said = "No index serves these filters"
+    said = "These filters have no index"
     assert said in Page(staff.get(f"{LIST}?method=put")).text
     assert listed(staff, "?method=put&expiry=later") == ["k-0", "k-1", "k-2"]
     assert listed(staff, "?state=abandoned&method=post") == ["abandoned"]
@@ -162,7 +162,7 @@ def test_filter_by_a_great_age(
     make_record(9 * DAY, key="brief", expires_at=timezone.now() + DAY)
     everything = ["long", "old-8", "old-9", "old-10", "old-25", "brief"]
     assert listed(staff, "?age=older") == everything
-    said = "those that are a week old if their retention is that of the settings"
+    said = "records that are a week old, assuming a retention of"
     assert said not in Page(staff.get(f"{LIST}?age=older")).text
     monkeypatch.setattr("idempotency.admin.lists.SEARCHED", 8)
     assert listed(staff, "?age=older") == everything[1:]
@@ -261,7 +261,7 @@ def test_time_line(staff: Client) -> None:
     done = make_record(3 * DAY, completed_at=timezone.now() - 2 * DAY)
     yesterday = timezone.now() - DAY
     in_error = "abandoned: the handler ended in an error"
-    run_out = "abandoned: the lease ended before there was an answer"
+    run_out = "abandoned: the lease ended before there was a response"
     for record, words in (
         (done, ["claimed", "completed", "expires"]),
         (make_abandoned(created_at=yesterday), ["claimed", in_error]),
@@ -269,14 +269,14 @@ def test_time_line(staff: Client) -> None:
             make_abandoned(created_at=yesterday, state=State.IN_PROGRESS),
             ["claimed", run_out],
         ),
-        (make_running(), ["claimed", "the lease ends, unless it is renewed"]),
+        (make_running(), ["claimed", "the lease ends unless it is renewed"]),
         (
             make_abandoned(lease_expires_at=None),
-            ["claimed; abandoned since, without an answer", "expires"],
+            ["claimed; abandoned without a response", "expires"],
         ),
     ):
         text = Page(staff.get(address(record))).text
-        line = text[text.index("What happened when") :]
+        line = text[text.index("Timeline") :]
         places = [line.index(word) for word in words]
         assert places == sorted(places)
         assert ("abandoned" in line) is any("abandoned" in word for word in words)
@@ -302,8 +302,8 @@ def test_release(desk: Client, make: Any) -> None:
     place = address(record, "release")
     assert place in Page(desk.get(address(record))).links("/release/")
     page = Page(desk.get(place))
-    assert "The next request with this key will act again." in page.text
-    assert ("Nobody knows whether" in page.text) is (make is make_abandoned)
+    assert "The next request with this key runs the handler again." in page.text
+    assert ("The outcome is unknown" in page.text) is (make is make_abandoned)
     assert IdempotencyRecord.objects.count() == 1
     answer = desk.post(place, form_of(page), follow=True)
     assert "The key is free" in Page(answer).text
@@ -362,7 +362,7 @@ def test_running_records_are_left_alone(desk: Client) -> None:
     assert not page.links("/resolve/")
     form = {"token": str(record.token)}
     for place, said in (
-        ("release", "A handler is at work: its key can't be released now."),
+        ("release", "The handler is running: the key can't be released now."),
         ("resolve", "Only an abandoned record that is in force can be resolved."),
     ):
         for answer in (
@@ -402,8 +402,8 @@ def test_the_log_is_for_everybody(
     said.append(Page(desk.post(address(record, "release"), form, **german)).text)
     assert all("«de: " in text for text in said)
     assert {entry.change_message for entry in LogEntry.objects.all()} == {
-        "«en: Stored an answer with status 201.»",
-        "«en: Read the answer.»",
+        "«en: Stored a response with status 201.»",
+        "«en: Viewed the response.»",
         "«en: Purged 0 expired records of the database “default”.»",
         "«en: Released the key.»",
     }
@@ -431,14 +431,14 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
     form |= {"status_code": "201", "content_type": "application/json"}
     form["body"] = body.replace("\n", "\r\n")  # as browsers send it
     said = Page(desk.post(place, form, follow=True)).text
-    assert "requests with this key and the same content get it until" in said
+    assert "requests with this key and the same content get this response until" in said
     retry = client.post("/function/", {}, **key())
     assert (retry.status_code, retry["Idempotent-Replayed"]) == (201, "true")
     assert retry.content == body.encode()
     assert retry["Content-Type"] == "application/json"
     assert Effect.objects.count() == 1
     (entry,) = decisions()
-    assert entry.change_message == "Stored an answer with status 201."
+    assert entry.change_message == "Stored a response with status 201."
 
 
 def test_resolve_what_is_expired(desk: Client, client: Any) -> None:
@@ -496,18 +496,21 @@ def test_resolve_after_a_mistake(desk: Client) -> None:
     [
         ({"status_code": "500"}, "less than or equal to 499"),
         ({"status_code": "101"}, "greater than or equal to 200"),
-        ({"content_type": "text/plain\r\nSet-Cookie: a=b"}, "visible ASCII only"),
-        ({"content_type": "text/plané"}, "visible ASCII only"),
+        (
+            {"content_type": "text/plain\r\nSet-Cookie: a=b"},
+            "visible ASCII characters only",
+        ),
+        ({"content_type": "text/plané"}, "visible ASCII characters only"),
         ({"content_type": ""}, "This field is required."),
-        ({"body": "{"}, "This is no JSON"),
-        ({"body": json.dumps("x" * 99)}, "No answer of more than 100 bytes is kept"),
+        ({"body": "{"}, "This is not valid JSON"),
+        ({"body": json.dumps("x" * 99)}, "A stored response has at most 100 bytes"),
         ({"body": json.dumps("x" * 99)}, "this one has 101."),
-        ({"body": "[" * 100_000}, "This is no JSON"),
-        ({"status_code": "204"}, "An answer with this status has no body."),
+        ({"body": "[" * 100_000}, "This is not valid JSON"),
+        ({"status_code": "204"}, "A response with this status has no body."),
         ({"content_type": "text/plain; charset=klingon"}, "unknown encoding: klingon"),
         (
             {"content_type": "text/plain; charset=ascii", "body": "Ж"},
-            "charset of this type can&#x27;t write the body",
+            "body can&#x27;t be encoded in this charset",
         ),
     ],
 )
@@ -593,7 +596,7 @@ def test_purge_by_a_worker(desk: Client, monkeypatch: pytest.MonkeyPatch) -> Non
         said = Page(desk.post(f"{LIST}purge/", follow=True)).text
     finally:
         current_app.conf.task_always_eager = False
-    assert "A worker has been asked" in said
+    assert "A worker purges all" in said
     assert not IdempotencyRecord.objects.exists()
 
 
@@ -688,12 +691,12 @@ def test_overview(staff: Client) -> None:
     assert overview.endpoints_are_exact
     page = Page(staff.get(f"{LIST}overview/"))
     assert (
-        "All 9 records that you can list in the database “default” were counted."
+        "Counted from all 9 records available to you in the database “default”."
         in page.text
     )
-    assert "no answer: 3" in page.text
+    assert "no response: 3" in page.text
     assert "none: " not in page.text
-    assert "Requests that were refused, and replays, leave no record" in page.text
+    assert "Refused requests and replays leave no record" in page.text
     assert len([tag for tag, _attrs in page.elements if tag == "rect"]) >= 5
     assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")
 

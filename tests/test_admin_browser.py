@@ -390,7 +390,7 @@ def test_without_permission(browser: Any, log_in: Login, tmp_path: Path) -> None
     follow(browser, browser.find_element(By.LINK_TEXT, "asked-for"))
     browser.save_screenshot(str(tmp_path / "record.png"))
     assert field(browser, "hidden_answer").text == (
-        "You do not have the permission to read stored answers."
+        "You do not have permission to view stored responses."
     )
     assert "$request" not in browser.page_source
     assert not browser.find_elements(By.LINK_TEXT, "Download")
@@ -456,11 +456,11 @@ def test_desk(browser: Any, log_in: Login, client: APIClient) -> None:
     assert len(browser.find_elements(By.CSS_SELECTOR, ".errorlist li")) == 2
     fill_in(browser, status_code="201", body='{"charge": "ch_1"}')
     submit(browser)
-    assert "gets this answer again" in field(browser, "next_request").text
+    assert "gets this response again" in field(browser, "next_request").text
     retry = client.post("/function/", {"amount": 12}, **key("pay-7c1f0b52"))
     assert (retry.status_code, retry.json()) == (201, {"charge": "ch_1"})
     follow(browser, browser.find_element(By.LINK_TEXT, "RELEASE"))
-    assert "will act again" in browser.find_element(By.ID, "content").text
+    assert "runs the handler again" in browser.find_element(By.ID, "content").text
     follow(browser, browser.find_element(By.LINK_TEXT, "No, take me back"))
     assert IdempotencyRecord.objects.count() == 1
     follow(browser, browser.find_element(By.LINK_TEXT, "RELEASE"))
@@ -521,7 +521,7 @@ def test_without_a_mouse(browser: Any, log_in: Login, client: APIClient) -> None
     press(browser, "Resolve")
     body = tab_to(browser, "body")
     body.send_keys('{"charge": "ch_1"}')
-    press(browser, "Store this answer")
+    press(browser, "Store this response")
     retry = client.post("/function/", {"amount": 12}, **key("pay-7c1f0b52"))
     assert retry.json() == {"charge": "ch_1"}
     # What is long is scrolled with the keyboard, so it must be reached.

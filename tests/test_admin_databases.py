@@ -142,18 +142,19 @@ def test_decisions(staff: Client) -> None:
     form = form_of(Page(staff.get(f"{place}resolve/")))
     form |= {"status_code": "201", "content_type": "text/plain", "body": "booked"}
     assert (
-        "get it until" in Page(staff.post(f"{place}resolve/", form, follow=True)).text
+        "get this response until"
+        in Page(staff.post(f"{place}resolve/", form, follow=True)).text
     )
     retry = APIClient().post("/book/", {}, **key())
     assert (retry.content, retry["Idempotent-Replayed"]) == (b"booked", "true")
     assert staff.get(f"{place}body/").content == b"booked"
     history = Page(staff.get(f"{place}history/")).text
-    assert "Stored an answer with status 201." in history
+    assert "Stored a response with status 201." in history
     form = form_of(Page(staff.get(f"{place}release/")))
     staff.post(f"{place}release/", form)
     again = APIClient().post("/book/", {}, **key())
     assert again.json() == {"record": str(record.pk)}
-    read = ["Read the answer.", "Downloaded the answer."]
+    read = ["Viewed the response.", "Downloaded the response."]
     assert LogEntry.objects.exclude(change_message__in=read).count() == 2
 
 
@@ -196,7 +197,7 @@ def test_overview(staff: Client) -> None:
         new_record(path="/book/").save(using="ledger")
     page = Page(staff.get(f"{HERE}overview/"))
     assert (
-        "All 2 records that you can list in the database “ledger” were counted."
+        "Counted from all 2 records available to you in the database “ledger”."
         in page.text
     )
     assert f"{HERE}?state=abandoned" in page.links("state=abandoned")
@@ -204,5 +205,5 @@ def test_overview(staff: Client) -> None:
     IdempotencyRecord.objects.using("ledger").filter(path="/book/").delete()
     text = Page(staff.get(f"{HERE}overview/")).text
     assert (
-        "The one record that you can list in the database “ledger” was counted." in text
+        "Counted from the one record available to you in the database “ledger”." in text
     )

@@ -189,8 +189,8 @@ def test_reading_is_logged(enter: Enter) -> None:
     assert visitor.read(f"{LIST}{record.pk}/body/") == '{"id": 1}'
     entries = [*LogEntry.objects.order_by("pk")]
     assert [entry.change_message for entry in entries] == [
-        "Read the answer.",
-        "Downloaded the answer.",
+        "Viewed the response.",
+        "Downloaded the response.",
     ]
     for entry in entries:
         assert entry.object_id == entry.object_repr == str(record.pk)

@@ -141,7 +141,7 @@ def test_figures_of_a_tenant(enter: Enter) -> None:
     assert THEIRS not in text
     everybody = client.get(f"{LIST}overview/")
     assert everybody.context["overview"].number == 10
-    assert "All 4 records that you can list" in text
+    assert "Counted from all 4 records available to you" in text
 
 
 def test_decisions_about_others(enter: Enter) -> None:
@@ -301,8 +301,8 @@ def test_reading_is_logged(enter: Enter) -> None:
     reader.get(address(record, "body"))
     entries = LogEntry.objects.order_by("pk")
     assert [entry.change_message for entry in entries] == [
-        "Read the answer.",
-        "Downloaded the answer.",
+        "Viewed the response.",
+        "Downloaded the response.",
     ]
     for entry in entries:
         assert entry.object_id == entry.object_repr == str(record.pk)
@@ -310,7 +310,7 @@ def test_reading_is_logged(enter: Enter) -> None:
         said = f"{entry.object_repr} {entry.change_message}"
         for secret in (record.key, record.scope, "s3cret"):
             assert secret not in said
-    assert "Read the answer." in Page(other.get(address(record, "history"))).text
+    assert "Viewed the response." in Page(other.get(address(record, "history"))).text
 
 
 @pytest.mark.parametrize("page", ["change", "body"])
@@ -504,7 +504,7 @@ def test_one_caller_can_not_flood_the_desk(
     flood = [f"flood-{number}" for number in range(OF_A_CALLER + 7)]
     assert shown == ["oldest", *flood[:OF_A_CALLER], "ours-2", "ours-1"]
     page = Page(staff.get(f"{LIST}?state=abandoned"))
-    assert f"the {OF_A_CALLER} oldest are listed" in page.text
+    assert f"the {OF_A_CALLER} oldest records of each" in page.text
     assert page.text.count("7 more of this caller") == 1
     (more,) = [link for link in page.links("caller=") if "state=abandoned" in link]
     assert listed(staff, more.removeprefix(LIST)) == flood

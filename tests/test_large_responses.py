@@ -81,7 +81,7 @@ def test_page(staff: Client, name: str) -> None:
     headers = [["Content-Type", content_type], *[["X-Long", "x" * 1000]] * 1000]
     record = make_record(headers=headers, body=body)
     page = Page(staff.get(address(record)))
-    assert "The text goes on." in page.text
+    assert "Only the first 50000 characters are shown." in page.text
     assert len(page.text) < 3 * SHOWN_CHARACTERS
     assert staff.get(address(record, "body")).content == body
 

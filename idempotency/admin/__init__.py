@@ -1,4 +1,4 @@
-"""Stored keys in the admin: a desk for support, not an editor (contract A)."""
+"""Show idempotency records to support staff in the admin, read-only (contract A)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which records an admin has, and where its pages are."""
+"""Records, addresses and log entries of one database's admin."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ else:
     RecordAdminBase = admin.ModelAdmin
 
 
-# How a scope of the default kind begins (S1).
+# Prefix of the default scope of a logged-in user (S1).
 USER_SCOPE = "user:"
 
 
 class RecordAdmin(RecordAdminBase):
-    """The records of one database.
+    """Admin of the records in the database ``using``.
 
-    ``using`` is its alias; by default that of the one that records are written to.
+    The default is the database that the app writes records to.
     """
 
     using: str | None = None
 
     @property
     def alias(self) -> str:
-        """The alias of the database whose records these are."""
+        """The alias of the database."""
         return self.using or default_alias()
 
     @property
     def restricts_single_records(self) -> bool:
-        """Whether a project decides record by record who may view it."""
+        """Whether a subclass decides for each record who may view it."""
         own = getattr(self.has_view_permission, "__func__", None)
         return own is not admin.ModelAdmin.has_view_permission
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[IdempotencyRecord]:
-        """Return the records, with what they are now, and without what is large."""
+        """Return the records with their lease state, and defer the large fields."""
         records: Any = super().get_queryset(request).using(self.alias)
         found: models.QuerySet[IdempotencyRecord] = records.with_lease_state()
         return found.defer("body", "headers")
 
     def _name(self, page: str) -> str:
-        """Return the name of a page's address; a proxy model has its own."""
+        """Return the URL name of a page; a proxy model has its own."""
         return f"{self.opts.app_label}_{self.opts.model_name}_{page}"
 
     def _address(self, page: str, *args: Any) -> str:
@@ -66,11 +66,11 @@ class RecordAdmin(RecordAdminBase):
         )
 
     def _caller(self, scope: str) -> SafeString:
-        """Return whose a key is, for a column."""
+        """Return the scope for a column of a table."""
         return self._with_user_link(scope, display.in_a_column(scope))
 
     def _with_user_link(self, scope: str, shown: SafeString) -> SafeString:
-        """Link a scope to the user where it is one that this site shows."""
+        """Link a user's scope to the user if this site has an admin for users."""
         kind, _colon, pk = scope.removeprefix(USER_SCOPE).rpartition(":")
         label = settings.AUTH_USER_MODEL.lower()
         if not (scope.startswith(USER_SCOPE) and kind == label and pk):
@@ -82,9 +82,9 @@ class RecordAdmin(RecordAdminBase):
         return format_html('<a href="{}">{}</a>', address, shown)
 
     def _log(self, request: HttpRequest, record: Any, flag: int, what: str) -> None:
-        """Keep what somebody did in the admin's log, which names records by id."""
+        """Add an entry to the admin's log; it names the record by its id."""
         LogEntry.objects.create(
-            user_id=request.user.pk,  # type: ignore[misc]  # nobody without one gets here
+            user_id=request.user.pk,  # type: ignore[misc]  # admin_view() refuses others
             content_type=get_content_type_for_model(self.model),
             object_id=record and str(record.pk),
             object_repr=str(record.pk if record else self.opts.verbose_name_plural),
@@ -94,6 +94,6 @@ class RecordAdmin(RecordAdminBase):
 
 
 def in_the_log(what: Any, **given: Any) -> str:
-    """Return what was done in the project's language: the log is for everybody."""
+    """Return a log text in the project's language, which all staff can read."""
     with override(settings.LANGUAGE_CODE):
         return str(what % given)

@@ -1,4 +1,4 @@
-"""What the list and a record's page say of a record, column by column."""
+"""Columns of the list, and fields of a record's page."""
 
 from __future__ import annotations
 
@@ -6,26 +6,37 @@ from typing import TYPE_CHECKING
 
 from django.contrib import admin
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
+from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import display, messages
+from idempotency.admin.decoding import SHOWN_CHARACTERS, decode
 from idempotency.admin.lists import OF_A_CALLER, CallerFilter, StateFilter
 from idempotency.admin.permissions import Permissions
-from idempotency.models import IdempotencyRecord
+from idempotency.models import IdempotencyRecord, State, Status
+from idempotency.responses import replayed_headers
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
+# They are readable without colour.
+SIGNS = {
+    Status.COMPLETED: "✓",
+    Status.NOT_KEPT: "✓",
+    Status.IN_PROGRESS: "…",
+    Status.ABANDONED: "!",
+}
+
 
 class Columns(Permissions):
-    """The columns and facts that ``IdempotencyRecordAdmin`` shows."""
+    """Columns and fields of ``IdempotencyRecordAdmin``."""
 
     @admin.display(description=_("key and scope"))
     def listed_key(self, record: IdempotencyRecord) -> SafeString:
-        """Return the key, which leads to the record, and whose it is."""
+        """Return the key as a link to the record, and the scope."""
         return format_html(
             '<a class="idempotency-record" href="{}">{}</a><br>{}{}',
             self._address("change", record.pk),
@@ -35,7 +46,7 @@ class Columns(Permissions):
         )
 
     def _others(self, record: IdempotencyRecord) -> SafeString | str:
-        """Lead to what the list of abandoned records leaves out of a caller's."""
+        """Return a link to a caller's abandoned records that the list leaves out."""
         left_out = getattr(record, "of_caller", 0) - OF_A_CALLER
         if left_out < 1 or record.turn != OF_A_CALLER:  # type: ignore[attr-defined]  # annotated
             return ""
@@ -43,7 +54,7 @@ class Columns(Permissions):
             "%(number)d more of this caller", "%(number)d more of this caller", left_out
         ) % {"number": left_out}
         if self.restricts_single_records:
-            # Some of them may be hidden, and are not to be counted.
+            # The number would include records that the user may not view.
             more = gettext("more of this caller")
         query = {
             StateFilter.parameter_name: "abandoned",
@@ -58,22 +69,22 @@ class Columns(Permissions):
 
     @admin.display(description=_("scope"))
     def scope_link(self, record: IdempotencyRecord) -> SafeString:
-        """Return the scope, whole."""
+        """Return the full scope."""
         return self._with_user_link(record.scope, format_html("{}", record.scope))
 
     @admin.display(description=_("request"))
     def request_line(self, record: IdempotencyRecord) -> SafeString:
-        """Return method and route: a path may be a secret, and many see the list."""
+        """Return method and route: the path can be a secret."""
         return display.route(record)
 
     @admin.display(description=_("request"))
     def asked(self, record: IdempotencyRecord) -> str:
-        """Return method and path, whole."""
+        """Return method and full path."""
         return display.asked(record)
 
-    @admin.display(description=_("answer"))
+    @admin.display(description=_("response"))
     def listed_answer(self, record: IdempotencyRecord) -> SafeString | str:
-        """Return the HTTP status, and the body's size or that it was not kept."""
+        """Return the HTTP status and the size of the stored body."""
         if record.status_code is None:
             return "-"
         size = record.body_size
@@ -82,12 +93,21 @@ class Columns(Permissions):
 
     @admin.display(description=_("state"))
     def state_badge(self, record: IdempotencyRecord) -> SafeString:
-        """Return what the record is now."""
-        return display.badge(record.status)
+        """Return the record's current status."""
+        status = record.status
+        # The response column says whether the response was kept.
+        shown = Status.COMPLETED if status is Status.NOT_KEPT else status
+        return format_html(
+            '<span class="idempotency-badge idempotency-{}">'
+            '<span aria-hidden="true">{}</span> {}</span>',
+            status.value,
+            SIGNS[status],
+            shown.label,
+        )
 
     @admin.display(description=_("state"))
     def listed_state(self, record: IdempotencyRecord) -> SafeString:
-        """Return what the record is now, and how often its handler has run."""
+        """Return the record's current status and its number of attempts."""
         attempts = ngettext("%(number)d attempt", "%(number)d attempts", record.attempt)
         return format_html(
             "{}<br>{}", self.state_badge(record), attempts % {"number": record.attempt}
@@ -95,7 +115,7 @@ class Columns(Permissions):
 
     @admin.display(description=_("created and expires"))
     def listed_times(self, record: IdempotencyRecord) -> SafeString:
-        """Return when the key was claimed, its age, and when it is new again."""
+        """Return when the key was claimed and when the record expires."""
         created, expires = map(
             timezone.localtime, (record.created_at, record.expires_at)
         )
@@ -111,28 +131,84 @@ class Columns(Permissions):
 
     @admin.display(description=_("next request"))
     def next_request(self, record: IdempotencyRecord) -> SafeString:
-        """Say what a retry would get, by the code that decides it."""
+        """Return what the next request with the key gets."""
         return format_html(
             '<strong class="idempotency-next">{}</strong>',
             messages.next_request(record),
         )
 
-    @admin.display(description=_("what happened when"))
+    @admin.display(description=_("timeline"))
     def time_line(self, record: IdempotencyRecord) -> SafeString:
-        """Return what the record knows of its times, in their order."""
-        return display.time_line(record)
+        """Return the record's events in order of time."""
+        lease = record.lease_expires_at
+        claimed = gettext("claimed")
+        if lease is None and record.status_code is None:
+            claimed = gettext("claimed; abandoned without a response")
+        events = [(record.created_at, claimed)]
+        if record.completed_at is not None:
+            events.append((record.completed_at, gettext("completed")))
+        if lease is not None:
+            events.append((lease, _end_of_lease(record)))
+        events.append((record.expires_at, gettext("expires: the key is new again")))
+        rows = (
+            (display.moment(at), what, display.distance(at, record.read_at))
+            for at, what in sorted(events, key=lambda event: event[0])
+        )
+        return format_html(
+            '<ol class="idempotency-times">{}</ol>',
+            format_html_join(
+                "", "<li><time>{}</time> <span>{}</span> <em>{}</em></li>", rows
+            ),
+        )
 
     @admin.display(description=_("headers"))
     def stored_headers(self, record: IdempotencyRecord) -> SafeString | str:
-        """Return the headers that are replayed."""
-        return display.headers(record)
+        """Return the headers of a replay, one per line."""
+        replayed = replayed_headers(record.headers or [])
+        lines = "\n".join(f"{name}: {value}" for name, value in replayed)
+        shown = Truncator(lines).chars(SHOWN_CHARACTERS)
+        return display.preformatted(shown) if lines else "-"
 
     @admin.display(description=_("body"))
     def answer(self, record: IdempotencyRecord) -> SafeString | str:
-        """Return the answer to read or to download."""
-        return display.answer(record, self._address("body", record.pk))
+        """Return the body's type, size, SHA-256 and download, and any text in it."""
+        stored = record.stored_response
+        if stored is None and record.is_leased:
+            return gettext("There is no response yet.")
+        if stored is None:
+            return gettext("No response was stored.")
+        if stored.body is None:
+            return gettext(
+                "The response was not kept: it was streamed, a file or too large, or "
+                "the view chose not to store it."
+            )
+        if not stored.body:
+            return gettext("The response has no body.")
+        decoded = decode(stored)
+        facts = format_html(
+            '<p>{} · {} · <a href="{}">{}</a><br>SHA-256 {}</p>',
+            decoded.content_type or gettext("no content type"),
+            display.in_bytes(decoded.size),
+            self._address("body", record.pk),
+            gettext("Download"),
+            decoded.sha256,
+        )
+        if decoded.text is None:
+            return facts
+        rest = gettext("Only the first %(number)d characters are shown.")
+        end = format_html("<p>{}</p>", rest % {"number": len(decoded.text)})
+        text = display.preformatted(decoded.text)
+        return format_html("{}{}{}", facts, text, end if decoded.is_cut else "")
 
     @admin.display(description=_("body"))
     def hidden_answer(self, record: IdempotencyRecord) -> str:
-        """Say why there is nothing to read."""
-        return gettext("You do not have the permission to read stored answers.")
+        """Return why the body is not shown."""
+        return gettext("You do not have permission to view stored responses.")
+
+
+def _end_of_lease(record: IdempotencyRecord) -> str:
+    if record.is_leased:
+        return gettext("the lease ends unless it is renewed")
+    if record.state == State.ABANDONED:
+        return gettext("abandoned: the handler ended in an error")
+    return gettext("abandoned: the lease ended before there was a response")

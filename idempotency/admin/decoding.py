@@ -1,4 +1,4 @@
-"""A stored answer as people may see it: decoded, never executed (contract A1)."""
+"""Decode a stored response for display; nothing in it is executed (contract A1)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from idempotency.responses import CHARSET, StoredResponse
 
-# What fits on a page that a browser still scrolls with ease.
+# Browsers still scroll a page of this length smoothly.
 SHOWN_CHARACTERS = 50_000
-# No more than that is decoded, however long a body is. No character takes more than
-# four bytes, so of a text there is enough for what is shown.
+# A character has at most four bytes, so these are enough for SHOWN_CHARACTERS.
 DECODED_BYTES = 5 * SHOWN_CHARACTERS
 INDENT = "  "
-# JSON that is nested deeper is shown as it was sent: it would be blanks for the most.
+# JSON that is nested deeper is not indented: the page would be mostly spaces.
 DEEPEST = 100
 
 TEXT_TYPES = (
@@ -28,11 +27,11 @@ TEXT_TYPES = (
     "application/xml",
     "application/yaml",
 )
-# The beginning of a string, a mark, or a number or word.
+# A quote that starts a string, punctuation, or a number or word.
 JSON_PART = re.compile(r'["[\]{},:]|[^][{},:"\s]+')
-# Control characters in strings are no JSON, and can be read all the same.
+# Accepts control characters in strings.
 LENIENT = json.JSONDecoder(strict=False)
-# What Python calls text encodings and nobody else a charset. Some take quadratic time.
+# Python's text encodings that are no charsets. Some take quadratic time.
 NO_CHARSETS = {
     codecs.lookup(name).name
     for name in (
@@ -44,7 +43,7 @@ NO_CHARSETS = {
         "unicode_escape",
     )
 }
-# Browsers drop these or do as they like: the pictures of Unicode stand in for them.
+# Browsers show control characters differently or not at all.
 CONTROL_PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     0x7F: 0x2421,
@@ -53,10 +52,10 @@ CONTROL_PICTURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedBody:
-    """A body that was kept, in words.
+    """A stored body for display.
 
-    ``text`` is None where the body is not text; it is not safe as HTML. ``is_cut``
-    tells that the text goes on. The SHA-256 is that of the whole body.
+    ``text`` is None if the body is not text; it is not safe as HTML. ``is_cut`` is
+    true if the body has more text. ``size`` and ``sha256`` are of the whole body.
     """
 
     content_type: str
@@ -67,10 +66,10 @@ class DecodedBody:
 
 
 def decode(stored: StoredResponse) -> DecodedBody:
-    """Decode a kept body by its Content-Type: JSON indented, text as text.
+    """Decode a stored body by its Content-Type, and indent JSON.
 
-    Where a body is not what its type says, this shows what can be read of it. What it
-    costs does not grow with the body, the SHA-256 apart.
+    If the body does not match its type, show the readable part. Apart from the
+    SHA-256, the cost does not grow with the body.
     """
     body = stored.body or b""
     headers = {name.lower(): value for name, value in stored.headers}
@@ -91,16 +90,13 @@ def decode(stored: StoredResponse) -> DecodedBody:
 def _text(body: bytes, content_type: str, *, is_whole: bool) -> str | None:
     media_type = content_type.partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or media_type.endswith("+json")
-    if not (is_json or media_type.startswith(TEXT_TYPES) or _is_xml(media_type)):
+    is_text = media_type.startswith(TEXT_TYPES) or media_type.endswith("+xml")
+    if not (is_json or is_text):
         return None
     text = _decoded(body, content_type)
     if not is_whole:
         text = text.removesuffix("\ufffd")  # half a character
     return _indented(text, is_whole=is_whole) if is_json else text
-
-
-def _is_xml(media_type: str) -> bool:
-    return media_type.endswith("+xml")
 
 
 def _decoded(body: bytes, content_type: str) -> str:
@@ -116,22 +112,22 @@ def _decoded(body: bytes, content_type: str) -> str:
 
 
 def _presentable(text: str) -> str:
-    # JSON may escape halves of surrogate pairs, which no page can be encoded with.
+    # JSON can escape lone surrogates, which UTF-8 can't encode.
     encodable = text.encode(errors="backslashreplace").decode()
     return encodable.translate(CONTROL_PICTURES)
 
 
 def _indented(text: str, *, is_whole: bool) -> str:
-    """Return JSON one member to a line, as far as it is shown, or else the text.
+    """Return JSON with one member per line, or the text if it is not JSON.
 
-    Numbers and repeated members stay as they were sent, which ``json.dumps`` of
-    ``json.loads`` would not grant. Whether a part of a body is JSON nobody can tell.
+    Unlike ``json.dumps(json.loads(text))``, this keeps numbers and repeated members as
+    they were sent. A body that was cut is not validated.
     """
     written: list[str] = []
     length = 0
     try:
         if is_whole:
-            # Numbers are not made, so none is too long.
+            # int() would refuse very long numbers.
             json.loads(text, parse_int=str, parse_float=str)
         for part in _lines(text):
             written.append(part)
@@ -144,9 +140,9 @@ def _indented(text: str, *, is_whole: bool) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the parts of JSON with line ends and blanks between them.
+    """Yield the parts of JSON with line breaks and indentation.
 
-    Raises ``ValueError`` where it is too deep.
+    Raise ``ValueError`` if the nesting is deeper than ``DEEPEST``.
     """
     depth = at = 0
     is_empty = False
@@ -173,9 +169,9 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _string(text: str, start: int) -> tuple[str, int]:
-    """Return a string, with what it escapes by number as it reads, and its end.
+    r"""Return a JSON string with its ``\u`` escapes decoded, and its end.
 
-    One that does not end is the rest of the text.
+    A string without an end is the rest of the text.
     """
     try:
         value, end = LENIENT.raw_decode(text, start)

@@ -1,4 +1,4 @@
-"""The answer that a person stores for an abandoned record (contract A3)."""
+"""The form for the response of an abandoned record (contract A3)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from django.utils.translation import gettext_lazy as _
 from idempotency.conf import get_settings
 
 JSON = "application/json"
-# Answers that have no body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
+# Statuses without a body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
 WITHOUT_BODY = (204, 205, 304)
 
 
 class ResolveForm(forms.Form):
-    """Status, type and body of an answer; ``response()`` returns it."""
+    """Status, type and body of a response; ``response()`` returns it."""
 
     status_code = forms.IntegerField(
         label=_("HTTP status"), min_value=200, max_value=499, initial=201
@@ -30,51 +30,51 @@ class ResolveForm(forms.Form):
         required=False,
         strip=False,
         widget=forms.Textarea(attrs={"rows": 12, "cols": 80, "spellcheck": "false"}),
-        help_text=_("What the client is to get. Each line ends in a line feed."),
+        help_text=_("The body that the client gets. Lines end in a line feed."),
     )
 
     def clean_content_type(self) -> str:
-        """Refuse what can't stand in a header."""
+        """Refuse characters that a header can't have."""
         value: str = self.cleaned_data["content_type"]
         if not (value.isascii() and value.isprintable()):
-            raise forms.ValidationError(_("A header has visible ASCII only."))
+            raise forms.ValidationError(_("Use visible ASCII characters only."))
         return value
 
     def clean_body(self) -> str:
-        """Take line ends for what the person typed: browsers send CRLF for each."""
+        """Undo the CRLF that browsers send for each line break."""
         body: str = self.cleaned_data["body"]
         return body.replace("\r\n", "\n")
 
     def clean(self) -> dict[str, Any]:
-        """Refuse a body that is not what status and type say."""
+        """Refuse a body that does not fit the status, the type or the size limit."""
         cleaned: dict[str, Any] = super().clean() or {}
         body, kind = cleaned.get("body"), cleaned.get("content_type")
         if not body or kind is None:
             return cleaned
         if cleaned.get("status_code") in WITHOUT_BODY:
-            self.add_error("body", _("An answer with this status has no body."))
+            self.add_error("body", _("A response with this status has no body."))
         if kind.split(";")[0].strip().lower() == JSON:
             try:
                 json.loads(body)
             except (ValueError, RecursionError) as error:
-                self.add_error("body", _("This is no JSON: %s") % error)
+                self.add_error("body", _("This is not valid JSON: %s") % error)
         try:
             size = len(HttpResponse(body, content_type=kind).content)
         except (UnicodeError, LookupError) as error:
-            charset = _("The charset of this type can't write the body: %s")
+            charset = _("The body can't be encoded in this charset: %s")
             self.add_error("content_type", charset % error)
             return cleaned
         most = get_settings().MAX_RESPONSE_BYTES
         if size > most:
             too_long = _(
-                "No answer of more than %(most)d bytes is kept (MAX_RESPONSE_BYTES); "
+                "A stored response has at most %(most)d bytes (MAX_RESPONSE_BYTES); "
                 "this one has %(size)d."
             )
             self.add_error("body", too_long % {"most": most, "size": size})
         return cleaned
 
     def response(self) -> HttpResponse:
-        """Return the answer to store."""
+        """Return the response to store."""
         return HttpResponse(
             self.cleaned_data["body"],
             status=self.cleaned_data["status_code"],

@@ -1,8 +1,8 @@
-"""The list of records: no question in it that an index can't answer (contract A2)."""
+"""The list of records, with queries that an index can serve (contract A2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -21,17 +21,16 @@ from idempotency.conf import get_settings
 from idempotency.database import UTCNow
 from idempotency.models import Status
 
-# How many records the pages of the list have together.
+# Records on all pages of the list together.
 LISTED = 1000
-# Filters that no index serves look at so many records, the last to expire.
+# Filters without an index search only the last records to expire.
 SEARCHED = 10_000
-# Of abandoned records the list has so many of each caller, so that nobody who leaves
-# many behind hides those of others.
+# Abandoned records per caller, so that one caller's do not hide the others'.
 OF_A_CALLER = 5
 
-WEEK = timedelta(days=7)
+NOW = UTCNow()
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
-Condition = Callable[[UTCNow], Q]
 Choices = list[tuple[str, Any]]
 Records = models.QuerySet[Any]
 
@@ -49,17 +48,17 @@ class LastRecords(Paginator):  # type: ignore[type-arg]  # generic for the stubs
 
 
 class Viewable(list[Any]):
-    """Records that somebody may view, where the list expects a query."""
+    """Records that the user may view, with what ChangeList needs of a queryset."""
 
     def _clone(self) -> Viewable:
         return self
 
 
 def that_have(records: Records, column: str, values: Collection[str]) -> Records:
-    """Return the records with one of these values, capitals and small letters apart."""
+    """Return the records with one of these values, compared case-sensitively."""
     found = records.filter(**{f"{column}__in": values})
     if connections[records.db].vendor == "mysql":
-        # By the index: its usual collations take capitals for small letters (K3).
+        # The index narrows the search, but its collation usually ignores case (K3).
         octets = models.Func(
             column,
             template="CAST(%(expressions)s AS BINARY)",
@@ -69,22 +68,13 @@ def that_have(records: Records, column: str, values: Collection[str]) -> Records
     return found
 
 
-def _younger_than(most: timedelta) -> Condition:
-    return lambda now: Q(created_at__gt=now - most)
-
-
-def _with_status(digit: int) -> Condition:
-    first = 100 * digit
-    return lambda now: Q(status_code__gte=first, status_code__lt=first + 100)
-
-
 class RecordFilter(admin.SimpleListFilter):
-    """A filter by conditions that stand in ``CONDITIONS``, each with its name."""
+    """A filter by named conditions."""
 
-    CONDITIONS: ClassVar[dict[str, tuple[Any, Condition]]]
+    CONDITIONS: ClassVar[dict[str, tuple[Any, Q]]]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
-        """Return what can be chosen."""
+        """Return the choices."""
         return [(name, label) for name, (label, _q) in self.CONDITIONS.items()]
 
     def queryset(self, request: HttpRequest, queryset: Records) -> Records:
@@ -92,8 +82,7 @@ class RecordFilter(admin.SimpleListFilter):
         chosen = self.value()
         if chosen not in self.CONDITIONS:
             return queryset
-        _label, condition = self.CONDITIONS[chosen]
-        return queryset.filter(condition(UTCNow()))
+        return queryset.filter(self.CONDITIONS[chosen][1])
 
     @property
     def is_chosen(self) -> bool:
@@ -101,95 +90,97 @@ class RecordFilter(admin.SimpleListFilter):
         return self.value() in self.CONDITIONS
 
 
-# A record's place among its caller's, from the oldest on.
+# A record's place among its caller's, the oldest first.
 TURN = Window(RowNumber(), partition_by="scope", order_by=("created_at", "pk"))
 
 
 class StateFilter(RecordFilter):
-    """By what the record is now; an index finds records that have or had a lease."""
+    """Filter by current status; an index finds records that have or had a lease."""
 
     title = _("state")
     parameter_name = "state"
     CONDITIONS: ClassVar[Any] = {
-        status.value: (status.label, lambda now, status=status: status.condition)
+        status.value: (status.label, status.condition)
         for status in (
-            *(Status.ABANDONED, Status.IN_PROGRESS, Status.COMPLETED, Status.NOT_KEPT),
+            Status.ABANDONED,
+            Status.IN_PROGRESS,
+            Status.COMPLETED,
+            Status.NOT_KEPT,
         )
     }
 
     @property
     def is_by_lease(self) -> bool:
-        """Whether the index on leases finds what was chosen, or nearly all of it."""
+        """Whether the index on leases finds nearly all records with this status."""
         return self.value() in ("abandoned", "in_progress")
 
 
 class MethodFilter(RecordFilter):
-    """By the request's method."""
+    """Filter by the request's method."""
 
     title = _("method")
     parameter_name = "method"
     CONDITIONS: ClassVar[Any] = {
-        "post": ("POST", lambda now: Q(method="POST")),
-        "put": ("PUT", lambda now: Q(method="PUT")),
-        "patch": ("PATCH", lambda now: Q(method="PATCH")),
-        "delete": ("DELETE", lambda now: Q(method="DELETE")),
+        method.lower(): (method, Q(method=method))
+        for method in ("POST", "PUT", "PATCH", "DELETE")
     }
 
 
 class StatusFilter(RecordFilter):
-    """By the first digit of the stored HTTP status."""
+    """Filter by the first digit of the stored HTTP status."""
 
     title = _("HTTP status")
     parameter_name = "status"
     CONDITIONS: ClassVar[Any] = {
-        f"{digit}xx": (f"{digit}xx", _with_status(digit)) for digit in (2, 3, 4)
+        f"{digit}xx": (
+            f"{digit}xx",
+            Q(status_code__gte=100 * digit, status_code__lt=100 * digit + 100),
+        )
+        for digit in (2, 3, 4)
     }
 
 
 class AgeFilter(RecordFilter):
-    """By how long ago the key was claimed."""
+    """Filter by the time since the key was claimed."""
 
     title = _("age")
     parameter_name = "age"
     OLDER = "older"
     CONDITIONS: ClassVar[Any] = {
-        "hour": (_("less than an hour"), _younger_than(timedelta(hours=1))),
-        "day": (_("less than a day"), _younger_than(timedelta(days=1))),
-        "week": (_("less than a week"), _younger_than(WEEK)),
-        OLDER: (_("a week and more"), lambda now: ~_younger_than(WEEK)(now)),
+        "hour": (_("less than an hour"), Q(created_at__gt=NOW - timedelta(hours=1))),
+        "day": (_("less than a day"), Q(created_at__gt=NOW - DAY)),
+        "week": (_("less than a week"), Q(created_at__gt=NOW - WEEK)),
+        OLDER: (_("a week and more"), ~Q(created_at__gt=NOW - WEEK)),
     }
 
 
 class ExpiryFilter(RecordFilter):
-    """By when the record expires, which is the order of the list."""
+    """Filter by expiry, which is the order of the list."""
 
     title = _("expiry")
     parameter_name = "expiry"
     CONDITIONS: ClassVar[Any] = {
-        "past": (_("expired, not purged"), lambda now: Q(expires_at__lte=now)),
+        "past": (_("expired, not purged"), Q(expires_at__lte=NOW)),
         "day": (
             _("within a day"),
-            lambda now: Q(expires_at__gt=now, expires_at__lte=now + timedelta(days=1)),
+            Q(expires_at__gt=NOW, expires_at__lte=NOW + DAY),
         ),
         "week": (
             _("within a week"),
-            lambda now: Q(expires_at__gt=now, expires_at__lte=now + WEEK),
+            Q(expires_at__gt=NOW, expires_at__lte=NOW + WEEK),
         ),
-        "later": (
-            _("later"),
-            lambda now: Q(expires_at__gt=now + WEEK),
-        ),
+        "later": (_("later"), Q(expires_at__gt=NOW + WEEK)),
     }
 
 
 class CallerFilter(admin.SimpleListFilter):
-    """By the scope that a link names: nobody could choose among all."""
+    """Filter by the scope in the address; it offers no list of all callers."""
 
     title = _("caller")
     parameter_name = "caller"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
-        """Return the caller that was chosen, if one was."""
+        """Return the chosen caller, if any."""
         return [(scope, scope)] if (scope := self.value()) else []
 
     def queryset(self, request: HttpRequest, queryset: Records) -> Records:
@@ -214,28 +205,29 @@ FILTERS = (
 
 
 class RecordList(ChangeList):
-    """The list in the one order that has an index, whatever the address asks for."""
+    """The list, always in the order of expiry, which has an index."""
 
-    # Whether something was looked for among the last records alone: the page says so.
+    # For the notes on the page:
+    # whether only the last records were searched,
     is_limited = False
     searched = SEARCHED
-    # Whether each caller has some places, as the page says.
+    # whether the list has a few records of each caller,
     is_by_caller = False
     of_a_caller = OF_A_CALLER
-    # The retention that was taken for every record's, to find what has an age.
+    # and the retention by which old records were searched.
     retention: timedelta | None = None
 
     def get_ordering(self, request: HttpRequest, queryset: Records) -> list[Any]:
         """Return the order of expiry, the last to expire first.
 
-        Where all have one retention, that is the newest first.
+        If all records have one retention, this is the newest first.
         """
         return ["-expires_at", "-pk"]
 
     def get_queryset(
         self, request: HttpRequest, exclude_parameters: Any = None
     ) -> Records:
-        """Return the records; what waits for a decision comes by callers."""
+        """Return the records; abandoned ones are grouped by caller."""
         found = super().get_queryset(request, exclude_parameters)
         if self.query:
             return found  # by the index on keys, or by the primary key
@@ -250,9 +242,9 @@ class RecordList(ChangeList):
         return _by_caller(found)
 
     def get_results(self, request: HttpRequest) -> None:
-        """Count and list only records that somebody may view, one by one.
+        """Count and list only records that the user may view, asking for each.
 
-        A count of the others would tell that they are there.
+        A count of all would reveal hidden records.
         """
         rules: Any = self.model_admin
         found: Any = self.queryset
@@ -266,7 +258,7 @@ class RecordList(ChangeList):
     def _within_bounds(
         self, request: HttpRequest, found: Records, chosen: dict[type, Any]
     ) -> Records:
-        """Let filters without an index see the last records only."""
+        """Limit filters without an index to the last records to expire."""
         expiry, state = chosen.pop(ExpiryFilter, None), chosen.get(StateFilter)
         if not chosen:
             return found
@@ -285,14 +277,14 @@ class RecordList(ChangeList):
             left_behind = caller.queryset(request, left_behind)
         by_turns = left_behind.annotate(turn=TURN).order_by("turn", "created_at")
         pks = by_turns.values_list("pk", flat=True)[:LISTED]
-        # Asked for by themselves: together no index would serve the two.
+        # A query of its own: no index would serve both conditions in one.
         return found.filter(Q(lease_expires_at__isnull=False) | Q(pk__in=[*pks]))
 
     def _among_the_last(self, places: Records, *, is_old: bool) -> Q:
-        """Return what holds for the last records to expire of some, and note it.
+        """Return the condition of the last ``SEARCHED`` records, and note the limit.
 
-        The last of all are none of the old ones, which expire earlier: by how much,
-        the retention of the settings tells.
+        Old records expire earlier, so they are searched from where a record with the
+        retention of the settings would expire.
         """
         end = _end_of_the_last(places)
         if end is None:
@@ -301,13 +293,13 @@ class RecordList(ChangeList):
         if not is_old:
             return Q(expires_at__gt=end)
         self.retention = get_settings().policy.retention
-        are_old = Q(expires_at__lte=UTCNow() + (self.retention - WEEK))
+        are_old = Q(expires_at__lte=NOW + (self.retention - WEEK))
         end = _end_of_the_last(places.filter(are_old))
         return are_old if end is None else are_old & Q(expires_at__gt=end)
 
 
 def _by_caller(records: Records) -> Records:
-    """Return the oldest of each caller, and first the caller who has waited longest."""
+    """Return the oldest records of each caller, the longest-waiting caller first."""
     numbered = records.annotate(
         turn=TURN,
         first=Window(Min("created_at"), partition_by="scope"),
@@ -320,7 +312,7 @@ def _by_caller(records: Records) -> Records:
 
 
 def _end_of_the_last(places: Records) -> datetime | None:
-    """Return the expiry that ``SEARCHED`` records come after, or None for fewer."""
+    """Return the expiry after which ``SEARCHED`` records follow, or None for fewer."""
     ends = places.order_by("-expires_at").values_list("expires_at", flat=True)
     end: datetime | None = ends[SEARCHED : SEARCHED + 1].first()
     return end

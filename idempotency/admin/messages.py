@@ -1,4 +1,4 @@
-"""What the next request with a record's key gets, in words (contract A1)."""
+"""Describe what the next request with a record's key gets (contract A1)."""
 
 from __future__ import annotations
 
@@ -14,51 +14,52 @@ from idempotency.protection import protection_of
 from idempotency.routes import match_of
 
 NOT_ENABLED = _(
-    "Keys have no effect now (ENABLED is False): the next request with this key acts."
+    "Keys have no effect now (ENABLED is False): the next request runs the handler."
 )
 OTHER_CONTENT = _("Other content is refused with 422.")
-EXPIRED = _("The retention is over: the key is new, and the next request with it acts.")
+EXPIRED = _(
+    "The retention is over, so the key is new again: the next request runs the handler."
+)
 NEXT_RESPONSES = {
     Status.COMPLETED: _(
-        "The next request with this key and the same content gets this answer again, "
-        "with status {status}, and does not act."
+        "The next request with this key and the same content gets this response again, "
+        "with status {status}. The handler does not run."
     ),
     Status.NOT_KEPT: _(
         "The next request with this key is refused with 409 "
-        "idempotency_response_not_kept, which names status {status}. It does not act."
+        "idempotency_response_not_kept, which names status {status}. The handler does "
+        "not run."
     ),
     Status.IN_PROGRESS: _(
-        "A handler is at work: the next request with this key is refused with 409 "
-        "idempotency_in_progress, or waits where its endpoint lets it."
+        "The handler is running: the next request with this key is refused with 409 "
+        "idempotency_in_progress, or waits if its endpoint allows that."
     ),
     Status.ABANDONED: _(
-        "Nobody knows whether the handler acted. The next request with this key is "
-        "refused with 409 idempotency_outcome_unknown, until somebody resolves the "
-        "record or releases the key. It does not act."
+        "The outcome is unknown. The next request with this key is refused with 409 "
+        "idempotency_outcome_unknown until someone resolves the record or releases the "
+        "key. The handler does not run."
     ),
 }
-# Where the endpoint of an abandoned record decides by itself (E9).
+# For abandoned records whose endpoint has another on_abandoned than "hold" (E9).
 RERUN = _(
-    "Nobody knows whether the handler acted. The next request with this key and the "
-    "same content acts again, as its endpoint says (on_abandoned), unless somebody "
-    "resolves the record before."
+    "The outcome is unknown. The next request with this key and the same content runs "
+    "the handler again (on_abandoned), unless someone resolves the record first."
 )
 ASK = _(
-    "Nobody knows whether the handler acted. The next request with this key and the "
-    "same content lets its endpoint find out ({function}): it gets the answer, or acts "
-    "again, unless somebody resolves the record before."
+    "The outcome is unknown. The next request with this key and the same content calls "
+    "{function} (on_abandoned): it gets the response that this finds, or runs the "
+    "handler again, unless someone resolves the record first."
 )
 NOT_FOUND = _(
-    "The endpoint was not found in this project's URLs. If it decides about such "
-    "records by itself (on_abandoned), the next request may act."
+    "This project's URLs have no endpoint for the record. If the endpoint sets "
+    "on_abandoned, the next request may run the handler."
 )
 
 
 def next_request(record: IdempotencyRecord) -> str:
-    """Return what a retry gets, by the code that decides it.
+    """Return a message about the next request with the record's key.
 
-    Other content than the record's comes last. The record must come from
-    ``with_lease_state()``.
+    The record must come from ``with_lease_state()``.
     """
     if not get_settings().ENABLED:
         return str(NOT_ENABLED)
@@ -66,27 +67,22 @@ def next_request(record: IdempotencyRecord) -> str:
         return str(EXPIRED)
     message = NEXT_RESPONSES[record.status].format(status=record.status_code)
     if record.status is Status.ABANDONED:
-        message = _of_an_abandoned_one(record, message)
+        try:
+            on_abandoned = _on_abandoned(record)
+        except Exception:  # noqa: BLE001  # a project's view may need a request
+            message += f" {NOT_FOUND}"
+        else:
+            if callable(on_abandoned):
+                message = ASK.format(function=dotted_name(on_abandoned))
+            elif on_abandoned == "rerun":
+                message = str(RERUN)
     return f"{message} {OTHER_CONTENT}"
 
 
-def _of_an_abandoned_one(record: IdempotencyRecord, held: str) -> str:
-    try:
-        on_abandoned = _on_abandoned(record)
-    except Exception:  # noqa: BLE001  # a view is the project's: it may want a request
-        return f"{held} {NOT_FOUND}"
-    if callable(on_abandoned):
-        return ASK.format(function=dotted_name(on_abandoned))
-    return str(RERUN) if on_abandoned == "rerun" else held
-
-
 def _on_abandoned(record: IdempotencyRecord) -> str | Callable[..., Any]:
-    """Return what a record's endpoint does with an abandoned one.
-
-    Raises whatever says that there is no such endpoint.
-    """
+    """Return the option of a record's endpoint; raise if there is no endpoint."""
     protection = protection_of(match_of(record.path).func, record.method)
     if protection is None:
         raise LookupError(record.pk)
-    # Atomic mode holds every one (E5).
+    # Atomic mode holds all abandoned records (E5).
     return "hold" if protection.policy.atomic else protection.policy.on_abandoned

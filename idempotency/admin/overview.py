@@ -1,4 +1,4 @@
-"""What the records of one database say of the last 30 days (contract A4)."""
+"""Sums over the records of one database in the last 30 days (contract A4)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.models.functions import Left
@@ -18,16 +18,16 @@ from idempotency.models import Status
 from idempotency.routes import route_of
 
 DAYS = 30
-# So many records are read one by one; of more, that many stand for all.
+# If there are more records, figures are estimated from a sample of this size.
 SAMPLE = 10_000
 ENDPOINTS = CALLERS = 10
-# So many different paths are looked up in the URLconf, none of them longer than that.
+# Limits of looking up paths in the URLconf.
 MOST_RESOLVED = 1_000
 LONGEST_PATH = 2_000
-# Of rows that an index finds, so many are counted.
+# Rows found by an index are counted up to this number.
 MOST_COUNTED = 10_000
-# Bits of an id that are a hash from its first bit on, or in MariaDB's order of UUIDs,
-# which begins with the last six octets.
+# The first bits of an id, in the database's order of ids, are pure hash. MariaDB's
+# order of UUIDs begins with the last six octets.
 HASHED_BITS = 48
 COLUMNS = (
     "id",
@@ -44,9 +44,8 @@ NO_ANSWER = "none"
 CLASSES = ("2xx", "3xx", "4xx", NO_ANSWER)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """One day's records of one class, and where it stands in the chart."""
+class Bar(NamedTuple):
+    """One day's records with one class of status, and their bar in the chart."""
 
     kind: str
     number: int
@@ -55,13 +54,12 @@ class Bar:
 
     @property
     def label(self) -> str:
-        """The class in the reader's words."""
-        return gettext("no answer") if self.kind == NO_ANSWER else self.kind
+        """The class in the user's language."""
+        return gettext("no response") if self.kind == NO_ANSWER else self.kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Day:
-    """What was stored on one day."""
+class Day(NamedTuple):
+    """The records stored on one day."""
 
     day: date
     x: float
@@ -69,11 +67,10 @@ class Day:
     bars: tuple[Bar, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """How many records a method and route have, and the bytes of their bodies.
+class Endpoint(NamedTuple):
+    """Number and bytes of the records of a method and route.
 
-    No route stands for all paths that lead nowhere any more.
+    ``route`` is None for all paths that the URLconf no longer has.
     """
 
     method: str
@@ -83,9 +80,8 @@ class Endpoint:
     width: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """How many records a scope has, and the bytes of their bodies."""
+class Caller(NamedTuple):
+    """Number and bytes of the records of a scope."""
 
     scope: str
     number: int
@@ -94,9 +90,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Figures of some records; ``is_exact`` is false if a sample stands for them.
+    """Figures about records; ``is_exact`` is false if they come from a sample.
 
-    Where ``..._is_cut``, nobody has counted further: there are more than that.
+    If ``..._is_cut`` is true, counting stopped at that number.
     """
 
     WIDTH, HEIGHT = 900, 200
@@ -122,7 +118,7 @@ class Overview:
 
     @classmethod
     def of(cls, records: Any, now: datetime | None = None) -> Overview:
-        """Return the overview of the records of a queryset."""
+        """Return the overview of a queryset."""
         now = now or now_in(records.db)
         rows, factor = _sample(records)
 
@@ -131,7 +127,7 @@ class Overview:
 
         leased = records.filter(lease_expires_at__isnull=False)
         statuses = Counter(map(_status, rows))
-        # Those without a lease (E5) have no index: the sample has to tell.
+        # Abandoned records without a lease (E5) have no index, so they are estimated.
         left_behind = scaled(statuses[Status.ABANDONED])
         abandoned = _counted(leased.filter(Status.ABANDONED.condition))
         in_progress = _counted(leased.filter(Status.IN_PROGRESS.condition))
@@ -161,9 +157,10 @@ class Overview:
 
 
 def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
-    """Return all records, or those with the lowest ids, and how many each stands for.
+    """Return rows, and how many records each of them represents.
 
-    An id is a hash, so the lowest ids are a random sample, which the primary key finds.
+    If there are too many records, the rows are those with the lowest ids: as ids are
+    hashes, these are a random sample, which the primary key finds.
     """
     by_id = records.order_by("id").annotate(start=Left("path", LONGEST_PATH + 1))
     rows = list(by_id.values(*COLUMNS, "start")[: SAMPLE + 1])
@@ -183,7 +180,7 @@ def _counted(records: Any) -> int:
 
 
 def _status(row: dict[str, Any]) -> Status:
-    """Return a row's status, as if every lease were alive: an index counts those."""
+    """Return a row's status as if its lease were alive; ``_counted`` has the others."""
     is_leased = row["lease_expires_at"] is not None
     return Status.of(row["state"], row["body_size"], is_leased=is_leased)
 
@@ -195,7 +192,7 @@ def _within(expiries: list[timedelta], most: timedelta) -> int:
 def _days(
     rows: list[dict[str, Any]], factor: float, now: datetime
 ) -> tuple[tuple[Day, ...], int]:
-    """Return the last 30 days, oldest first, and the most records of any of them."""
+    """Return the last 30 days, oldest first, and the highest number of records."""
     counted: Counter[tuple[date, str]] = Counter()
     for row in rows:
         status = row["status_code"]
@@ -232,9 +229,10 @@ def _bars(
 def _endpoints(
     rows: list[dict[str, Any]], factor: float
 ) -> tuple[tuple[Endpoint, ...], int]:
-    """Return the busiest endpoints, and of how many rows that is known.
+    """Return the busiest endpoints, and how many rows were looked up.
 
-    Where too many paths are different, the first rows stand for all: they come by id.
+    If there are too many different paths, the first rows represent all: the order by
+    id is random.
     """
     routes: dict[str, str | None] = {}
     numbers: Counter[tuple[str, str | None]] = Counter()
@@ -265,7 +263,7 @@ def _endpoints(
 
 
 def _callers(rows: list[dict[str, Any]], factor: float) -> tuple[Caller, ...]:
-    """Return who stores most, by the number of records."""
+    """Return the callers with the most records."""
     numbers = Counter(row["scope"] for row in rows)
     sizes: Counter[str] = Counter()
     for row in rows:

@@ -1,4 +1,4 @@
-"""Release, resolve, download and overview: the desk's own pages (A3, A4)."""
+"""The admin's own pages: release, resolve, download and overview (A3, A4)."""
 
 from __future__ import annotations
 
@@ -24,36 +24,38 @@ from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, RecordChanged, Status
 
-READ = _("Read the answer.")
-DOWNLOADED = _("Downloaded the answer.")
+READ = _("Viewed the response.")
+DOWNLOADED = _("Downloaded the response.")
 RELEASED = _("Released the key.")
-STORED = _("Stored an answer with status %(status)d.")
+STORED = _("Stored a response with status %(status)d.")
 
 
 class Pages(Permissions):
-    """What ``IdempotencyRecordAdmin`` offers besides list and detail."""
+    """Pages of ``IdempotencyRecordAdmin`` besides the list and a record's page."""
 
     change_list_template = "admin/idempotency/idempotencyrecord/change_list.html"
     change_form_template = "admin/idempotency/idempotencyrecord/change_form.html"
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the desk's pages before the admin's own."""
-        pages: dict[str, tuple[str, Any]] = {
-            "overview/": ("overview", self.overview_view),
-            "<path:object_id>/body/": ("body", self.download_body),
-            "<path:object_id>/release/": ("release", self.release_view),
-            "<path:object_id>/resolve/": ("resolve", self.resolve_view),
-        }
+        """Add these pages before Django's."""
+        pages: tuple[tuple[str, str, Any], ...] = (
+            ("", "overview", self.overview_view),
+            ("<path:object_id>/", "body", self.download_body),
+            ("<path:object_id>/", "release", self.release_view),
+            ("<path:object_id>/", "resolve", self.resolve_view),
+        )
         own = [
-            path(place, self.admin_site.admin_view(view), name=self._name(name))
-            for place, (name, view) in pages.items()
+            path(
+                f"{at}{name}/", self.admin_site.admin_view(view), name=self._name(name)
+            )
+            for at, name, view in pages
         ]
         return [*own, *super().get_urls()]
 
     def _get(
         self, request: HttpRequest, object_id: str, may: Callable[..., bool]
     ) -> Any:
-        """Return a record for those who may see it and do what they are about to."""
+        """Return the record if the user may view it and ``may`` allows the action."""
         record = self.get_object(request, object_id)
         if not self.has_view_permission(request, record):
             raise PermissionDenied
@@ -76,12 +78,10 @@ class Pages(Permissions):
             },
         )
 
-    # Release and resolve
-
     def render_change_form(
         self, request: Any, context: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Offer the decisions that the record is open to, to those who may decide."""
+        """Offer the actions that record and user permit, and log a viewed response."""
         record = context["original"]
         if self.has_release_permission(request, record) and not record.is_leased:
             context["release_address"] = self._address("release", record.pk)
@@ -93,12 +93,12 @@ class Pages(Permissions):
         return super().render_change_form(request, context, *args, **kwargs)
 
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask, and then give the key back: the next request acts again."""
+        """Ask for confirmation, then release the key."""
         record = self._get(request, object_id, self.has_release_permission)
         if self._is_another_run(request, record):
             return self._has_changed(request, record)
         if record.is_leased:
-            why = gettext("A handler is at work: its key can't be released now.")
+            why = gettext("The handler is running: the key can't be released now.")
             return self._back(request, record, why)
         if request.method == "POST":
             try:
@@ -108,7 +108,7 @@ class Pages(Permissions):
             except RecordChanged:
                 return self._has_changed(request, record)
             messages.success(
-                request, gettext("The key is free: the next request with it acts.")
+                request, gettext("The key is free: the next request runs the handler.")
             )
             return HttpResponseRedirect(self._address("changelist"))
         return self._page(
@@ -121,7 +121,7 @@ class Pages(Permissions):
 
     @method_decorator(sensitive_post_parameters("body"))
     def resolve_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Store the answer of an abandoned record, as a person has found it out."""
+        """Store the response of an abandoned record."""
         record = self._get(request, object_id, self.has_resolve_permission)
         if self._is_another_run(request, record):
             return self._has_changed(request, record)
@@ -134,49 +134,52 @@ class Pages(Permissions):
             try:
                 with transaction.atomic(using=record._state.db):
                     record.resolve(form.response())
-                    said = in_the_log(STORED, status=status)
-                    self._log(request, record, CHANGE, said)
+                    text = in_the_log(STORED, status=status)
+                    self._log(request, record, CHANGE, text)
             except RecordChanged:
                 return self._has_changed(request, record)
             stored = gettext(
-                "Stored: requests with this key and the same content get it until %s."
+                "Stored: requests with this key and the same content get this response "
+                "until %s."
             )
             messages.success(request, stored % display.moment(record.expires_at))
             return HttpResponseRedirect(self._address("change", record.pk))
         return self._page(
             request,
             "resolve",
-            title=gettext("Resolve: what should the client have got?"),
+            title=gettext("Resolve: which response should the client get?"),
             **self._facts(request, record),
             form=form,
         )
 
     def _facts(self, request: HttpRequest, record: Any) -> dict[str, Any]:
-        """Return what a page says of the record that it is about to change."""
-        is_whole = self.has_body_permission(request, record)
+        """Return the template context about the record to change."""
+        shown = (
+            display.asked
+            if self.has_body_permission(request, record)
+            else display.route
+        )
         return {
             "record": record,
-            "asked": display.asked(record) if is_whole else display.route(record),
+            "asked": shown(record),
             "record_address": self._address("change", record.pk),
         }
 
     def _is_another_run(self, request: HttpRequest, record: Any) -> bool:
-        """Tell whether somebody decided while looking at another run of the key."""
+        """Return whether the submitted page showed another run of the key."""
         token = request.POST.get("token")
         return request.method == "POST" and token != str(record.token)
 
     def _has_changed(self, request: HttpRequest, record: Any) -> HttpResponse:
-        why = gettext("Nothing was done: the record has changed. Look at it again.")
+        why = gettext("Nothing was done: the record has changed. Check it again.")
         return self._back(request, record, why)
 
     def _back(self, request: HttpRequest, record: Any, why: str) -> HttpResponse:
         messages.error(request, why)
         return HttpResponseRedirect(self._address("change", record.pk))
 
-    # Reading
-
     def download_body(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Send a body as a file of no type, so that no browser shows or runs it."""
+        """Send the body as a file without a type, which no browser shows or runs."""
         record = self._get(request, object_id, self.has_body_permission)
         if record.body is None:
             raise Http404
@@ -190,7 +193,7 @@ class Pages(Permissions):
         return response
 
     def overview_view(self, request: HttpRequest) -> HttpResponse:
-        """Show the last 30 days from what the records know (A4)."""
+        """Show the overview of the last 30 days (A4)."""
         if not (
             self.has_view_permission(request) and self.has_overview_permission(request)
         ):
@@ -209,5 +212,5 @@ class Pages(Permissions):
 
 
 def is_open(record: IdempotencyRecord) -> bool:
-    """Tell whether retries wait for somebody to decide."""
+    """Return whether the record can be resolved."""
     return record.is_in_force and record.status is Status.ABANDONED

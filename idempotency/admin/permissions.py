@@ -1,4 +1,4 @@
-"""Who may do what with records, one by one: a project restricts these (contract A1)."""
+"""Permissions of the admin, which a project can restrict per record (contract A1)."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ OVERVIEW = "idempotency.view_overview"
 
 
 class Permissions(RecordAdmin):
-    """Permissions in the manner of ``has_view_permission``, which all of them need.
+    """Add permission methods; each needs ``has_view_permission`` as well.
 
-    Those that take a record are asked about that one, wherever it is shown or decided
-    about. Those that take none are about all records at once.
+    Methods with ``obj`` decide about that record, the others about all records.
     """
 
     def has_body_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """Tell who may read an answer, and the path and fingerprint of its request.
+        """Return whether the user may see response, path and fingerprint.
 
-        A path may be a secret, such as a link to reset a password, and a fingerprint
-        tells whether a guess of the body is right.
+        A path can be a secret, such as a password reset link, and a fingerprint
+        confirms a guess of the request's body.
         """
         return request.user.has_perm(SEE_BODY)
 
     def has_release_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """Tell who may free a key."""
+        """Return whether the user may release a key."""
         return request.user.has_perm(RELEASE)
 
     def has_resolve_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """Tell who may store the answer of an abandoned record."""
+        """Return whether the user may store the response of an abandoned record."""
         return request.user.has_perm(RESOLVE)
 
     def has_purge_permission(self, request: HttpRequest) -> bool:
-        """Tell who may purge: all expired records of the database, listed or not."""
+        """Return whether the user may purge all expired records of the database."""
         return request.user.has_perm(PURGE)
 
     def has_overview_permission(self, request: HttpRequest) -> bool:
-        """Tell who may see sums: over ``get_queryset()``, whoever may view each."""
+        """Return whether the user may see sums over all of ``get_queryset()``."""
         return request.user.has_perm(OVERVIEW)

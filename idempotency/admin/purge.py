@@ -1,4 +1,4 @@
-"""The purge that somebody asks for in the admin (contract A3)."""
+"""The purge button of the admin (contract A3)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from idempotency.admin.base import in_the_log
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord
 
-# How long a purge may keep a person waiting, where no worker does it.
+# How long a purge without a worker may keep the user waiting.
 PURGE_BUDGET = timedelta(seconds=5)
-# Seconds in which a broker lets itself be reached, and a worker says that it is there.
+# Time-outs in seconds.
 BROKER_ANSWERS, WORKER_ANSWERS = 1, 0.5
 
-# They say what a purge covers: it knows nothing of what somebody may list.
-ASKED = _(
-    "A worker has been asked to purge all expired records of the database “%(alias)s”."
-)
+# A purge ignores get_queryset(), so both name the database that it covers.
+ASKED = _("A worker purges all expired records of the database “%(alias)s”.")
 PURGED = ngettext_lazy(
     "Purged %(number)d expired record of the database “%(alias)s”.",
     "Purged %(number)d expired records of the database “%(alias)s”.",
@@ -35,18 +33,18 @@ PURGED = ngettext_lazy(
 
 
 class PurgePage(Permissions):
-    """The purge, for those who may, as a button of the list."""
+    """Add a purge button to the list."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the purge before the admin's own pages."""
+        """Add the purge before Django's pages."""
         view = self.admin_site.admin_view(self.purge_view)
-        # In a request's transaction all batches would be one, which purge() refuses.
+        # purge() refuses to run inside a request's transaction.
         for alias in connections:
             view = transaction.non_atomic_requests(using=alias)(view)
         return [path("purge/", view, name=self._name("purge")), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
-        """Offer the overview and the purge to those who may."""
+        """Offer the overview and the purge to users with permission."""
         context = {"alias": self.alias}
         if self.has_overview_permission(request):
             context["overview_address"] = self._address("overview")
@@ -55,37 +53,34 @@ class PurgePage(Permissions):
         return super().changelist_view(request, context | (extra_context or {}))
 
     def purge_view(self, request: HttpRequest) -> HttpResponse:
-        """Purge all that is expired, by a worker if there is one, else for a while."""
+        """Let a worker purge; without one, purge here for up to ``PURGE_BUDGET``."""
         if not (
             self.has_view_permission(request) and self.has_purge_permission(request)
         ):
             raise PermissionDenied
         if request.method != "POST":
             return HttpResponse(status=405, headers={"Allow": "POST"})
+        done: dict[str, Any] = {"alias": self.alias}
+        rest = ""
         if has_worker():
-            # Nothing else here needs Celery.
-            from idempotency.tasks import purge_expired_records  # noqa: PLC0415
+            from idempotency.tasks import purge_expired_records  # noqa: PLC0415  # needs Celery
 
+            text: Any = ASKED
             purge_expired_records.delay(self.alias)
-            self._log(request, None, DELETION, in_the_log(ASKED, alias=self.alias))
-            messages.success(request, str(ASKED % {"alias": self.alias}))
-            return HttpResponseRedirect(self._address("changelist"))
-        records: Any = IdempotencyRecord.objects.using(self.alias)
-        report = records.purge(time_budget=PURGE_BUDGET)
-        done = {"number": report.deleted, "alias": self.alias}
-        self._log(request, None, DELETION, in_the_log(PURGED, **done))
-        said = str(PURGED % done)
-        if report.more:
-            said += " " + gettext("More are left: purge again for the rest.")
-        messages.success(request, said)
+        else:
+            text = PURGED
+            records: Any = IdempotencyRecord.objects.using(self.alias)
+            report = records.purge(time_budget=PURGE_BUDGET)
+            done["number"] = report.deleted
+            if report.more:
+                rest = " " + gettext("More are left: purge again for the rest.")
+        self._log(request, None, DELETION, in_the_log(text, **done))
+        messages.success(request, str(text % done) + rest)
         return HttpResponseRedirect(self._address("changelist"))
 
 
 def has_worker() -> bool:
-    """Tell whether a Celery worker answers, without waiting for a broker that is down.
-
-    Celery by itself would try for seconds to reach it.
-    """
+    """Return whether a Celery worker replies; don't wait for a broker that is down."""
     try:
         from celery import current_app  # noqa: PLC0415  # may not be installed
     except ImportError:

@@ -1,4 +1,4 @@
-"""The admin of records: browsable, never addable or editable (contract A1 to A3)."""
+"""The read-only admin of records (contract A1 to A3)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from idempotency.discretion import discreet_page
 from idempotency.keys import ESCAPED, QUOTED
 from idempotency.models import IdempotencyRecord, record_id
 
-# What those get who may not read answers, in place of fields that tell what was sent
-# or answered; None for nothing.
+# Replacements of fields for users who may not view responses; None removes a field.
 FOR_OTHERS = {
     "asked": "request_line",
     "path": "request_line",
@@ -36,7 +35,7 @@ FOR_OTHERS = {
 
 @admin.register(IdempotencyRecord)
 class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
-    """Read-only; answers and decisions are for users with permissions of their own."""
+    """Read-only admin; responses and decisions need permissions of their own."""
 
     list_display = (
         "listed_key",
@@ -45,37 +44,37 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         "listed_answer",
         "listed_times",
     )
-    # The first column has links of its own.
-    list_display_links = None
+    list_display_links = None  # the first column has its own links
     list_filter = lists.FILTERS
     sortable_by = ()
     search_fields = ("key",)
     search_help_text = format_lazy(
         _(
-            "An idempotency key, whole, or a scope and a key with a blank between "
-            "them. Without one, the {number} that expire last are listed."
+            "Search for a whole idempotency key, or for scope and key with a space "
+            "between them. Without a search, the list shows the {number} records that "
+            "expire last."
         ),
         number=lists.LISTED,
     )
     list_per_page = 50
     paginator = lists.LastRecords
-    # These would count the table.
+    # Both would count the whole table.
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     fieldsets: ClassVar[Any] = (
         (None, {"fields": ("next_request", "key", "scope_link", "state_badge")}),
         (_("Request"), {"fields": ("asked", "attempt", "fingerprint")}),
-        (_("Answer"), {"fields": ("status_code", "stored_headers", "answer")}),
+        (_("Response"), {"fields": ("status_code", "stored_headers", "answer")}),
         (_("Times"), {"fields": ("time_line",)}),
     )
 
     class Media:
-        """The look of both themes, without a script."""
+        """Styles for both themes; no script."""
 
         css: ClassVar[Any] = {"all": ("idempotency/admin.css",)}
 
     def get_urls(self) -> list[URLPattern]:
-        """Keep records out of error reports, on Django's own pages, too (X1)."""
+        """Keep records out of error reports, on Django's own pages as well (X1)."""
         patterns = super().get_urls()
         for pattern in patterns:
             if isinstance(pattern, URLPattern):
@@ -83,13 +82,13 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         return patterns
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """Return the list in the order that has an index."""
+        """Return the list that uses the indexes."""
         return lists.RecordList
 
     def lookup_allowed(
         self, lookup: str, value: str, request: HttpRequest | None = None
     ) -> bool:
-        """Refuse addresses that look into a body, or through the whole table."""
+        """Allow the filters only: other lookups could read bodies or scan the table."""
         return lookup in {spec.parameter_name for spec in lists.FILTERS}
 
     def get_search_results(
@@ -98,10 +97,7 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         queryset: models.QuerySet[IdempotencyRecord],
         search_term: str,
     ) -> tuple[models.QuerySet[IdempotencyRecord], bool]:
-        """Find a key, whole, as a client wrote it: bare or quoted (K2).
-
-        A scope before it makes the record's id of both.
-        """
+        """Find a whole key, bare or quoted (K2), or a scope and a key."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -122,36 +118,27 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
     def get_fieldsets(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> Any:
-        """Put others in the place of fields that are for readers of answers alone."""
+        """Replace the fields that only users who may view responses see."""
         if self.has_body_permission(request, obj):
             return self.fieldsets
-        return [
-            (
-                head,
-                {
-                    **options,
-                    "fields": [
-                        shown
-                        for name in flatten(options["fields"])
-                        if (shown := FOR_OTHERS.get(name, name)) is not None
-                    ],
-                },
-            )
-            for head, options in self.fieldsets
-        ]
+        shown = []
+        for head, options in self.fieldsets:
+            names = [FOR_OTHERS.get(name, name) for name in flatten(options["fields"])]
+            shown.append((head, {**options, "fields": [*filter(None, names)]}))
+        return shown
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Records are made by requests alone."""
+        """Return False: only requests create records."""
         return False
 
     def has_change_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """What was answered stays answered."""
+        """Return False: a stored response never changes."""
         return False
 
     def has_delete_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """Deleting a record lets its request act again: see release (A3)."""
+        """Return False: staff release a key instead (A3)."""
         return False

@@ -154,8 +154,8 @@ ANSWERS: dict[str, tuple[list[list[str]], bytes | None, str]] = {
     "no type": ([], b"1", "1 byte"),
     "strange type": ([["Content-Type", f"{MARKUP}"]], b"1", MARKUP),
     "strange header": ([["X-Name", MARKUP]], b"1", f"X-Name: {MARKUP}"),
-    "empty": ([["Content-Type", "text/plain"]], b"", "The answer has no body."),
-    "not kept": ([["Location", "/files/1"]], None, "The answer was not kept: it was"),
+    "empty": ([["Content-Type", "text/plain"]], b"", "The response has no body."),
+    "not kept": ([["Location", "/files/1"]], None, "The response was not kept: it was"),
 }
 
 
