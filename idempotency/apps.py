@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class IdempotencyConfig(AppConfig):
-    """Registers the system checks, and itself with drf-spectacular."""
+    """Registers the system checks, and the extension of drf-spectacular."""
 
     name = "idempotency"
     label = "idempotency"
@@ -15,10 +15,10 @@ class IdempotencyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register what others call; nothing here asks a database."""
+        """Register checks and schema extension without a query."""
         from idempotency import checks  # noqa: F401, PLC0415  # registers itself
 
         if apps.is_installed("drf_spectacular"):
-            from idempotency import schema  # noqa: PLC0415  # imports the package
+            from idempotency import schema  # noqa: PLC0415  # needs drf-spectacular
 
             schema.install()

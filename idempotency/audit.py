@@ -1,4 +1,4 @@
-"""Which of a project's routes are protected, and how: for people and for CI."""
+"""Find out which of a project's routes are protected, and how."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from idempotency.protection import Protection, is_exempt, protection_of
 from idempotency.routes import Route, find_routes
 
 HEAD = ("METHOD", "PATH", "VIA", "MODE", "SCOPE", "POLICY", "VIEW")
-# What is told of a policy in a column or an entry of its own.
+# Options that have an entry of their own.
 TOLD_APART = ("methods", "scope", "atomic")
 CREDENTIALS = "leave out: credentials"
 UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
-
-# Packages, modules, classes and methods whose answers are credentials, or whose effect
-# is that those of the request are none any more.
+# Packages, modules, classes and methods that return credentials, or revoke the
+# request's.
 KNOWN = (
     "allauth.headless",
     "dj_rest_auth",
@@ -49,12 +48,12 @@ class Finding:
 
     @property
     def view(self) -> str:
-        """The dotted name of what answers."""
+        """The dotted name of the handler."""
         return self.route.view(self.method)
 
     @property
     def unprotected(self) -> bool:
-        """Whether nobody has decided that keys have no effect here."""
+        """Whether the route is neither protected nor exempt."""
         return self.protection is None and not self.exempt
 
     @property
@@ -72,22 +71,21 @@ class Finding:
 
     @property
     def credentials(self) -> bool:
-        """Whether it is an endpoint of credentials, as far as that is known."""
+        """Whether it is a known endpoint of credentials."""
         action = self.view.rpartition(".")[2]
         parts = self.route.parts
         return parts is not None and handles_credentials(parts.cls, action)
 
     def matches(self, pattern: str) -> bool:
-        """Tell whether a shell pattern fits the path, the route's name or the view.
+        """Return whether a shell pattern matches the whole path, route name or view.
 
-        It must fit the whole of one of them, capitals and small letters apart; ``*``
-        stands for slashes and dots, too.
+        The match is case-sensitive, and ``*`` also matches slashes and dots.
         """
         texts = (self.route.path, self.route.name or "", self.view)
         return any(fnmatchcase(text, pattern) for text in texts)
 
     def as_row(self) -> tuple[str, ...]:
-        """Return the cells below ``HEAD``."""
+        """Return the cells of a table with ``HEAD``."""
         mode, scope, policy = "-", "-", "-"
         if self.protection is not None:
             mode = _mode(self.protection.policy)
@@ -98,7 +96,7 @@ class Finding:
         return self.method, self.route.path, self.via, mode, scope, policy, self.view
 
     def as_json(self) -> dict[str, Any]:
-        """Return the same for a program, durations in seconds."""
+        """Return the finding as JSON, with durations in seconds."""
         found: dict[str, Any] = {
             "method": self.method,
             "path": self.route.path,
@@ -114,7 +112,7 @@ class Finding:
         return {
             **found,
             "mode": mode,
-            "scope": _text(self.protection.policy.scope),
+            "scope": _text(policy.scope),
             "policy": {
                 name: _json(getattr(policy, name))
                 for name, option in OPTIONS.items()
@@ -125,15 +123,15 @@ class Finding:
 
 
 def audit() -> list[Finding]:
-    """Return what answers POST, and whatever else is protected, as the URLconf goes."""
+    """Return all routes for POST, and other protected ones, in the URLconf's order."""
     return [finding for route in find_routes() for finding in _findings(route)]
 
 
 def news(findings: list[Finding], *, all_kinds: bool) -> list[Finding]:
-    """Return what a project wants to know, what it has to decide on first.
+    """Return the findings to list, unprotected views of DRF first.
 
-    That is what Django REST framework's views answer, and what is decided on. What
-    else there is, such as the admin, comes last, and with ``all_kinds`` alone.
+    With ``all_kinds``, unprotected routes of other kinds, such as the admin's, come
+    last.
     """
     undecided = [each for each in findings if each.unprotected and each.is_drf]
     decided = [each for each in findings if not each.unprotected]
@@ -170,7 +168,7 @@ def _essentials(policy: Policy) -> Iterator[str]:
 
 
 def _duration(value: timedelta) -> str:
-    """Return a duration as ``purge_idempotency_records`` takes one, such as 45d."""
+    """Return a duration in the format of ``purge_idempotency_records``: 45d."""
     for seconds, unit in UNITS:
         if not value % timedelta(seconds=seconds):
             return f"{value // timedelta(seconds=seconds)}{unit}"
@@ -194,9 +192,9 @@ def _json(value: Any) -> Any:
 
 
 def handles_credentials(view_class: type, action: str) -> bool:
-    """Tell whether a class is a view of a well-known package's, or derived from one.
+    """Return whether a view is, or derives from, a known view for credentials.
 
-    ``action`` is the name of the method that answers. Nothing is imported.
+    ``action`` is the name of the handler's method. The packages are not imported.
     """
     return any(
         f"{cls.__module__}.{cls.__qualname__}.{action}.".startswith(f"{known}.")

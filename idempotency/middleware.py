@@ -1,4 +1,4 @@
-"""Warn of keys that no protected handler saw (contract K5). Optional."""
+"""Optional middleware that warns clients about keys without effect (contract K5)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from idempotency.protection import protection_of
 
 
 class IdempotencyMiddleware:
-    """Put a warning on answers to requests whose key had no effect.
+    """Add a warning to the response if the request's key had no effect.
 
-    Stands anywhere in MIDDLEWARE. Adds no query.
+    It can stand anywhere in MIDDLEWARE, and makes no query.
     """
 
     sync_capable = True
@@ -29,7 +29,7 @@ class IdempotencyMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Add the header."""
+        """Add the warning's header."""
         response = self.get_response(request)
         context = _unprotected_context(request, response)
         if context is not None:
@@ -39,10 +39,10 @@ class IdempotencyMiddleware:
     def process_template_response(
         self, request: HttpRequest, response: HttpResponseBase
     ) -> HttpResponseBase:
-        """Add the warning to the data of an answer that is about to be rendered."""
+        """Add the warning to the data of a response that is not yet rendered."""
         context = _unprotected_context(request, response)
         if context is not None:
-            # For renderers with an envelope of their own.
+            # Renderers with an envelope read it there.
             request.idempotency = context  # type: ignore[attr-defined]  # by this app
             if keys.find_raw(request.META)[0]:
                 client_warnings.add_to_body(response, context.warnings)
@@ -52,7 +52,7 @@ class IdempotencyMiddleware:
 def _unprotected_context(
     request: HttpRequest, response: HttpResponseBase
 ) -> RequestContext | None:
-    """Return a context with the warning that a request earned, if any."""
+    """Return a context with the warning that the request needs, if any."""
     known = getattr(request, "idempotency", None)
     if isinstance(known, UnprotectedContext):
         return known
@@ -66,17 +66,16 @@ def _unprotected_context(
 
 
 class UnprotectedContext(RequestContext):
-    """The context of a request that the middleware alone has seen."""
+    """The context of a request to an unprotected handler."""
 
     __slots__ = ()
 
 
 def _may_have_acted(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Tell whether a handler may have acted that had no eye for the key.
+    """Return whether an unprotected handler may have run.
 
-    A protected one would have seen it, had the view got that far. None was found or
-    looked for where the resolver says 404, which CommonMiddleware may turn into a
-    redirect, or where another middleware answers.
+    Without a ``resolver_match`` no view was called: there was no route, or another
+    middleware sent the response.
     """
     match, method = request.resolver_match, request.method or ""
     if match is None or protection_of(match.func, method) is not None:
@@ -85,10 +84,10 @@ def _may_have_acted(request: HttpRequest, response: HttpResponseBase) -> bool:
 
 
 def _is_not_allowed(view: Any, method: str, response: HttpResponseBase) -> bool:
-    """Tell whether an answer is a 405, or what an EXCEPTION_HANDLER makes of one.
+    """Return whether the response is a 405, or an EXCEPTION_HANDLER's version of one.
 
-    A view without a handler may act in its ``dispatch``. So what the project calls a
-    405 is known by what Django REST framework says, too: that it is of an exception.
+    The lack of a handler does not suffice: the view's ``dispatch`` may have acted. So
+    the response must also come from an exception.
     """
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return True

@@ -1,4 +1,4 @@
-"""The record of an idempotency key, and what can be asked of many."""
+"""The record of an idempotency key, and its queryset."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from idempotency.responses import StoredResponse
 
 
 class State(models.TextChoices):
-    """What the record says about the execution."""
+    """The stored state of a record."""
 
     IN_PROGRESS = "in_progress", _("in progress")
     COMPLETED = "completed", _("completed")
@@ -41,7 +41,7 @@ class State(models.TextChoices):
 
 
 class Status(models.TextChoices):
-    """What became of a record's request: the stored state, and whether a lease lives.
+    """The current status of a record, from its stored state and its lease.
 
     An expired record keeps its status until it is purged or taken over.
     """
@@ -49,7 +49,7 @@ class Status(models.TextChoices):
     IN_PROGRESS = "in_progress", _("in progress")
     COMPLETED = "completed", _("completed")
     NOT_KEPT = "not_kept", _("completed, response not kept")
-    # No response and no live lease: the outcome is unknown (E5, E9).
+    # No response and no live lease: the outcome is unknown.
     ABANDONED = "abandoned", _("abandoned")
 
     @classmethod
@@ -61,14 +61,13 @@ class Status(models.TextChoices):
 
     @property
     def condition(self) -> models.Q:
-        """The same as ``of()``, as a condition of the database by its clock."""
+        """The same as ``of()`` for a query, by the database's clock."""
         is_completed = models.Q(state=State.COMPLETED)
-        has_lease = models.Q(lease_expires_at__gt=UTCNow())
         lease_is_over = models.Q(lease_expires_at__lte=UTCNow())
-        # What a handler in atomic mode leaves that committed by itself has no lease.
+        # An atomic handler that committed by itself leaves a record without a lease.
         has_none = models.Q(lease_expires_at=None)
         return {
-            Status.IN_PROGRESS: has_lease,
+            Status.IN_PROGRESS: models.Q(lease_expires_at__gt=UTCNow()),
             Status.COMPLETED: is_completed & models.Q(body_size__isnull=False),
             Status.NOT_KEPT: is_completed & models.Q(body_size=None),
             Status.ABANDONED: (lease_is_over & ~is_completed)
@@ -77,17 +76,14 @@ class Status(models.TextChoices):
 
 
 class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
-    """Records by what they are now."""
+    """Queries of records by expiry, lease and status, and the purge."""
 
     def expired(self, now: datetime | None = None) -> IdempotencyRecordQuerySet:
-        """Return the records whose retention is over, now by the database (P1)."""
+        """Return the records whose retention is over (P1), by the database's clock."""
         return self.filter(expires_at__lte=now or UTCNow())
 
     def with_lease_state(self) -> IdempotencyRecordQuerySet:
-        """Let each record know by the database's clock when it is read (``read_at``).
-
-        And whether it ``is_leased`` then.
-        """
+        """Annotate ``read_at``, the database's time, and ``is_leased`` at that time."""
         return self.annotate(
             read_at=UTCNow(),
             is_leased=models.Case(  # type: ignore[no-redef]  # in place of the default
@@ -97,21 +93,21 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         )
 
     def without_live_lease(self) -> IdempotencyRecordQuerySet:
-        """Return the records that no running handler holds a lease on."""
+        """Return the records without a running leased handler."""
         return self.filter(
             models.Q(lease_expires_at=None) | models.Q(lease_expires_at__lte=UTCNow())
         )
 
     def abandoned(self) -> IdempotencyRecordQuerySet:
-        """Return the records whose outcome is unknown: no answer, no live lease (E9).
+        """Return the records whose outcome is unknown (E9).
 
-        A handler in atomic mode is not among them while it runs: its record can't be
-        seen before there is an answer.
+        They have no response and no live lease. Records of running atomic handlers are
+        invisible until they have a response.
         """
         return self.with_status(Status.ABANDONED)
 
     def with_status(self, status: Status) -> IdempotencyRecordQuerySet:
-        """Return the records that have a status now, by the database's clock."""
+        """Return the records that have this status by the database's clock."""
         return self.filter(status.condition)
 
     def purge(
@@ -122,23 +118,20 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         time_budget: timedelta | None = None,
         older_than: timedelta | None = None,
     ) -> PurgeReport:
-        """Delete expired records in batches, each its own short transaction (P2).
+        """Delete expired records in batches, each in a short transaction (P2).
 
-        ``batch_size`` is the most rows of a batch (PURGE_BATCH_SIZE); it is smaller
-        where that many take long. ``time_budget`` ends the work between two batches
-        (PURGE_TIME_BUDGET). ``older_than`` spares expired records that were claimed
-        less than that ago. Rows that other transactions hold are skipped where the
-        database can, so several purges can run at once; the report's ``more`` does not
-        speak of them, as they are the holders' or the next run's.
+        ``batch_size`` is the maximum of rows per batch (PURGE_BATCH_SIZE); slow batches
+        get smaller. ``time_budget`` is the time after which no batch starts
+        (PURGE_TIME_BUDGET). ``older_than`` keeps records that were claimed more
+        recently. If the database can skip locked rows, several purges can run at once;
+        the report's ``more`` ignores skipped rows.
 
-        Raises ``RuntimeError`` inside an open transaction, which would make all
-        batches one, and ``ValueError`` for a batch of less than one row and for an
-        ``older_than`` below 0.
+        Raise ``RuntimeError`` inside an open transaction, and ``ValueError`` if
+        ``batch_size`` is below 1 or ``older_than`` is negative.
         """
         reports = self.purge_in_batches(
             now, batch_size=batch_size, time_budget=time_budget, older_than=older_than
         )
-        # The last one alone: of very many batches all would be a long list.
         return deque(reports, maxlen=1).pop()
 
     def purge_in_batches(
@@ -150,31 +143,30 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         older_than: timedelta | None = None,
         rest: Callable[[float], object] | None = None,
     ) -> Iterator[PurgeReport]:
-        """Do what ``purge()`` does, and yield after each batch the report so far.
+        """Purge as ``purge()`` does, and yield the report so far after each batch.
 
-        Who stops iterating stops the purge. ``rest`` waits for so many seconds between
-        two batches, in place of ``time.sleep``; if it returns something true, the purge
-        ends there.
+        ``rest(seconds)`` replaces ``time.sleep`` between two batches; a true result
+        ends the purge, and so does the end of the iteration.
         """
-        limit = get_settings().PURGE_BATCH_SIZE if batch_size is None else batch_size
+        settings = get_settings()
+        limit = settings.PURGE_BATCH_SIZE if batch_size is None else batch_size
         if limit < 1:
             raise ValueError(f"batch_size must be at least 1, not {limit}.")
-        budget = (
-            get_settings().PURGE_TIME_BUDGET if time_budget is None else time_budget
-        )
         return purge_in_batches(
             *self._expired_and_purgeable(now, older_than),
             batch_size=limit,
-            time_budget=budget,
+            time_budget=(
+                settings.PURGE_TIME_BUDGET if time_budget is None else time_budget
+            ),
             rest=rest,
         )
 
     def count_purgeable(
         self, *, time_budget: timedelta, older_than: timedelta | None = None
     ) -> Iterator[ExpiredOnDay | None]:
-        """Yield by day how many records a purge with these arguments deletes.
+        """Yield by day how many records a purge with these arguments would delete.
 
-        None comes last if the time ended before the days did.
+        The last item is None if the time budget ended before the last day.
         """
         rows = self._expired_and_purgeable(None, older_than)
         return count_by_day(*rows, time_budget=time_budget)
@@ -182,10 +174,7 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def _expired_and_purgeable(
         self, now: datetime | None, older_than: timedelta | None
     ) -> tuple[IdempotencyRecordQuerySet, IdempotencyRecordQuerySet]:
-        """Return all expired records, and those of them that a purge deletes (P2).
-
-        In the database that is written to.
-        """
+        """Return all expired records, and those of them that a purge deletes (P2)."""
         alias = self._db or default_alias()  # type: ignore[attr-defined]  # not in the stubs
         by = now or UTCNow()
         expired = IdempotencyRecordQuerySet(self.model, using=alias).expired(now)
@@ -202,19 +191,19 @@ if TYPE_CHECKING:
     class IdempotencyRecordManager(  # type: ignore[misc]  # both can be subscripted
         IdempotencyRecordQuerySet, models.Manager["IdempotencyRecord"]
     ):
-        """Known to type checkers by what both can do."""
+        """The manager with the queryset's methods, for type checkers."""
 
 else:
     IdempotencyRecordManager = models.Manager.from_queryset(IdempotencyRecordQuerySet)
 
 
 def record_id(scope: str, key: str) -> UUID:
-    """Return the primary key of a scope's key (K3, S1).
+    """Return the primary key of a scope and key (K3, S1).
 
-    SHA-256 over both, length-prefixed, in the layout of a name-based UUID (RFC 9562
-    section 5.5): uniqueness and look-up are one index, and no collation can make two
-    keys one. The layout matters: MariaDB 10.11 takes one in 70 values of version 8,
-    and more of no version, for malformed, and its INSERT IGNORE stores another value.
+    It is the SHA-256 of both with their lengths, as a name-based UUID (RFC 9562 section
+    5.5). So one index serves uniqueness and look-up, and no collation can equate two
+    keys. The version matters: MariaDB 10.11 rejects one in 70 UUIDs of version 8 as
+    malformed, and its INSERT IGNORE stores another value.
     """
     digest = hashlib.sha256()
     for part in (scope.encode(), key.encode()):
@@ -227,16 +216,16 @@ def record_id(scope: str, key: str) -> UUID:
 
 
 def default_alias() -> str:
-    """Return the alias of the database that records are written to by default."""
+    """Return the alias of the database that stores records by default."""
     return get_settings().policy.using or router.db_for_write(IdempotencyRecord)
 
 
 class RecordChanged(Exception):
-    """A record is no longer what it was when it was read, or a handler holds it."""
+    """The record has changed since it was read, or its handler is running."""
 
 
 class IdempotencyRecord(models.Model):
-    """One key of one caller: what was asked, and what was answered."""
+    """One key of one caller, with its request and response."""
 
     id = models.UUIDField(_("id"), primary_key=True, editable=False)
     scope = models.CharField(_("scope"), max_length=scopes.MAX_LENGTH)
@@ -252,7 +241,7 @@ class IdempotencyRecord(models.Model):
     status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
     headers = models.JSONField(_("headers"), null=True)
     body = models.BinaryField(_("body"), null=True)
-    # NULL without an answer, and where the answer was not kept.
+    # NULL if there is no response, or if it was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
     created_at = InstantField(_("created at"))
     completed_at = InstantField(_("completed at"), null=True)
@@ -274,7 +263,7 @@ class IdempotencyRecord(models.Model):
         indexes = (
             models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
             models.Index(fields=("key",), name="idempotency_key"),
-            # Only running and abandoned records of leased mode have a lease.
+            # Only running and abandoned leased records have a value.
             WhereNotNull("lease_expires_at", name="idempotency_lease"),
         )
 
@@ -282,29 +271,27 @@ class IdempotencyRecord(models.Model):
         return str(self.pk)
 
     def __repr__(self) -> str:
-        # Whatever the text is: this stands in reports of errors (X1).
+        # Error reports show it, so it must not depend on an overridden __str__ (X1).
         return f"<{type(self).__name__}: {self.pk}>"
 
-    # When the row was read, by the database's clock, and whether a lease was live then.
-    # Records do not know from every QuerySet.
+    # Set by claims and with_lease_state().
     read_at: datetime
     is_leased = False
 
     @discreet
     def resolve(self, response: HttpResponseBase) -> None:
-        """Store a rendered response as the answer of an abandoned record (E9).
+        """Store a rendered response for the retries of an abandoned record (E9).
 
-        A handler that is late all the same has lost its claim by that.
+        A handler that is still running loses its claim.
 
-        Raises ``RecordChanged`` if the record is not abandoned any more or its
-        retention is over, so that its key is new (P1), and ``ValueError`` for a
-        response that can't be kept to be replayed (R4).
+        Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
+        over (P1), and ``ValueError`` if the response can't be kept (R4).
         """
         stored = StoredResponse.from_http(response, keep=True)
         if stored.body is None:
             raise ValueError(
-                "Every retry is to get this answer, so it must not be streamed, nor "
-                "longer than MAX_RESPONSE_BYTES."
+                "A response for retries must not be streamed, and not be longer than "
+                "MAX_RESPONSE_BYTES."
             )
         values = {
             **stored.as_fields(),
@@ -318,25 +305,23 @@ class IdempotencyRecord(models.Model):
         self._decide(lambda: row.update(**values), mine.exists)
         for name, value in values.items():
             setattr(self, name, value)
-        del self.completed_at  # the database knows it, if anybody asks
+        del self.completed_at  # Django reloads it when needed
 
     @discreet
     def release(self) -> None:
-        """Delete the record, which makes the key new: the next request acts again.
+        """Delete a completed or abandoned record: the next request runs the handler.
 
-        For completed records and for abandoned ones.
-
-        Raises ``RecordChanged`` if the record has a live lease, or is not what it was
-        when it was read.
+        Raise ``RecordChanged`` if the record has a live lease, or has changed since it
+        was read.
         """
-        # delete() would read the row for its signals, and delete whatever it is then.
+        # delete() would first read the row again, and delete it even if it has changed.
         row = self._unchanged().without_live_lease()
         self._decide(
             lambda: row._raw_delete(self._alias()), lambda: not self._rows().exists()
         )
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
-        """Write, also if that has to be repeated on a new connection (E7)."""
+        """Write, and repeat that on a new connection if the first is lost (E7)."""
         try:
             found = write_with_retry(
                 connections[self._alias()], write, lambda: write() or is_done()
@@ -350,12 +335,12 @@ class IdempotencyRecord(models.Model):
         raise failure
 
     def _rows(self) -> IdempotencyRecordQuerySet:
-        """Return the row of the record's key, whichever run it is by now."""
+        """Return the row of the record's id, whichever run has it by now."""
         rows = IdempotencyRecordQuerySet(type(self), using=self._alias())
         return rows.filter(pk=self.pk)
 
     def _unchanged(self) -> IdempotencyRecordQuerySet:
-        """Return the record's row if it still is the run that was read."""
+        """Return the record's row if it is still the run that was read."""
         return self._rows().filter(token=self.token, state=self.state)
 
     def _alias(self) -> str:
@@ -363,23 +348,17 @@ class IdempotencyRecord(models.Model):
 
     @property
     def is_in_force(self) -> bool:
-        """Whether the key is not new, as of ``read_at``: unexpired (P1), or leased.
-
-        The record must come from a claim or from ``with_lease_state()``.
-        """
+        """Whether the record was unexpired (P1) or leased at ``read_at``."""
         return self.expires_at > self.read_at or self.is_leased
 
     @property
     def status(self) -> Status:
-        """What became of the request, as of ``read_at`` (E3, E5, E9, R4).
-
-        The record must come from a claim or from ``with_lease_state()``.
-        """
+        """The status at ``read_at`` (E3, E5, E9, R4)."""
         return Status.of(self.state, self.body_size, is_leased=self.is_leased)
 
     @property
     def stored_response(self) -> StoredResponse | None:
-        """The answer to replay, or None before there is one."""
+        """The response to replay, or None before there is one."""
         if self.status_code is None:
             return None
         return StoredResponse(

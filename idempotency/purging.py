@@ -1,4 +1,4 @@
-"""Deleting any number of expired rows in small transactions (contract P2)."""
+"""Delete expired rows in small transactions (contract P2)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from idempotency.signals import RecordsPurged, records_purged
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecordQuerySet
 
-# Every COMMIT waits for the disk, and so do other COMMITs meanwhile. Rows differ
-# in what they cost, so a batch starts small, doubles while it is faster than the target
-# and halves when it is slow.
+# A COMMIT waits for the disk and delays other COMMITs. The cost of rows varies, so
+# batches start small, double while they are faster than the target, and halve when they
+# are slow.
 FIRST_BATCH_SIZE = 100
 TARGET_BATCH_SECONDS = 0.01
 SLOW_BATCH_SECONDS = 0.02
-# A batch smaller than the first one halves only if it takes longer than this: a few
-# slow rows wait for the disk or the network, and fewer rows would wait as long.
+# Batches smaller than the first halve only above this: their time is mostly the disk's
+# and the network's, whatever the number of rows.
 MAX_BATCH_SECONDS = 0.5
 # Sleep 10 times the batch's duration, so that fewer than 1 in 20 requests overlap a
 # batch. (With 3 times, the 95th percentile of other requests was 1.55 times as high as
@@ -35,13 +35,13 @@ PAUSE_RATIO = 10.0
 SMALL_BATCH_PAUSE_RATIO = 3.0
 # Rows of one day are counted up to this number.
 MAX_COUNTED = 1_000_000
-# Rows read between two looks at the clock.
+# Rows counted between two checks of the time budget.
 COUNT_BATCH_SIZE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeReport:
-    """What one purge did: ``more`` is true if it ended before the work did."""
+    """The result of a purge; ``more`` is true if expired rows may be left."""
 
     deleted: int = 0
     batches: int = 0
@@ -51,7 +51,7 @@ class PurgeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpiredOnDay:
-    """How many rows expired on one day; ``is_exact`` is false if there are more."""
+    """The number of rows that expired on one day, or at least so many."""
 
     day: date
     rows: int
@@ -60,11 +60,11 @@ class ExpiredOnDay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """The next few expired rows by their expiry, whatever else is asked of them.
+    """A range of expiries that has a limited number of expired rows.
 
-    What a purge spares stays in the index. Who asked for the next rows to delete would
-    read all of that in one statement; so a statement sees one window alone. ``end`` is
-    None in the last one.
+    The rows that a purge spares stay in the index. A statement that looks for rows to
+    delete could read all of them, so each statement is limited to one window. The last
+    window has no ``end``.
     """
 
     begin: datetime | None
@@ -72,11 +72,11 @@ class Window:
 
     @property
     def after(self) -> datetime | None:
-        """When the next one begins, if there is one."""
+        """Where the next window begins, if there is one."""
         return self.end and self.end + datetime.resolution
 
     def of(self, rows: IdempotencyRecordQuerySet) -> IdempotencyRecordQuerySet:
-        """Return those of the rows that are in it, in order."""
+        """Return the rows in the window, in order of expiry."""
         if self.begin is not None:
             rows = rows.filter(expires_at__gte=self.begin)
         if self.end is not None:
@@ -87,7 +87,7 @@ class Window:
     def next(
         cls, expired: IdempotencyRecordQuerySet, size: int, begin: datetime | None
     ) -> Window:
-        """Return the one of so many rows, and of all that expired with the last."""
+        """Return the window of ``size`` rows, and of all with the last one's expiry."""
         rest = cls(begin=begin, end=None).of(expired)
         ends = rest.values_list("expires_at", flat=True)[size - 1 : size]
         return cls(begin=begin, end=ends.first())
@@ -101,20 +101,15 @@ def purge_in_batches(
     time_budget: timedelta,
     rest: Callable[[float], object] | None = None,
 ) -> Iterator[PurgeReport]:
-    """Delete batch by batch, and yield after each what was done so far.
+    """Delete in batches, and yield the report so far after each.
 
-    ``purgeable`` are those of the ``expired`` rows that are deleted. ``rest`` waits for
-    a number of seconds; the purge ends when it returns something true.
+    ``purgeable`` are the ``expired`` rows to delete. ``rest(seconds)`` replaces
+    ``time.sleep``; the purge ends when it returns a true value.
     """
     report = PurgeReport()
+    pause, budget = rest or time.sleep, time_budget.total_seconds()
     try:
-        for report in _batches(
-            expired,
-            purgeable,
-            batch_size,
-            time_budget.total_seconds(),
-            rest or time.sleep,
-        ):
+        for report in _batches(expired, purgeable, batch_size, budget, pause):
             yield report
     finally:
         details = RecordsPurged(database=purgeable.db, **asdict(report))
@@ -139,8 +134,8 @@ def _batches(
         deleted += found
         batches += 1
         if found == size:
-            # There may be more in this window. Not before the last of them, or the next
-            # batch would read past what this one leaves behind in the index.
+            # The window may have more. Start at the last deleted row, so that the next
+            # batch does not read the index entries of the deleted ones.
             more, since = True, last or since
         else:
             more = window.end is not None
@@ -159,7 +154,7 @@ def _batches(
 
 
 def _next_size(size: int, took: float, most: int) -> int:
-    """Return how many rows the batch has that follows one of ``size`` rows."""
+    """Return the size of the batch after one of ``size`` rows."""
     few = min(FIRST_BATCH_SIZE, most)
     if took > MAX_BATCH_SECONDS:
         return max(1, size // 2)
@@ -173,25 +168,25 @@ def _next_size(size: int, took: float, most: int) -> int:
 def _delete_batch(
     purgeable: IdempotencyRecordQuerySet, window: Window, size: int
 ) -> tuple[int, datetime | None]:
-    """Delete so many rows of a window; return how many, and when the last expired.
+    """Delete up to ``size`` rows of a window.
 
-    Where no rows are locked, that is not known.
+    Return how many, and when the last one expired, or None without row locks.
     """
     alias = purgeable.db
     connection: Any = connections[alias]
     features = connection.features
     rows = window.of(purgeable)
-    is_outermost = not connection.in_atomic_block  # in a TestCase it is not
-    # Deleted by _raw_delete(): delete() loads whole rows for its signals.
+    is_outermost = not connection.in_atomic_block  # false in a TestCase
+    # _raw_delete() because delete() loads whole rows for its signals.
     with transaction.atomic(using=alias, durable=True):
         if not features.has_select_for_update:
-            # SQLite: a transaction that reads first may find that it can't write.
+            # On SQLite, a transaction that reads first may be unable to write.
             next_rows = rows.values("pk")[:size]
             return purgeable.filter(pk__in=next_rows)._raw_delete(alias), None
         if is_outermost:
             with connection.cursor() as cursor:
-                # Above that, PostgreSQL ends purges that run beside each other, and
-                # InnoDB locks the gaps in which others want to insert their claims.
+                # At higher levels, concurrent purges fail on PostgreSQL, and InnoDB
+                # locks gaps that block new claims.
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         skip_locked = features.has_select_for_update_skip_locked
         rows = rows.select_for_update(skip_locked=skip_locked)
@@ -202,17 +197,15 @@ def _delete_batch(
             return 0, None
         pks = [pk for pk, _expires_at in mine]
         if is_mariadb:
-            deleted = _delete_by_primary_key(purgeable, connection, pks)
-        else:
-            deleted = purgeable.filter(pk__in=pks)._raw_delete(alias)
-        return deleted, mine[-1][1]
+            return _delete_by_primary_key(purgeable, connection, pks), mine[-1][1]
+        return purgeable.filter(pk__in=pks)._raw_delete(alias), mine[-1][1]
 
 
 @contextmanager
 def _in_order_of_expiry(connection: Any) -> Iterator[None]:
-    """Make MariaDB read the rows by the index on ``expires_at``.
+    """Make MariaDB read rows by the index on ``expires_at``.
 
-    It would sort a table that its statistics call small, and lock all of it for that.
+    Otherwise it would sort a table that looks small to it, and lock all its rows.
     """
 
     def force_index(execute: Any, sql: str, *args: Any) -> Any:
@@ -226,9 +219,9 @@ def _in_order_of_expiry(connection: Any) -> Iterator[None]:
 def _delete_by_primary_key(
     purgeable: IdempotencyRecordQuerySet, connection: Any, pks: list[UUID]
 ) -> int:
-    """Delete rows by that index: a scan would wait for rows that others hold.
+    """Delete rows by the primary key: a table scan would wait for locked rows.
 
-    For an IN, MariaDB 10.11 scans small tables even when told to use the index.
+    For an IN, MariaDB 10.11 scans small tables even with FORCE INDEX.
     """
     meta = purgeable.model._meta
     quote = connection.ops.quote_name
@@ -251,10 +244,10 @@ def count_by_day(
     *,
     time_budget: timedelta,
 ) -> Iterator[ExpiredOnDay | None]:
-    """Yield the days on which purgeable rows expired, oldest first, by the time zone.
+    """Yield the days on which purgeable rows expired, oldest first.
 
-    No day is counted beyond ``MAX_COUNTED`` rows. None comes last if the time ended
-    before the days did; then the day before it may have more rows.
+    Each day is counted up to ``MAX_COUNTED`` rows. The last item is None if the time
+    budget ended before the last day; then the day before it may have more rows.
     """
     deadline = time.monotonic() + time_budget.total_seconds()
     rest = Window(begin=None, end=None)

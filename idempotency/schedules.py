@@ -1,7 +1,7 @@
-"""A ready entry for Celery Beat (contract P3).
+"""An entry for Celery Beat (contract P3).
 
-Write ``CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE}`` into the settings, or the same
-into ``app.conf.beat_schedule``.
+Write ``CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE}`` in the settings, or add it to
+``app.conf.beat_schedule``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "purge-expired-idempotency-records": {
         "task": PURGE_TASK,
         "schedule": timedelta(hours=1),
-        # A purge that waited for its successor has nothing left to do. The schedulers
-        # of Celery and of django-celery-beat each have a name of their own for that.
+        # A run that is still queued when the next one comes is not needed. Celery and
+        # django-celery-beat have different names for this option.
         "options": {"expires": 3600, "expire_seconds": 3600},
     },
 }

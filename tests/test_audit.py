@@ -245,7 +245,7 @@ def test_table() -> None:
     """Columns below their heads, and how many there are of each kind."""
     head, *rows, summary, more = run()[0].splitlines()
     assert summary == "4 protected, 1 exempt, 1 not protected"
-    assert more == "5 more, of other kinds, with --all"
+    assert more == "--all lists 5 more, of other kinds"
     listed = news(audit(), all_kinds=False)
     assert [each.route.path for each in listed] == [*UNDECIDED, *DECIDED]
     for row, finding in zip(rows, listed, strict=True):
@@ -315,7 +315,9 @@ def test_exclude(pattern: str, excluded: int) -> None:
     """A shell pattern that fits the whole of path, name or view."""
     told, note = run("--all", "--exclude", pattern, "--format", "json")
     assert 11 - len(json.loads(told)["routes"]) == excluded
-    assert note == ("" if excluded else f"Note: --exclude {pattern!r} fits no route.\n")
+    assert note == (
+        "" if excluded else f"Note: --exclude {pattern!r} matches no route.\n"
+    )
 
 
 def test_a_pattern_that_fits_nothing_is_a_note() -> None:
@@ -329,7 +331,7 @@ def test_a_pattern_that_fits_nothing_is_a_note() -> None:
         force_color=True,
     )
     # What is not listed without --all is known all the same.
-    assert err.getvalue() == "Note: --exclude '/gone/*' fits no route.\n"
+    assert err.getvalue() == "Note: --exclude '/gone/*' matches no route.\n"
 
 
 def test_fail_unprotected() -> None:

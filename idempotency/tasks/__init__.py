@@ -1,7 +1,7 @@
 """The Celery task that purges expired records (contract P3).
 
-Other task queues import each app's ``tasks`` as well, so without Celery the module is
-there, and only the task is not.
+Without Celery the module has no task. It can still be imported, as some other task
+queues do with the ``tasks`` of every app.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 try:
-    import celery  # noqa: F401  # asks whether it is there, and no more
+    import celery  # noqa: F401
 except ImportError:
     pass
 else:
@@ -17,10 +17,10 @@ else:
 
 __all__ = ["purge_expired_records"]
 
-if not TYPE_CHECKING:  # or type checkers would take any name for one of the module's
+if not TYPE_CHECKING:  # or type checkers would accept any name
 
     def __getattr__(name: str) -> NoReturn:
-        """Say what the task needs, where it is not there."""
+        """Raise ImportError for the task if Celery is not installed."""
         if name == "purge_expired_records":
             raise ImportError(
                 "The task needs Celery: pip install 'django-idempotency[celery]'. "

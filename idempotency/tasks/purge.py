@@ -15,33 +15,33 @@ from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
 
-# For a batch that is under way when the budget ends.
+# Time for the batch that is running when the budget ends.
 GRACE = timedelta(minutes=1)
 
 
 class AfterBudget:
-    """A soft time limit in seconds: GRACE after PURGE_TIME_BUDGET.
+    """A soft time limit in seconds: PURGE_TIME_BUDGET and GRACE.
 
-    Not after a project's own limit for all tasks, with which Celery would refuse to
-    send the task. Whoever sets another one, such as ``celery control``, replaces this.
+    It is not above the project's hard limit, which Celery would refuse. Assigning
+    another limit, as ``celery control`` does, replaces it.
     """
 
     def __get__(self, task: Any, owner: type) -> Any:
         if task is None:
             return self
         limit = int((get_settings().PURGE_TIME_BUDGET + GRACE).total_seconds())
-        # Older Celery leaves the project's limit to the worker.
-        others = task.time_limit or task.app.conf.task_time_limit
-        return min(limit, others or limit)
+        # In older Celery, the project's limit is not the task's.
+        hard_limit = task.time_limit or task.app.conf.task_time_limit
+        return min(limit, hard_limit or limit)
 
 
 class PurgeTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
-    """A task that ends by itself before a worker ends it."""
+    """A task that stops before it reaches its time limits."""
 
     soft_time_limit = AfterBudget()
 
     def time_budget(self) -> timedelta:
-        """Return PURGE_TIME_BUDGET, or less where this run's limits come before."""
+        """Return PURGE_TIME_BUDGET, or less if this run's time limits are shorter."""
         budget = get_settings().PURGE_TIME_BUDGET
         for limit in filter(None, self.request.timelimit or ()):
             until = timedelta(seconds=limit)
@@ -56,15 +56,15 @@ class PurgeTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
     ignore_result=True,
 )
 def purge_expired_records(self: PurgeTask, database: str | None = None) -> None:
-    """Delete the records whose retention is over, within PURGE_TIME_BUDGET (P3).
+    """Delete expired records for up to PURGE_TIME_BUDGET (P3).
 
-    ``database`` is an alias; by default the one that records are written to. What is
-    left when the time ends, or when the worker does, is the next run's.
+    ``database`` is an alias; the default is the database that stores records. The next
+    run deletes the rest.
     """
     try:
         IdempotencyRecord.objects.using(database).purge(time_budget=self.time_budget())
     except SoftTimeLimitExceeded:
         logger.warning(
-            "A batch of the purge took too long: its time limit ended it",
+            "The time limit stopped a purge: a batch took too long",
             extra=extras("purge_stopped", database=database),
         )

@@ -14,20 +14,19 @@ from idempotency.conf import get_settings
 
 
 class Command(BaseCommand):
-    """List the routes that answer POST, those first that are not protected."""
+    """List the routes for POST, unprotected ones first."""
 
     help = (
-        "Lists the routes of Django REST framework that answer POST: first those that "
-        "are not protected, then the others, and whatever else is protected, with how "
-        "it is."
+        "Lists the routes of Django REST framework that accept POST, unprotected ones "
+        "first, and all other protected routes, with their policy."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take what to leave out, what to fail on, and how to say it."""
+        """Add the options."""
         parser.add_argument(
             "--all",
             action="store_true",
-            help="list, as the last, routes of other kinds, such as the admin's",
+            help="also list unprotected routes of other kinds, such as the admin's",
         )
         parser.add_argument(
             "--fail-unprotected",
@@ -39,23 +38,23 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="PATTERN",
-            help="leave out routes whose path, name or view fits this shell pattern as "
-            "a whole, such as '/admin/*'; may be given several times",
+            help="leave out routes whose whole path, name or view matches this shell "
+            "pattern, such as '/admin/*'; can be repeated",
         )
         parser.add_argument(
             "--format",
             choices=("table", "json"),
             default="table",
-            help="a table for people (the default), or JSON for programs",
+            help="a table (the default), or JSON for programs",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print what was found, and fail if that was asked for."""
+        """List the routes; fail if --fail-unprotected requires it."""
         found = audit()
         for pattern in options["exclude"]:
             if not any(finding.matches(pattern) for finding in found):
-                # In no colour: nothing is wrong.
-                self.stderr.write(f"Note: --exclude {pattern!r} fits no route.", str)
+                # str: without the colour of errors
+                self.stderr.write(f"Note: --exclude {pattern!r} matches no route.", str)
         left = [
             finding
             for finding in found
@@ -72,7 +71,7 @@ class Command(BaseCommand):
             self.print_table(listed)
             if len(left) > len(listed):
                 self.stdout.write(
-                    f"{len(left) - len(listed)} more, of other kinds, with --all"
+                    f"--all lists {len(left) - len(listed)} more, of other kinds"
                 )
         if not enabled:
             self.stderr.write("IDEMPOTENCY has ENABLED False: no key has an effect.")
@@ -80,7 +79,7 @@ class Command(BaseCommand):
             self.fail(listed, enabled=enabled)
 
     def print_table(self, findings: list[Finding]) -> None:
-        """Print a line for each, and how many there are of each kind."""
+        """Print one line per finding, and a summary."""
         rows = [HEAD, *(finding.as_row() for finding in findings)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -94,7 +93,7 @@ class Command(BaseCommand):
         )
 
     def fail(self, findings: list[Finding], *, enabled: bool) -> None:
-        """Raise ``CommandError``, whose exit status is 1, unless all are decided on."""
+        """Raise ``CommandError`` if a route is neither protected nor exempt."""
         if not enabled:
             raise CommandError("No route is protected while ENABLED is False.")
         bare = [finding.route.path for finding in findings if finding.unprotected]

@@ -19,25 +19,25 @@ from idempotency.models import IdempotencyRecord
 from idempotency.purging import PurgeReport
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-# So long ago there were no records; and a time before the first year can't be told.
+# Longer durations would lead to dates before the year 1.
 LONGEST = timedelta(days=36_500)
-# How long a dry run counts where no budget is given.
+# The default time budget of a dry run.
 DRY_RUN_BUDGET = timedelta(seconds=10)
 
 
 def positive(text: str) -> int:
-    """Return a whole number from 1; argparse reports the rest."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+        raise ArgumentTypeError(f"must be a positive integer, not {text!r}")
     return int(text)
 
 
 def duration(text: str) -> timedelta:
-    """Return how long 45d, 12h, 10m or 30s is; argparse reports the rest."""
+    """Parse a duration such as 45d, 12h, 10m or 30s."""
     match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
     if match is None:
         raise ArgumentTypeError(
-            f"must be a number and one of s, m, h and d, such as 45d, not {text!r}"
+            f"must be a number followed by s, m, h or d, such as 45d, not {text!r}"
         )
     found = timedelta(**{UNITS[match[2]]: int(match[1])})
     if found > LONGEST:
@@ -46,32 +46,32 @@ def duration(text: str) -> timedelta:
 
 
 def database(text: str) -> str:
-    """Return the alias of a database; argparse reports the rest."""
+    """Return the text if it is the alias of a database."""
     if text not in connections.settings:
         raise ArgumentTypeError(f"{text!r} is not an alias in DATABASES")
     return text
 
 
 class Interruption:
-    """Whether somebody has asked the command to end."""
+    """Ctrl-C or SIGTERM; ``number`` is the signal, None before it comes."""
 
     number: int | None = None
 
     def __init__(self) -> None:
-        # What a signal's handler may put something into while it is waited on.
+        # Its put() is safe in a signal handler.
         self.noted: SimpleQueue[int] = SimpleQueue()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for it so long; return whether it came."""
+        """Wait for a signal for some seconds; return whether one came."""
         with suppress(Empty):
             self.noted.get(timeout=seconds)
         return self.number is not None
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM be noted, the second one end the process as usual."""
+        """Note the first signal; the second one ends the process as usual."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # where signals are somebody else's
+            yield  # other threads can't set signal handlers
             return
         before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
@@ -94,53 +94,52 @@ class Interruption:
 
 
 class Command(BaseCommand):
-    """Delete the records whose retention is over."""
+    """Delete expired records."""
 
-    help = "Deletes the idempotency records whose retention is over."
+    help = "Deletes expired idempotency records."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take how much at once, how long, how old, and from which database."""
+        """Add the options."""
         parser.add_argument(
             "--dry-run",
             action="store_true",
-            help="delete nothing: say how many records expired on which day",
+            help="delete nothing; print how many records expired on each day",
         )
         parser.add_argument(
             "--batch-size",
             type=positive,
             metavar="ROWS",
-            help="rows to a transaction, at most (default: PURGE_BATCH_SIZE)",
+            help="maximum of rows per transaction (default: PURGE_BATCH_SIZE)",
         )
         parser.add_argument(
             "--time-budget",
             type=duration,
             metavar="DURATION",
-            help="when to stop, such as 10m (default: PURGE_TIME_BUDGET; "
+            help="stop after this time, such as 10m (default: PURGE_TIME_BUDGET; "
             f"for --dry-run {DRY_RUN_BUDGET.seconds}s)",
         )
         parser.add_argument(
             "--older-than",
             type=duration,
             metavar="DURATION",
-            help="delete only those expired records that are also this old, "
-            "such as 45d",
+            help="keep expired records that are younger than this, such as 45d",
         )
         parser.add_argument(
             "--database",
             type=database,
             metavar="ALIAS",
-            help="whose records (default: the one that records are written to)",
+            help="database to purge (default: the one where the app stores records)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Purge, or only count."""
+        """Purge, or count for --dry-run."""
         try:
             (self.count if options["dry_run"] else self.purge)(options)
         except Error as error:
-            raise CommandError(f"The database refused to go on: {error}") from error
+            raise CommandError(f"Database error: {error}") from error
 
     def count(self, options: dict[str, Any]) -> None:
-        """Say how many records a purge would delete, day by day."""
+        """Print how many records a purge would delete, day by day."""
         records = IdempotencyRecord.objects.using(options["database"])
         budget = options["time_budget"]
         total, is_exact = 0, True
@@ -149,7 +148,7 @@ class Command(BaseCommand):
             older_than=options["older_than"],
         ):
             if found is None:
-                self.stdout.write("The time budget ended first: later days may follow.")
+                self.stdout.write("The time budget is used up: more days may follow.")
                 is_exact = False
                 continue
             more = "" if found.is_exact else "at least "
@@ -160,7 +159,7 @@ class Command(BaseCommand):
         self.stdout.write(f"A purge would delete {at_least}{total:,} records.")
 
     def purge(self, options: dict[str, Any]) -> None:
-        """Delete, and say what was done; also where it could not be done to the end."""
+        """Delete, and print the result, also after an error."""
         records = IdempotencyRecord.objects.using(options["database"])
         report = PurgeReport()
         interruption = Interruption()
@@ -181,10 +180,10 @@ class Command(BaseCommand):
             self.stdout.write("Interrupted: run again for the rest.")
             raise SystemExit(128 + interruption.number)
         if report.more:
-            self.stdout.write("The time budget ended first: run again for the rest.")
+            self.stdout.write("The time budget is used up: run again for the rest.")
 
     def show_progress(self, report: PurgeReport, verbosity: int) -> None:
-        """Say how far it is: in one line on a terminal, or each batch in one."""
+        """Print the progress: one changing line on a terminal, or a line per batch."""
         so_far = (
             f"{report.deleted:,} deleted, {report.batches:,} batches, "
             f"{report.seconds:.1f} s"
@@ -196,7 +195,7 @@ class Command(BaseCommand):
             self.stdout.flush()
 
     def conclude(self, report: PurgeReport, verbosity: int) -> None:
-        """Say what was done, in place of the progress."""
+        """Replace the progress with the result."""
         if verbosity == 1 and self.stdout.isatty():
             self.stdout.write("\r\x1b[K", ending="")
         if verbosity:
