@@ -1,7 +1,7 @@
-"""Errors that tell no key, scope or body of the requests that they end (X1).
+"""Keep keys, scopes and bodies out of error reports (contract X1).
 
-Reports of errors show the text of an exception and the local variables of each frame
-that it came through, those of the causes and contexts, too.
+Error reports show the text of an exception and the local variables of its frames, and
+those of its causes and contexts.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 APP = __name__.partition(".")[0]
-# What is called from these works with keys, rows and bodies, and is no project's.
+# Modules that handle keys, rows and bodies, and call none of the project's code.
 INNERMOST = tuple(
     f"{APP}.{name}" for name in ("claims", "database", "fingerprints", "models")
 )
 
 HIDDEN_CONTEXT = "a context that is left out: it may hold values"
-HIDDEN = "What the database said is left out: it may quote values."
-# Packages whose own words quote no value: Django, SQLite, and PostgreSQL's drivers,
-# whose server speaks through ``diag``.
+HIDDEN = "The database's message is left out: it may quote values."
+# Packages whose own messages quote no values. PostgreSQL's server has its own messages,
+# in ``diag``.
 PLAIN_SPOKEN = ("django", "psycopg", "psycopg2", "sqlite3")
-# Of MariaDB and MySQL: servers that are full or read-only, locks, deadlocks, and what
-# names tables, columns and users alone. From 2000 to 2999 the client speaks.
+# Errors of MariaDB and MySQL without values: a server that is full or read-only, locks,
+# deadlocks, and names of tables, columns and users. 2000 to 2999 are the client's.
 HARMLESS = (1020, 1040, 1054, 1114, 1142, 1146, 1153, 1205, 1213, 1290, 1317, 1969)
 CLIENT = range(2000, 3000)
 
@@ -42,9 +42,9 @@ CLIENT = range(2000, 3000)
 def discreet(
     function: Callable[Arguments, Result],
 ) -> Callable[Arguments, Result]:
-    """Let a function's errors leave no value behind in the frames of the app.
+    """Empty the app's frames in the traceback of a function's errors.
 
-    They keep their lines, and the frames of a project's own code keep all.
+    The traceback keeps its lines, and the frames of the project's code their variables.
     """
 
     @wraps(function)
@@ -61,11 +61,11 @@ def discreet(
 def discreet_page(
     view: Callable[Arguments, HttpResponseBase],
 ) -> Callable[Arguments, HttpResponseBase]:
-    """Let the errors of a view, and of its template, leave no value in any frame.
+    """Empty all frames in the traceback of errors in a view and its template.
 
-    Django renders a TemplateResponse after the view has returned. Templates pass keys
-    and scopes through functions of Django's and of a project's, so the frames of all
-    of them are emptied. They keep their lines.
+    Templates pass keys and scopes to functions of Django and of the project, so this
+    includes their frames. The traceback keeps its lines. Django renders a
+    TemplateResponse after the view has returned, so ``render`` is wrapped as well.
     """
     view = _leaving_nothing(view)
 
@@ -73,9 +73,9 @@ def discreet_page(
     def page(*args: Arguments.args, **kwargs: Arguments.kwargs) -> HttpResponseBase:
         response = view(*args, **kwargs)
         if isinstance(response, SimpleTemplateResponse) and not response.is_rendered:
-            # This frame is at work, so nothing in it may show more than its repr.
+            # This frame can't be emptied, so it has only variables with a short repr.
             def render() -> Any:
-                # A cache pickles what a response has of its own.
+                # Remove itself: a cache would pickle it with the response.
                 vars(response).pop("render", None)
                 return _leaving_nothing(response.render)()
 
@@ -88,11 +88,11 @@ def discreet_page(
 def _leaving_nothing(
     function: Callable[Arguments, Result],
 ) -> Callable[Arguments, Result]:
-    """Return a function whose errors leave empty frames and quote no values."""
+    """Return the function with errors that have empty frames and quote no values."""
 
     @wraps(function)
     def silently(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        # An error that is handled around this call keeps its frames.
+        # An error that the caller is handling keeps its frames.
         around = sys.exc_info()[1]
         try:
             return function(*args, **kwargs)
@@ -108,19 +108,19 @@ def _leaving_nothing(
 
 
 def _leave_values_out(error: BaseException) -> None:
-    """Take out of an error's text and arguments what may quote a value."""
+    """Remove what may quote a value from an error's text and arguments."""
     if isinstance(error, Error):
         *_others, driver = causes(error)
         error.args = driver.args = _said(driver)
     elif isinstance(error, VariableDoesNotExist):
-        # The second one is what the name was looked up in, such as the whole context.
+        # The second one can be the whole context.
         error.params = tuple(
             HIDDEN_CONTEXT if place else param
             for place, param in enumerate(error.params)
         )
         error.args = (error.msg, error.params)
     elif isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
-        error.object = error.object[:0]  # the whole text, such as the page
+        error.object = error.object[:0]  # the whole page
         encoding, _text, *rest = error.args
         error.args = (encoding, error.object, *rest)
 
@@ -136,17 +136,16 @@ def _empty_frames(error: BaseException) -> None:
 
 
 def _empty(frame: FrameType) -> None:
-    with suppress(RuntimeError):  # it is at work: those around this one
+    with suppress(RuntimeError):  # the frame is still running
         frame.clear()
 
 
 def _with_all_before(
     error: BaseException, others: Collection[BaseException] = ()
 ) -> list[BaseException]:
-    """Return an error with its causes and contexts, except others."""
+    """Return an error with its causes and contexts, except ``others``."""
     found = [error]
-    # It grows while it is walked; a cause mostly is the context, too.
-    for each in found:
+    for each in found:  # the loop also visits what it appends
         for before in (each.__cause__, each.__context__):
             if before is not None and not any(
                 before is known for known in (*found, *others)
@@ -156,7 +155,7 @@ def _with_all_before(
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, to the driver's own."""
+    """Yield an error and its causes; the last one is the driver's."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -164,10 +163,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def without_values(error: Error) -> Error:
-    """Return a database's error with nothing left of what its statement was given.
+    """Return a database error without the values of its statement.
 
-    The way through Django and the driver is gone, where frames hold the values, and so
-    is what the server said, where that may quote them. Numbers and states stay.
+    This removes the traceback, whose frames have the values, and any message of the
+    server that may quote them. Error numbers and SQLSTATE stay.
     """
     *_others, driver = causes(error)
     said = _said(driver)
@@ -178,13 +177,13 @@ def without_values(error: Error) -> Error:
 
 
 def _said(driver: BaseException) -> tuple[object, ...]:
-    """Return the arguments of a driver's error without values."""
+    """Return the arguments of a driver's error, without values."""
     number, *_rest = driver.args or (None,)
     text = " ".join(map(str, driver.args))
     diagnosis = getattr(driver, "diag", None)
     state = getattr(diagnosis, "sqlstate", None)
     if diagnosis is not None and state is not None:
-        # Data exceptions quote the data, and functions, such as triggers, anything.
+        # Data exceptions (22...) quote data, and triggers can quote anything.
         may_quote = state.startswith("22") or diagnosis.context
         primary = HIDDEN if may_quote else diagnosis.message_primary
         names = (diagnosis.table_name, diagnosis.column_name, diagnosis.constraint_name)
@@ -194,6 +193,6 @@ def _said(driver: BaseException) -> tuple[object, ...]:
         is_harmless = number in HARMLESS or number in CLIENT
         return driver.args if is_harmless else (number, HIDDEN)
     package = type(driver).__module__.partition(".")[0]
-    # Of SQLite's errors of integrity, the others are of triggers.
+    # Other integrity errors of SQLite come from triggers.
     is_plain = "Integrity" not in type(driver).__name__ or "constraint failed" in text
     return driver.args if package in PLAIN_SPOKEN and is_plain else (HIDDEN,)

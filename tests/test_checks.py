@@ -186,7 +186,7 @@ def test_known_under_another_name() -> None:
     (message,) = messages({"retention": timedelta(days=1)})
     assert "Did you mean RETENTION?" in str(message.hint)
     (message,) = messages({"ATOMIC": False})
-    assert "atomic is an option of each endpoint" in str(message.hint)
+    assert "atomic is an option of endpoints, not a setting" in str(message.hint)
 
 
 def test_why_a_path_leads_nowhere() -> None:

@@ -117,7 +117,7 @@ PathView.__module__ = Operation.__module__ = "ninja.operation"
 
 PAY = "test_unprotectable_views.pay"
 WRONG: dict[str, tuple[Any, str, str]] = {
-    "function": (pay, PAY, "no view of DRF's"),
+    "function": (pay, PAY, "not a view of Django REST"),
     "function below a decorator": (csrf_exempt(pay), PAY, "@api_view"),
     "function that is hidden": (hiding(pay), PAY, "@api_view"),
     "function with arguments": (partial(pay), PAY, "@api_view"),
@@ -128,8 +128,8 @@ WRONG: dict[str, tuple[Any, str, str]] = {
         "APIView",
     ),
     "object that is called": (Paying(), "Paying.__call__", "@api_view"),
-    "dispatch": (Dispatched.as_view(), "Dispatched.dispatch", "no handler"),
-    "no handler": (Performing.as_view(), "Performing.perform_create", "no handler"),
+    "dispatch": (Dispatched.as_view(), "Dispatched.dispatch", "not a handler"),
+    "no handler": (Performing.as_view(), "Performing.perform_create", "not a handler"),
     "Ninja": (PathView(search, pay).get_view(), PAY, "Django Ninja"),
     "Ninja before 1.3": (PathView(search, pay)._sync_view, PAY, "Ninja"),
 }

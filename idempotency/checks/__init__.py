@@ -1,6 +1,6 @@
-"""System checks (contract X2): one id per mistake, each with a hint.
+"""System checks (contract X2), listed in ``docs/checks.md``.
 
-``docs/checks.md`` lists them. Importing this package registers them.
+Importing this package registers them.
 """
 
 from __future__ import annotations

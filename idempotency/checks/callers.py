@@ -1,7 +1,8 @@
-"""Endpoints whose callers nothing tells apart, and those that only read."""
+"""Check who calls endpoints: callers that share a scope, and keys on GET."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.core import checks
@@ -16,7 +17,10 @@ from idempotency.handlers import attribute_of, is_class, places_of
 from idempotency.protection import protection_of
 from idempotency.routes import find_routes
 
-# Permissions of Django REST framework that let only users act.
+Rule = Callable[[Any], bool]
+Combine = Callable[[Iterable[bool]], bool]
+
+# Permissions of Django REST framework that require a user for POST.
 OF_USERS = {
     ("rest_framework.permissions", name)
     for name in (
@@ -30,7 +34,7 @@ OF_USERS = {
 
 @checks.register("idempotency")
 def check_callers(**kwargs: Any) -> list[CheckMessage]:
-    """Warn where callers whom a permission chooses share the anonymous scope (S1)."""
+    """Warn if callers that only a permission identifies share a scope (S1)."""
     names = dict.fromkeys(
         endpoint.name for endpoint in find_endpoints() if _mixes_callers(endpoint)
     )
@@ -38,14 +42,14 @@ def check_callers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         checks.Warning(
-            f"{name} lets callers in by a permission alone, and nothing names them: "
-            "all of them share one scope, and one can get another's answer.",
+            f"{name} admits callers by a permission alone. They all share one scope, "
+            "so one caller can get another's response.",
             hint=(
-                "Say who they are, by an authentication class or with the option "
-                "scope: a callable that returns the id of the caller's API key, for "
-                'example. Or write IDEMPOTENCY = {"ANONYMOUS": "refuse"}. If the '
-                "permission does not look at the caller, or each of its callers is a "
-                "user for an authentication class, silence this check."
+                "Identify callers by an authentication class, or by the option scope: "
+                "for example, a callable that returns the id of the caller's API key. "
+                'Or set IDEMPOTENCY = {"ANONYMOUS": "refuse"}. Silence this check if '
+                "the permission does not depend on the caller, or if an authentication "
+                "class finds a user for every caller."
             ),
             id="idempotency.W010",
         )
@@ -54,9 +58,9 @@ def check_callers(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _mixes_callers(endpoint: Endpoint) -> bool:
-    """Tell whether a permission lets callers in whom no authentication class names.
+    """Return whether a permission admits callers that no authentication identifies.
 
-    What an override of ``get_authenticators`` finds is not known here.
+    Views that override ``get_authenticators`` are not checked.
     """
     cls = getattr(endpoint.callback, "cls", None)
     if (
@@ -68,32 +72,39 @@ def _mixes_callers(endpoint: Endpoint) -> bool:
         endpoint.callback.initkwargs.get(name, attribute_of(cls, name))
         for name in ("authentication_classes", "permission_classes")
     )
-    # What is made for each view, by a property, only a view can tell.
+    # A property's value depends on the view's instance.
     if not all(type(each) in (list, tuple) for each in (authenticators, permissions)):
         return False
-    if any(_wants_a_user(each) for each in permissions):
+    if any(_holds(each, _wants_a_user, either=all, both=any) for each in permissions):
         return False
-    # Where a caller may be a user, too, only permissions that are known are reported.
-    return any(
-        _wants_an_api_key(each) if authenticators else not _lets_all_in(each)
-        for each in permissions
+    # With authenticators, the caller may be a user: report known permissions only.
+    if authenticators:
+        return any(
+            _holds(each, _wants_an_api_key, either=any, both=any)
+            for each in permissions
+        )
+    return not all(
+        _holds(each, _lets_all_in, either=any, both=all) for each in permissions
+    )
+
+
+def _holds(permission: Any, rule: Rule, *, either: Combine, both: Combine) -> bool:
+    """Return whether a permission, or its operands combined, fulfils a rule."""
+    if type(permission) is not OperandHolder:
+        return rule(permission)
+    operator: Any = permission.operator_class
+    combine = either if operator is OR else both
+    return combine(
+        _holds(operand, rule, either=either, both=both)
+        for operand in (permission.op1_class, permission.op2_class)
     )
 
 
 def _wants_a_user(permission: Any) -> bool:
-    """Tell whether Django REST framework lets only users act by a permission."""
-    if type(permission) is not OperandHolder:
-        return is_class(permission) and not {*places_of(permission)}.isdisjoint(
-            OF_USERS
-        )
-    found = map(_wants_a_user, _operands(permission))
-    return all(found) if _is_either(permission) else any(found)
+    return is_class(permission) and any(p in OF_USERS for p in places_of(permission))
 
 
 def _wants_an_api_key(permission: Any) -> bool:
-    """Tell whether a permission lets a caller in by djangorestframework-api-key."""
-    if type(permission) is OperandHolder:
-        return any(map(_wants_an_api_key, _operands(permission)))
     return is_class(permission) and any(
         module.partition(".")[0] == "rest_framework_api_key" and name == "BaseHasAPIKey"
         for module, name in places_of(permission)
@@ -101,23 +112,12 @@ def _wants_an_api_key(permission: Any) -> bool:
 
 
 def _lets_all_in(permission: Any) -> bool:
-    if type(permission) is not OperandHolder:
-        return permission is AllowAny
-    found = map(_lets_all_in, _operands(permission))
-    return any(found) if _is_either(permission) else all(found)
-
-
-def _is_either(permission: Any) -> bool:
-    return permission.operator_class is OR
-
-
-def _operands(permission: OperandHolder) -> tuple[Any, Any]:
-    return permission.op1_class, permission.op2_class
+    return permission is AllowAny
 
 
 @checks.register("idempotency")
 def check_reading(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of keys on GET, which browsers, proxies and crawlers send by themselves."""
+    """Warn about keys on GET, which browsers, proxies and crawlers also send."""
     if not settings_are_right():
         return []
     names = dict.fromkeys(
@@ -127,10 +127,10 @@ def check_reading(**kwargs: Any) -> list[CheckMessage]:
     )
     return [
         checks.Warning(
-            f"{name} is protected on GET, too.",
+            f"{name} is also protected on GET.",
             hint=(
-                'Leave "GET" out of methods: what reads has no effect to protect, and '
-                "its answers would be stored. If this GET acts, let it be a POST."
+                'Remove "GET" from methods: reading has no effect to protect, and the '
+                "responses would be stored. If this GET has an effect, make it a POST."
             ),
             id="idempotency.W011",
         )

@@ -1,4 +1,4 @@
-"""Mistakes in the databases that records are kept in."""
+"""Check the databases that store records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from idempotency.models import IdempotencyRecord
 
 TESTED = ("postgresql", "sqlite")
 
-# The character set of the records, or what it will be, and what a time-out undoes.
+# The table's character set, or the database's before there is a table, and whether a
+# time-out rolls back the whole transaction.
 SERVER_SQL = """\
 SELECT COALESCE(MIN(character_set_name), @@character_set_database),
     @@innodb_rollback_on_timeout
@@ -24,22 +25,22 @@ WHERE table_schema = DATABASE() AND table_name = %s
 
 
 def aliases_in_use() -> list[str]:
-    """Return the databases that records are kept in, the default one first."""
+    """Return the databases that store records, the default one first."""
     used = (endpoint.alias for endpoint in find_endpoints())
     return list(dict.fromkeys([default_alias(), *used]))
 
 
 @checks.register("idempotency")
 def check_databases(**kwargs: Any) -> list[CheckMessage]:
-    """Report databases whose settings do not go with the records; asks none."""
+    """Report database settings that do not fit, without a query."""
     return [message for alias in aliases_in_use() for message in _mistakes_in(alias)]
 
 
 def _mistakes_in(alias: str) -> Iterator[CheckMessage]:
     if not router.allow_migrate_model(alias, IdempotencyRecord):
         yield Error(
-            f"Records are kept in the database {alias!r}, where the routers let "
-            "migrate make no table for them.",
+            f"The app stores records in the database {alias!r}, but the routers do not "
+            "allow their table there.",
             hint=(
                 "Let allow_migrate() of your routers return True for the app label "
                 f'"idempotency" in {alias!r}, and run migrate --database {alias}.'
@@ -50,20 +51,20 @@ def _mistakes_in(alias: str) -> Iterator[CheckMessage]:
     level = str(connection.settings_dict["OPTIONS"].get("isolation_level"))
     if connection.vendor == "mysql" and level.lower() == "read uncommitted":
         yield Error(
-            f"The database {alias!r} shows what is not committed, answers to replay "
-            "among it.",
-            hint='Write "OPTIONS": {"isolation_level": "read committed"}.',
+            f"The database {alias!r} shows uncommitted data, so a request could replay "
+            "an uncommitted response.",
+            hint='Set "OPTIONS": {"isolation_level": "read committed"}.',
             id="idempotency.E010",
         )
     if connection.vendor == "sqlite" and connection.settings_dict["ATOMIC_REQUESTS"]:
         mode = connection.settings_dict["OPTIONS"].get("transaction_mode")
         if (mode or "").upper() not in ("IMMEDIATE", "EXCLUSIVE"):
             yield checks.Warning(
-                f"SQLite's transactions in the database {alias!r} begin without a "
-                "turn to write, under ATOMIC_REQUESTS.",
+                f"Under ATOMIC_REQUESTS, transactions of the SQLite database {alias!r} "
+                "begin without the write lock.",
                 hint=(
-                    "A request that read before another one wrote is refused as if "
-                    "its key were in progress, whatever the timeout. Write "
+                    "If a request reads before another one writes, it is refused as if "
+                    "its key were in progress, whatever the timeout. Set "
                     '"OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}.'
                 ),
                 id="idempotency.W003",
@@ -74,19 +75,19 @@ def _mistakes_in(alias: str) -> Iterator[CheckMessage]:
 def check_tested_databases(
     databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Warn of databases on which nobody has tested the app.
+    """Warn about databases on which the app is not tested.
 
-    What tells MariaDB from MySQL is the server: only ``migrate`` and
-    ``check --database`` ask it.
+    Only the server knows whether it is MariaDB or MySQL, so the check needs
+    ``check --database`` or ``migrate``.
     """
     return [
         checks.Warning(
-            f"Records are kept in {connections[alias].display_name}, in the database "
-            f"{alias!r}, and the app is not tested there.",
+            f"The app stores records in the database {alias!r}, but is not tested on "
+            f"{connections[alias].display_name}.",
             hint=(
-                "PostgreSQL, MariaDB and SQLite are tested. Elsewhere a duplicate may "
-                "wait until the first request ends. Silence this check if your own "
-                "tests say that it is well."
+                "PostgreSQL, MariaDB and SQLite are tested. On other databases a "
+                "duplicate may wait until the first request ends. Silence this check "
+                "if your own tests pass."
             ),
             id="idempotency.W004",
         )
@@ -99,7 +100,7 @@ def check_tested_databases(
 def check_servers(
     databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Report how servers of MySQL or MariaDB are set up, where that harms records."""
+    """Report settings of MySQL or MariaDB servers that harm records."""
     return [
         message
         for alias in aliases_in_use()
@@ -117,22 +118,22 @@ def _mistakes_of_server(alias: str) -> Iterator[CheckMessage]:
     if charset != "utf8mb4":
         yield Error(
             f"The character set of records in the database {alias!r} is {charset}, "
-            "which can't hold every scope and path.",
+            "which can't store every scope and path.",
             hint=(
-                f"Once the table is there: ALTER TABLE {table} CONVERT TO CHARACTER "
-                "SET utf8mb4. Before: ALTER DATABASE CHARACTER SET utf8mb4, which "
-                "changes no table that is there."
+                f"If the table exists: ALTER TABLE {table} CONVERT TO CHARACTER SET "
+                "utf8mb4. Otherwise: ALTER DATABASE CHARACTER SET utf8mb4, which does "
+                "not change existing tables."
             ),
             id="idempotency.E012",
         )
     if undoes_all and connection.settings_dict["ATOMIC_REQUESTS"]:
         yield checks.Warning(
-            f"The server of the database {alias!r} undoes whole transactions where a "
-            "statement waited in vain, under ATOMIC_REQUESTS.",
+            f"Under ATOMIC_REQUESTS, the server of the database {alias!r} rolls back "
+            "whole transactions after a lock wait time-out.",
             hint=(
-                "A request that finds its key in progress loses what was written "
-                "before its handler, such as by a permission class. Set "
-                "innodb_rollback_on_timeout to OFF, its default."
+                "A request that finds its key in progress loses earlier writes, such "
+                "as a permission class's. Set innodb_rollback_on_timeout to OFF, its "
+                "default."
             ),
             id="idempotency.W007",
         )

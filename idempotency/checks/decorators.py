@@ -1,4 +1,4 @@
-"""Decorators where they can't protect, found through the URLconf."""
+"""Check the URLconf for decorators that can't protect anything."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ from idempotency.handlers import (
 )
 from idempotency.routes import Route, find_routes
 
-# What Django REST framework calls without a request of its own.
+# Methods that get no request of Django REST framework.
 NO_HANDLERS = ("dispatch", "perform_create", "perform_update", "perform_destroy")
 
+NOT_DRF = "not a view of Django REST framework"
 BELOW_API_VIEW = 'Write @api_view(["POST"]) above @idempotent.'
 ON_API_VIEW = "Derive its class from rest_framework.views.APIView."
-NOT_NINJA = (
-    "Write it as a handler of Django REST framework, whose handlers the app protects."
-)
+NOT_NINJA = "Rewrite it with Django REST framework: the app protects only its handlers."
 ON_HANDLER = (
-    "Decorate what gets the request, such as post() or create(). For the whole view "
-    "there is IdempotencyMixin."
+    "Decorate a method that gets the request, such as post() or create(). To protect "
+    "the whole view, use IdempotencyMixin."
 )
 
 
 class Misplaced(NamedTuple):
-    """What may hold a function that @idempotent has made, and what to do about it."""
+    """A place where @idempotent does not work, and a hint."""
 
     handler: Any
     place: str
@@ -46,7 +45,7 @@ class Misplaced(NamedTuple):
 
 @checks.register("idempotency")
 def check_decorators(**kwargs: Any) -> list[CheckMessage]:
-    """Report decorated functions that nobody calls with a request of DRF's."""
+    """Report decorated functions that get no request of Django REST framework."""
     found: dict[str, Misplaced] = {}
     for route in find_routes():
         for each in _places(route):
@@ -56,7 +55,7 @@ def check_decorators(**kwargs: Any) -> list[CheckMessage]:
                     found.setdefault(each.name or dotted_name(function), each)
     return [
         Error(
-            f"@idempotent can't protect {name}, which is {misplaced.place}: each "
+            f"@idempotent can't protect {name}, which is {misplaced.place}: every "
             "request fails.",
             hint=misplaced.hint,
             id="idempotency.E013",
@@ -70,37 +69,33 @@ def _places(route: Route) -> Iterator[Misplaced]:
     if parts is None:
         call = attribute_of(type(route.callback), "__call__")
         for handler in (route.callback, call):
-            yield Misplaced(handler, "no view of DRF's", BELOW_API_VIEW)
+            yield Misplaced(handler, NOT_DRF, BELOW_API_VIEW)
         for operation in _ninja_operations(route.callback):
             yield Misplaced(operation, "an operation of Django Ninja", NOT_NINJA)
     elif parts.is_drf:
         for name in NO_HANDLERS:
-            # Wherever it stands, and whatever name decorators have given it.
+            # Name the view: the function may be inherited or renamed by a decorator.
             own_name = f"{dotted_name(parts.cls)}.{name}"
             handler = attribute_of(parts.cls, name)
-            yield Misplaced(handler, "no handler", ON_HANDLER, own_name)
+            yield Misplaced(handler, "not a handler", ON_HANDLER, own_name)
     else:
         own_name = f"{dotted_name(parts.cls)}.dispatch"
         handler = attribute_of(parts.cls, "dispatch")
-        yield Misplaced(handler, "no view of DRF's", ON_API_VIEW, own_name)
+        yield Misplaced(handler, NOT_DRF, ON_API_VIEW, own_name)
         for method in route.methods():
             for handler in handlers_of(parts, method):
-                yield Misplaced(handler, "no view of DRF's", ON_API_VIEW)
+                yield Misplaced(handler, NOT_DRF, ON_API_VIEW)
 
 
 def _ninja_operations(callback: Any) -> Iterator[Any]:
-    """Yield the functions that answer for Django Ninja at one address.
+    """Yield the operations of Django Ninja behind a callback.
 
-    What it calls by its PathView is a method of it, or a function that holds it.
+    The callback is a method of a PathView, or a function that contains one.
     """
     held: Iterable[Any] = contents_of(function_of(callback))
     if type(callback) is MethodType:
         held = [callback.__self__]
     for owner in held:
-        if _is_of(owner, "ninja.operation", "PathView"):
+        if ("ninja.operation", "PathView") in places_of(type(owner)):
             for operation in vars(owner)["operations"]:
                 yield vars(operation)["view_func"]
-
-
-def _is_of(value: Any, module: str, name: str) -> bool:
-    return (module, name) in places_of(type(value))

@@ -1,4 +1,4 @@
-"""Mistakes in how endpoints are protected, found through the URLconf."""
+"""Check how the endpoints in the URLconf are protected."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from idempotency.protection import Protection, protection_of
 from idempotency.routes import Route, find_routes
 
 ATTRIBUTES = tuple(PREFIX + name for name in OPTIONS)
-# Its names are unmistakable only where a handler is protected.
+# Their names are common, so they count only if a handler is protected.
 HOOKS = tuple(name for name in vars(Hooks) if not name.startswith(("_", PREFIX)))
 
 
 class Endpoint(NamedTuple):
-    """A protected handler: its name, what the URLconf calls, and how."""
+    """A protected handler, and the URLconf's callback for it."""
 
     name: str
     callback: Any
@@ -46,16 +46,16 @@ class Endpoint(NamedTuple):
 
 
 def default_alias() -> str:
-    """Return the database of the records where an endpoint does not choose one."""
+    """Return the default database of records, also if the settings are wrong."""
     if settings_are_right():
         return models.default_alias()
     return router.db_for_write(IdempotencyRecord)
 
 
 def find_endpoints() -> Iterator[Endpoint]:
-    """Yield what is protected, each view once, if the settings can be worked with."""
+    """Yield each protected handler once; nothing if the settings are wrong."""
     if not settings_are_right():
-        return  # the mistakes there are reported
+        return  # another check reports the mistakes
     seen = set()
     for route in find_routes():
         for method in route.methods():
@@ -68,42 +68,33 @@ def find_endpoints() -> Iterator[Endpoint]:
 
 @checks.register("idempotency")
 def check_leased_views(**kwargs: Any) -> list[CheckMessage]:
-    """Report leased handlers that Django would run inside a transaction (E11)."""
-    if not any(
-        database["ATOMIC_REQUESTS"] for database in connections.settings.values()
-    ):
+    """Report leased handlers that ATOMIC_REQUESTS wraps in a transaction (E11)."""
+    databases = connections.settings
+    if not any(database["ATOMIC_REQUESTS"] for database in databases.values()):
         return []
+    found = {
+        (endpoint.name, opt_out_of_atomic_requests(endpoint.alias)): None
+        for endpoint in find_endpoints()
+        if not endpoint.protection.policy.atomic
+        and databases[endpoint.alias]["ATOMIC_REQUESTS"]
+        and endpoint.alias not in getattr(endpoint.callback, "_non_atomic_requests", ())
+    }
     return [
-        _wrapped(name, opt_out_of_atomic_requests(alias))
-        for name, alias in dict.fromkeys(
-            (endpoint.name, endpoint.alias)
-            for endpoint in find_endpoints()
-            if not endpoint.protection.policy.atomic and _is_in_transaction(endpoint)
+        Error(
+            f"{name} is leased, but ATOMIC_REQUESTS wraps it in a transaction.",
+            hint=(
+                f"Write @{opt_out} above @api_view, or "
+                f'@method_decorator({opt_out}, name="dispatch") above the view class.'
+            ),
+            id="idempotency.E005",
         )
+        for name, opt_out in found
     ]
-
-
-def _wrapped(name: str, opt_out: str) -> CheckMessage:
-    return Error(
-        f"{name} is leased, and ATOMIC_REQUESTS puts a transaction around it.",
-        hint=(
-            f"Write @{opt_out} above @api_view, or "
-            f'@method_decorator({opt_out}, name="dispatch") above the view class.'
-        ),
-        id="idempotency.E005",
-    )
-
-
-def _is_in_transaction(endpoint: Endpoint) -> bool:
-    # As Django looks for it.
-    opted_out = getattr(endpoint.callback, "_non_atomic_requests", ())
-    alias = endpoint.alias
-    return connections.settings[alias]["ATOMIC_REQUESTS"] and alias not in opted_out
 
 
 @checks.register("idempotency")
 def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
-    """Report options and hooks that a view has and nobody reads."""
+    """Report options and hooks of views without the mixin that reads them."""
     without: dict[str, str] = {}
     for route in find_routes():
         parts = route.parts
@@ -115,10 +106,10 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
                 without[dotted_name(parts.cls)] = found[0]
     return [
         Error(
-            f"{name} has {option}, and not the mixin that reads it.",
+            f"{name} has {option}, but not the mixin that reads it.",
             hint=(
-                "Put IdempotencyMixin left of its other base classes. Options, hooks "
-                "apart, can also be given to @idempotent."
+                "Put IdempotencyMixin left of its other base classes. Options, but not "
+                "hooks, can also be arguments of @idempotent."
             ),
             id="idempotency.E011",
         )
@@ -127,7 +118,7 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _decorated(route: Route) -> Iterator[tuple[str, Any]]:
-    """Yield a route's methods with what @idempotent has made of their handlers."""
+    """Yield the methods and handlers of a route that have @idempotent."""
     for method in route.methods():
         for handler in handlers_of(route.parts, method):
             mark = mark_of(handler)
@@ -137,7 +128,7 @@ def _decorated(route: Route) -> Iterator[tuple[str, Any]]:
 
 @checks.register("idempotency")
 def check_methods(**kwargs: Any) -> list[CheckMessage]:
-    """Report decorated handlers of methods on which keys mean nothing (K5)."""
+    """Report decorated handlers of methods on which keys have no effect (K5)."""
     if not settings_are_right():
         return []
     idle: dict[Any, tuple[str, str]] = {}
@@ -150,8 +141,8 @@ def check_methods(**kwargs: Any) -> list[CheckMessage]:
                 idle[handler] = (route.view(method), method)
     return [
         checks.Warning(
-            f"@idempotent does nothing for {name}: keys mean nothing on {method}.",
-            hint=f'Write @idempotent(methods=("{method}",)), or leave it out.',
+            f"@idempotent does nothing for {name}: keys have no effect on {method}.",
+            hint=f'Write @idempotent(methods=("{method}",)), or remove it.',
             id="idempotency.W008",
         )
         for handler, (name, method) in idle.items()
@@ -161,8 +152,8 @@ def check_methods(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("idempotency")
 def check_endpoints(**kwargs: Any) -> list[CheckMessage]:
-    """Report options that are wrong only together with what the project has else."""
-    # By what they say: a view may have several addresses.
+    """Report options that are wrong in this project."""
+    # By message: a view may have several routes.
     found = {
         mistake.msg: mistake
         for each in find_endpoints()
@@ -182,7 +173,7 @@ def _mistakes_of(endpoint: Endpoint) -> Iterator[CheckMessage]:
         hint = misfit(option.rule, value)
         if hint is not None:
             yield Error(
-                f"{endpoint.name}: nothing is found at its {name}, {value!r}.",
+                f"{endpoint.name}: its {name} can't be {value!r}.",
                 hint=hint,
                 id="idempotency.E008",
             )

@@ -1,4 +1,4 @@
-"""A purge that nothing runs: records would pile up."""
+"""Check that something runs the purge."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from idempotency.schedules import PURGE_TASK
 
 @checks.register("idempotency")
 def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
-    """Warn where neither the settings nor the Celery app schedule the purge.
+    """Warn if neither the settings nor the Celery app schedule the purge.
 
-    Where django-celery-beat is installed, its tables may do so: see below.
+    With django-celery-beat, the check below looks at its tables.
     """
     if apps.is_installed("django_celery_beat"):
         return []
@@ -36,9 +36,9 @@ def check_purge_is_scheduled(**kwargs: Any) -> list[CheckMessage]:
 def check_purge_is_scheduled_in_database(
     databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Warn where django-celery-beat's tables do not let the purge run.
+    """Warn if django-celery-beat's tables do not schedule the purge.
 
-    Only ``migrate`` and ``check --database`` ask the database.
+    This needs ``check --database`` or ``migrate``.
     """
     if not apps.is_installed("django_celery_beat"):
         return []
@@ -50,8 +50,7 @@ def check_purge_is_scheduled_in_database(
         return []  # not migrated yet
     scheduled, rows = _scheduled_in_settings(), _scheduled_in_tables(tasks)
     return [
-        # Where there is no row yet, Beat makes one of the settings' entry when it
-        # starts.
+        # If there is no row yet, Beat creates one from the settings when it starts.
         _switched_off(alias) if alias in scheduled else _not_scheduled(alias)
         for alias in aliases_in_use()
         if not rows.get(alias, alias in scheduled)
@@ -62,8 +61,8 @@ def _not_scheduled(alias: str) -> CheckMessage:
     is_default = alias == default_alias()
     where = "" if is_default else f" in the database {alias!r}"
     hint = (
-        "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE, for a "
-        "Celery app to read, or let cron run manage.py purge_idempotency_records. "
+        "Add **idempotency.schedules.BEAT_SCHEDULE to CELERY_BEAT_SCHEDULE of your "
+        "Celery app, or let cron run manage.py purge_idempotency_records. "
     )
     if not is_default:
         hint = (
@@ -74,8 +73,7 @@ def _not_scheduled(alias: str) -> CheckMessage:
         option = "" if is_default else f" --database {alias}"
         hint = (
             f"Let cron run manage.py purge_idempotency_records{option}. A schedule in "
-            "the settings counts only where Celery is installed, as by "
-            "django-idempotency[celery]. "
+            "the settings needs Celery: install django-idempotency[celery]. "
         )
     return checks.Warning(
         f"Nothing schedules the purge of expired records{where}.",
@@ -87,19 +85,19 @@ def _not_scheduled(alias: str) -> CheckMessage:
 def _switched_off(alias: str) -> CheckMessage:
     where = "" if alias == default_alias() else f" in the database {alias!r}"
     return checks.Warning(
-        f"The purge of expired records{where} is switched off in "
-        "django-celery-beat's tables.",
+        f"The purge of expired records{where} is disabled in django-celery-beat's "
+        "tables.",
         hint=(
-            "The settings schedule it, but Beat keeps to what its admin says: enable "
-            "the periodic task there. If something else runs the purge, silence this "
-            "check."
+            "The settings schedule it, but its row in the tables takes precedence: "
+            "enable the periodic task in the admin. If something else runs the purge, "
+            "silence this check."
         ),
         id="idempotency.W002",
     )
 
 
 def _celery_app() -> Any:
-    """Return the Celery app in force, or None where Celery is not installed."""
+    """Return the current Celery app, or None if Celery is not installed."""
     try:
         from celery import current_app  # noqa: PLC0415  # may not be installed
     except ImportError:
@@ -111,13 +109,13 @@ def _scheduled_in_settings() -> set[str]:
     """Return the databases that the settings or the Celery app purge."""
     app = _celery_app()
     if app is None:
-        return set()  # nobody reads what the settings have
-    # Whatever namespace an app reads the settings with. Not BEAT_SCHEDULE alone: that
-    # is what settings that import the entry have in any case.
+        return set()
+    # The app may read the settings with any prefix. Plain BEAT_SCHEDULE does not count:
+    # settings that import the entry always have it.
     names = [name for name in dir(settings) if name.endswith("_BEAT_SCHEDULE")]
     schedules = [getattr(settings, name) for name in names]
-    # The Celery app's as it is by now. To finalize the app here would run handlers of
-    # on_after_finalize before the project's tasks are there, and never again.
+    # Don't finalize the Celery app: its on_after_finalize handlers would run too early,
+    # and never again.
     return {
         alias
         for schedule in [*schedules, app.conf.beat_schedule]
@@ -129,32 +127,23 @@ def _scheduled_in_settings() -> set[str]:
 
 
 def _scheduled_in_tables(tasks: Any) -> dict[str, bool]:
-    """Return the databases that rows of django-celery-beat purge, and if they do."""
+    """Return the databases of django-celery-beat's rows, and whether one is enabled."""
     found: dict[str, bool] = {}
-    for enabled, alias in _rows(tasks.filter(task=PURGE_TASK)):
-        found[alias] = found.get(alias, False) or enabled
+    rows = tasks.filter(task=PURGE_TASK).values_list("enabled", "args", "kwargs")
+    for enabled, *given in rows:
+        with suppress(ValueError):  # Beat also ignores rows with invalid JSON
+            for alias in _purged(*(json.loads(text or "null") for text in given)):
+                found[alias] = found.get(alias, False) or enabled
     return found
 
 
-def _rows(purges: Any) -> Iterator[tuple[bool, str]]:
-    for enabled, *given in purges.values_list("enabled", "args", "kwargs"):
-        with suppress(ValueError):  # of such a row Beat makes nothing, either
-            args, kwargs = (json.loads(text or "null") for text in given)
-            for alias in _purged(args, kwargs):
-                yield enabled, alias
-
-
 def _purged(args: Any, kwargs: Any) -> Iterator[str]:
-    """Yield the database that a call of the task with these arguments purges.
+    """Yield the database that the task purges; nothing if the arguments are invalid."""
 
-    None where the task can't be called so.
-    """
+    def alias_of(database: Any = None) -> Any:  # with the signature of the task
+        return database or default_alias()
+
     with suppress(TypeError):
-        alias = _alias(*(args or ()), **(kwargs or {}))
+        alias = alias_of(*(args or ()), **(kwargs or {}))
         if isinstance(alias, str):
             yield alias
-
-
-def _alias(database: Any = None) -> Any:
-    """Take what the task takes."""
-    return database or default_alias()

@@ -1,4 +1,4 @@
-"""Mistakes in the settings."""
+"""Check the settings."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from idempotency.modes.quotas import Quota
 
 
 def misfit(rule: Rule, value: Any) -> str | None:
-    """Return what a value must be, as a hint, or None if it is that."""
+    """Return a hint if the value breaks the rule, or None."""
     expected = f"It must be {rule.expected}."
     if not rule.holds(value):
         return expected
-    # Callables first: a proxy must not be asked whether it is a string.
+    # callable() first: isinstance() would evaluate a lazy proxy.
     if rule.takes_path and not callable(value) and isinstance(value, str):
         if value in rule.words:
             return None
         try:
             return None if callable(import_string(value)) else expected
         except ImportError as error:
-            return f"{expected} Importing it said: {str(error).rstrip('.')}."
+            return f"{expected} The import failed: {str(error).rstrip('.')}."
     return None
 
 
 @checks.register("idempotency")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """Report settings that are unknown, of a wrong type or without meaning."""
+    """Report settings that are unknown, of a wrong type or contradictory."""
     return list(_mistakes_in_settings()) or list(_long_lease())
 
 
 @checks.register("idempotency")
 def check_settings_of_their_own(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of keys that stand by themselves, as options of the mixin do."""
+    """Warn about settings such as IDEMPOTENCY_RETENTION, which the app ignores."""
     return [
         checks.Warning(
-            f"The app does not read the setting IDEMPOTENCY_{name}.",
+            f"The app ignores the setting IDEMPOTENCY_{name}.",
             hint=(
                 f'Write IDEMPOTENCY = {{"{name}": ...}}. Silence this check if '
-                "another package reads it."
+                "another package uses it."
             ),
             id="idempotency.W006",
         )
@@ -59,15 +59,14 @@ def check_settings_of_their_own(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("idempotency")
 def check_quota(**kwargs: Any) -> list[CheckMessage]:
-    """Report a rate of the quota that Django REST framework can't read."""
+    """Report a quota that Django REST framework can't parse."""
     if not Quota.is_wrong():
         return []
     rates = api_settings.DEFAULT_THROTTLE_RATES
     shown = rates.get(Quota.scope) if isinstance(rates, dict) else rates
     return [
         Error(
-            'DEFAULT_THROTTLE_RATES["idempotency"] can\'t be read as a rate: '
-            f"{shown!r}.",
+            f'DEFAULT_THROTTLE_RATES["idempotency"] is not a rate: {shown!r}.',
             hint=(
                 "Write a number of requests, a slash, and s, m, h or d for second, "
                 'minute, hour or day, such as "1000/day". Without the entry, or with '
@@ -80,21 +79,21 @@ def check_quota(**kwargs: Any) -> list[CheckMessage]:
 
 def _long_lease() -> Iterator[CheckMessage]:
     now = get_settings()
-    # The default means nothing to a project without leased endpoints; those that
-    # there are, the check of endpoints looks at.
+    # The default does not matter without leased endpoints, and check_endpoints checks
+    # those.
     lease, retention = now.policy.lease, now.policy.retention
     if lease >= retention and "LEASE" in getattr(settings, "IDEMPOTENCY", {}):
         yield lease_error("IDEMPOTENCY", lease, retention)
 
 
 def lease_error(where: str, lease: timedelta, retention: timedelta) -> Error:
-    """Return what is said of an answer that would expire before it is there."""
+    """Return the error about a record that could expire during its lease."""
     return Error(
         f"{where}: a lease of {lease} is not shorter than the retention of "
         f"{retention}.",
         hint=(
-            "A lease is how long one run may take, and the retention begins with it. "
-            "Shorten the one, or lengthen the other."
+            "The lease is how long a run may take, and the retention begins with it. "
+            "Shorten the lease, or lengthen the retention."
         ),
         id="idempotency.E007",
     )
@@ -102,29 +101,28 @@ def lease_error(where: str, lease: timedelta, retention: timedelta) -> Error:
 
 @checks.register("idempotency", deploy=True)
 def check_enabled(**kwargs: Any) -> list[CheckMessage]:
-    """Warn of a deployment where the app steps aside."""
+    """Warn about a deployment with the app turned off."""
     if not settings_are_right() or get_settings().ENABLED:
         return []
     return [
         checks.Warning(
-            "IDEMPOTENCY has ENABLED False: no key has an effect, and retries act "
-            "again.",
-            hint='Leave "ENABLED" out, or write True.',
+            "ENABLED is False: keys have no effect, and retries act again.",
+            hint='Remove "ENABLED" from IDEMPOTENCY, or set it to True.',
             id="idempotency.W005",
         )
     ]
 
 
 def settings_are_right() -> bool:
-    """Tell whether IDEMPOTENCY can be worked with; if not, ``check_settings`` says."""
+    """Return whether ``check_settings`` finds no mistake except a long lease."""
     return not any(_mistakes_in_settings())
 
 
 def _meant_by(name: object) -> str:
-    """Return what an unknown key may have been meant to be, as a sentence."""
+    """Return a sentence about what an unknown key may mean, or nothing."""
     wanted = str(name)
     if wanted.lower() in OPTIONS and wanted.upper() not in SETTINGS:
-        return f"{wanted.lower()} is an option of each endpoint, and no setting. "
+        return f"{wanted.lower()} is an option of endpoints, not a setting. "
     close = get_close_matches(wanted.upper(), SETTINGS, n=1)
     return f"Did you mean {close[0]}? " if close else ""
 
@@ -134,7 +132,7 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
     if not isinstance(project, dict):
         yield Error(
             "The IDEMPOTENCY setting is not a dictionary.",
-            hint='Write IDEMPOTENCY = {"RETENTION": timedelta(days=30)}, for example.',
+            hint='For example, write IDEMPOTENCY = {"RETENTION": timedelta(days=30)}.',
             id="idempotency.E001",
         )
         return
@@ -148,8 +146,8 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
         elif value is None and SETTINGS[name].is_nullable:
             continue
         elif (hint := misfit(SETTINGS[name].rule, value)) is not None:
-            # What the checks say ends up in logs.
-            shown = "what it is" if name == "DERIVATION_SECRET" else repr(value)
+            # Messages end up in logs, so they don't quote the secret.
+            shown = "this value" if name == "DERIVATION_SECRET" else repr(value)
             yield Error(
                 f"IDEMPOTENCY[{name!r}] can't be {shown}.",
                 hint=hint,
@@ -158,7 +156,7 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
     now = get_settings()
     if now.ENABLED and now.QUERY_PARAM is None and now.HEADER is None:
         yield Error(
-            "IDEMPOTENCY turns off both QUERY_PARAM and HEADER: no request has a key.",
-            hint='Leave one of them, or turn off the app with "ENABLED": False.',
+            "QUERY_PARAM and HEADER are both None, so no request can have a key.",
+            hint='Set one of them, or turn the app off with "ENABLED": False.',
             id="idempotency.E004",
         )
