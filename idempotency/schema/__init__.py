@@ -1,4 +1,4 @@
-"""Protected operations in the OpenAPI schemas of drf-spectacular, which is optional."""
+"""Describe protected operations in OpenAPI schemas of drf-spectacular (optional)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _get_operation = AutoSchema.get_operation
 
 
 class Extended:
-    """A method of ``AutoSchema`` that does more for the views that it concerns.
+    """A method of ``AutoSchema`` that is extended for some views.
 
-    For all others it is what it was, so a traceback of theirs is their own.
+    Other views get the original method, so their tracebacks don't show the app.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class Extended:
         self.concerns = concerns
 
     def __get__(self, auto_schema: AutoSchema | None, owner: type) -> Any:
-        """Return the method of a schema, or what a class calls with one."""
-        # Not by the property, which raises where a schema has no view yet.
+        """Return the original or the extended method."""
+        # The property ``view`` raises if a schema has no view yet.
         view = getattr(auto_schema, "_view", None)
         concerned = auto_schema is None or (view is not None and self.concerns(view))
         function = self.extended if concerned else self.original
@@ -43,31 +43,23 @@ class Extended:
 
 
 def install() -> None:
-    """Let schemas show what is protected.
+    """Extend ``AutoSchema``, from which the generator requires all schemas to derive.
 
-    No extension point of drf-spectacular does that. A hook has to stand in the
-    project's settings, which replace the list, and comes after the project's schema
-    classes. Of view extensions each view has one at most, the project's own as well as
-    anybody's, and such an extension needs a subclass of the view, which the view's
-    metaclass or ``__init_subclass__`` would take for one of the project's. But the
-    generator wants every schema class to derive from ``AutoSchema``. So this is the
-    one place that neither a setting nor a project's own class takes away, and both may
-    still change what is described here.
+    The extension points of drf-spectacular do not suffice. Projects replace the setting
+    that lists hooks, and hooks run after the project's schema classes. A view can have
+    only one view extension, and that would need a subclass of the view, which has side
+    effects in metaclasses and ``__init_subclass__``.
     """
     AutoSchema.get_description = Extended(  # type: ignore[assignment]  # see above
-        _get_description, get_description, _has_mixin
+        _get_description, get_description, lambda view: isinstance(view, Hooks)
     )
     AutoSchema.get_operation = Extended(  # type: ignore[assignment]  # see above
         _get_operation, get_operation, _is_protected
     )
 
 
-def _has_mixin(view: Any) -> bool:
-    return isinstance(view, Hooks)
-
-
 def _is_protected(view: Any) -> bool:
-    """Tell whether any method of a view is: which one it is about is said later."""
+    """Return whether any method of the view is protected."""
     methods = map(str.upper, view.http_method_names)
     return get_settings().ENABLED and any(
         protection_of_view(view, method) is not None for method in methods
@@ -75,11 +67,7 @@ def _is_protected(view: Any) -> bool:
 
 
 def get_description(self: AutoSchema) -> str:
-    """Return what a view says of itself; what the mixin says is not for clients.
-
-    Nor is it for the project's settings to say where docstrings end: those of the bases
-    behind the mixin count as they do without it.
-    """
+    """Return a view's description, as it would be without the mixin's docstring."""
     description = _get_description(self)
     own = ("", get_doc(IdempotencyMixin), get_doc(Hooks))
     if not isinstance(self.view, Hooks) or description not in own:
@@ -89,7 +77,7 @@ def get_description(self: AutoSchema) -> str:
 
 
 def get_operation(self: AutoSchema, *args: Any, **kwargs: Any) -> Json | None:
-    """Return an operation, and how it is protected if it is."""
+    """Return an operation with its protection, if any."""
     operation = _get_operation(self, *args, **kwargs)
     if operation and get_settings().ENABLED:
         protection = protection_of_view(self.view, self.method)

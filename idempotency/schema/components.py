@@ -1,4 +1,4 @@
-"""What protected operations have in common, said once among a schema's components."""
+"""Move the equal parts of protected operations to a schema's components."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ Kind: TypeAlias = Literal["headers", "parameters", "responses"]
 
 
 class Shared:
-    """Stands in for ``build()`` of one schema's registry of components.
+    """Replaces ``build()`` of a schema's registry of components.
 
-    Until then the parts stand in the operations, where a project's schema classes see
-    and change them, and drf-spectacular reads the names of parameters. Then operations
-    are done, and no hook has seen them. Parts that are equal become one component;
-    what a project has made its own copy of stays where it is.
+    The parts stay in the operations until ``build()``, so that a project's schema
+    classes can change them, and drf-spectacular finds the names of parameters. Hooks
+    run later. Equal parts become one component; copies that a project made stay.
     """
 
     def __init__(self, build: Callable[[Json], Json]) -> None:
         self._build = build
         self._operations: list[Json] = []
-        # By identity: two equal parts may be told apart by their names.
+        # By id(), because equal parts can have different names.
         self._parts: dict[int, tuple[str, Json]] = {}
         self._made: dict[Kind, Json] = {}
 
     def add(self, operation: Json) -> None:
-        """Look into an operation when components are built."""
+        """Register an operation whose parts become components."""
         self._operations.append(operation)
 
     def part(self, name: str, value: Json) -> Json:
-        """Let a value be a component of that name; it may still change."""
+        """Register a value, which may still change, as a component; return it."""
         self._parts[id(value)] = name, value
         return value
 
     def __call__(self, extra_components: Json) -> Json:
-        """Return all components; let operations refer to those that are parts.
+        """Return all components, and replace the parts in operations by references.
 
-        Hooks that add components of their own call this again.
+        Hooks that add components call this again.
         """
         components = self._build(extra_components)
         if self._operations:
@@ -74,7 +73,7 @@ class Shared:
 
 
 def shared_of(registry: ComponentRegistry) -> Shared:
-    """Return what stands in for a registry's ``build()``, from the first call on."""
+    """Return the ``Shared`` of a registry; the first call installs it."""
     found = vars(registry).get("build")
     if not isinstance(found, Shared):
         found = Shared(registry.build)
@@ -83,7 +82,7 @@ def shared_of(registry: ComponentRegistry) -> Shared:
 
 
 def _places(operation: Json) -> Iterator[tuple[Kind, Any, Any]]:
-    """Yield where parts may stand: the kind, what holds them, and its key or index."""
+    """Yield the places of parts: the kind, the container, and its key or index."""
     parameters = operation["parameters"]
     for index in range(len(parameters)):
         yield "parameters", parameters, index
@@ -96,6 +95,6 @@ def _places(operation: Json) -> Iterator[tuple[Kind, Any, Any]]:
 
 
 def _names(name: str) -> Iterator[str]:
-    """Yield a name, and others for what is not the same."""
+    """Yield a name, then the name with numbers."""
     yield name
     yield from (f"{name}_{number}" for number in count(2))

@@ -1,4 +1,4 @@
-"""What an OpenAPI operation says of its protection: keys, answers and refusals."""
+"""Describe an operation's protection: keys, response headers and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from idempotency.schema.refusals import body_of, has_own_format, refusals_of
 
 
 def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
-    """Add to an operation what a policy means; what it says already stays."""
+    """Add a policy's description to an operation, and keep what the operation has."""
     shared = shared_of(auto_schema.registry)
     parameters = operation.setdefault("parameters", [])
     known = {_place(parameter) for parameter in parameters}
@@ -34,7 +34,7 @@ def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
     for name, parameter in _key_parameters(policy):
         if _place(parameter) not in known:
             parameters.append(shared.part(name, parameter))
-    # A schema class of the project's own may well have numbers.
+    # A project's schema class may use numbers as keys.
     responses = {str(status): each for status, each in operation["responses"].items()}
     operation["responses"] = responses
     for status, response in responses.items():
@@ -53,47 +53,38 @@ def describe(auto_schema: AutoSchema, operation: Json, policy: Policy) -> None:
     shared.add(operation)
 
 
-# The key.
-
 KEY_SCHEMAS = {
     "query": {"type": "string", "pattern": f"^[!-~]{{1,{MAX_LENGTH}}}$"},
-    # Bare or quoted (K2): what is sent may be longer than the key.
+    # Bare or quoted (K2), so the value can be longer than the key.
     "header": {"type": "string", "minLength": 1},
 }
 
 
 def _key_parameters(policy: Policy) -> Iterator[tuple[str, Json]]:
-    """Yield each parameter, and a name for it that says what it is."""
+    """Yield the parameters for the key, each with the name of its component."""
     settings = get_settings()
     places = {"query": settings.QUERY_PARAM, "header": settings.HEADER}
     names = {place: name for place, name in places.items() if name}
     texts = [
         _(
-            "Idempotency key: chosen by the client at random, once for each action, "
-            "and sent again with each retry. A retry gets the first answer, and "
-            "nothing happens twice."
+            "Idempotency key: a random key that the client chooses for each action, "
+            "and sends with each attempt. A retry gets the first response, and nothing "
+            "happens twice."
         )
     ]
     either = len(names) > 1
-    if either and policy.required:
-        texts.append(
-            _(
-                "`{query}` in the query and the header `{header}` mean the same: "
-                "one of them is required."
-            ).format(**names)
+    if either:
+        text = (
+            _("Required in the query as `{query}` or in the header `{header}`.")
+            if policy.required
+            else _("Optional in the query as `{query}` or in the header `{header}`.")
         )
-    elif either:
-        texts.append(
-            _(
-                "`{query}` in the query and the header `{header}` mean the same: "
-                "one is enough."
-            ).format(**names)
-        )
-    # There is no way to say that one of two parameters is required; whoever marked
-    # both would make clients and gateways refuse what is right.
+        texts.append(text.format(**names))
+    # OpenAPI can't express that one of two parameters is required. If both were
+    # required, clients and gateways would refuse valid requests.
     required = {"required": True} if policy.required and not either else {}
+    kind = "Required" if policy.required else "Optional"
     for place, name in names.items():
-        kind = "Required" if policy.required else "Optional"
         yield (
             f"{kind}Key{place.capitalize()}",
             {
@@ -110,30 +101,21 @@ def _place(parameter: Json) -> tuple[str, str]:
     return parameter.get("name", "").lower(), parameter.get("in", "")
 
 
-# What stands in the headers of answers.
+def _header(name: str, schema_type: str, description: str) -> Json:
+    return {name: {"schema": {"type": schema_type}, "description": description}}
 
 
-def _header(schema_type: str, description: str) -> Json:
-    return {"schema": {"type": schema_type}, "description": description}
-
-
-REPLAYED = {
-    REPLAYED_HEADER: _header("boolean", "`true` if this is the first answer again.")
-}
-EXPIRES = {
-    EXPIRES_HEADER: _header(
-        "string", "Until when a retry gets this answer: an HTTP date."
-    )
-}
-RETRY_AFTER = {
-    "Retry-After": _header(
-        "integer", "After how many seconds to retry, with the same key."
-    )
-}
-LOCATION = {
-    "Location": _header("string", "Repeated from a first answer that was not kept.")
-}
-ERROR = {ERROR_HEADER: _header("string", "The code, if idempotency is why.")}
+REPLAYED = _header(REPLAYED_HEADER, "boolean", "`true` if this is a replay.")
+EXPIRES = _header(
+    EXPIRES_HEADER, "string", "HTTP date until which a retry gets this response."
+)
+RETRY_AFTER = _header(
+    "Retry-After", "integer", "Seconds to wait before a retry with the same key."
+)
+LOCATION = _header(
+    "Location", "string", "Repeated from the first response, which was not kept."
+)
+ERROR = _header(ERROR_HEADER, "string", "The code, if this is an idempotency refusal.")
 HEADERS_OF_REFUSALS = {
     409: RETRY_AFTER | LOCATION | EXPIRES,
     429: RETRY_AFTER,
@@ -141,7 +123,7 @@ HEADERS_OF_REFUSALS = {
 }
 
 
-# Short names, since each operation has these.
+# Short names, because every operation has these.
 NAMES = {REPLAYED_HEADER: "Replay", EXPIRES_HEADER: "Expiry"}
 
 
@@ -149,39 +131,35 @@ def _add_headers(shared: Shared, response: Json, headers: Json) -> None:
     if "$ref" not in response:
         own = response.setdefault("headers", {})
         known = {name.lower() for name in own}
-        # Hooks change what is theirs now, and that alone.
+        # Copies, because the project's code may change them.
         for name, header in deepcopy(headers).items():
             if name.lower() not in known:
                 own[name] = shared.part(NAMES.get(name, name), header)
 
 
 def _may_be_stored(status: str, policy: Policy) -> bool:
-    """Tell whether answers of a status, or of a range or "default", are kept (O1)."""
+    """Return whether responses of a status, a range or "default" may be stored (O1)."""
     if not status.isdigit():
         return not status.startswith("5")
     return int(status) < 500 and int(status) not in policy.released_statuses
 
 
-# Refusals.
-
-
 class IdempotencyErrorSerializer(serializers.Serializer[Any]):
     """Why the request was refused."""
 
-    # As Django REST framework's own EXCEPTION_HANDLER has it, and the code beside it.
     detail = serializers.CharField()
     code = serializers.CharField()
 
 
 def _name(refusals: list[IdempotencyError], policy: Policy) -> str:
-    """Return a name that tells apart what policies make different."""
+    """Return the component's name, which depends on the policy if the value does."""
     status_code = refusals[0].status_code
     kinds = {400: "Required" * policy.required, 409: "Leased" * (not policy.atomic)}
     return f"Refusal{status_code}{kinds.get(status_code, '')}"
 
 
 def _refusals(auto_schema: AutoSchema, refusals: list[IdempotencyError]) -> Json:
-    """Return the answer to an operation that has none of that status itself."""
+    """Return a response for refusals whose status the operation does not have."""
     lines = [f"- `{each.default_code}`: {each.detail}" for each in refusals]
     examples = {
         each.default_code: {"value": body}
@@ -206,7 +184,7 @@ def _join(
     response: Json,
     refusals: list[IdempotencyError],
 ) -> None:
-    """Add to an answer of the operation's own what makes refusals of it."""
+    """Add refusals to a response of the operation."""
     codes = ", ".join(f"`{each.default_code}`" for each in refusals)
     texts = [response.get("description"), f"{_('Idempotency:')} {codes}"]
     response["description"] = "\n\n".join(filter(None, texts))
@@ -221,7 +199,7 @@ def _headers_of(refusals: list[IdempotencyError]) -> Json:
 
 
 def _schema(auto_schema: AutoSchema) -> Json:
-    """Return a refusal's schema; that of a project's own format is not known."""
+    """Return a refusal's schema, or {} if the project has its own format."""
     if has_own_format(auto_schema.view):
         return {}
     component = auto_schema.resolve_serializer(IdempotencyErrorSerializer, "response")

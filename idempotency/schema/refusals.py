@@ -1,4 +1,4 @@
-"""Which refusals an endpoint can give, and what they look like, without a request."""
+"""Find the refusals of an endpoint, and their bodies, without a request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANY_PATH = "/path/of/the/request"
 
 
 def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
-    """Yield one refusal of each kind that requests under a policy may get."""
+    """Yield one refusal of each kind that a policy allows."""
     if policy.required:
         yield exceptions.KeyRequired()
     yield exceptions.KeyInvalid()
@@ -34,7 +34,7 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
     yield exceptions.InProgress()
     if not policy.atomic:
         yield exceptions.ClaimLost()
-    # Of the usual status of a POST, for all operations the same.
+    # 201 stands for all statuses, so that all operations share one text.
     yield ResponseNotKept(ResponseNotKept.default_detail.format(status_code=201))
     yield exceptions.OutcomeUnknown()
     yield exceptions.KeyReused()
@@ -44,16 +44,16 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
 
 
 def has_own_format(view: APIView) -> bool:
-    """Tell whether a view's EXCEPTION_HANDLER is not that of DRF."""
+    """Return whether the view's EXCEPTION_HANDLER is not Django REST framework's."""
     return view.get_exception_handler() is not exception_handler
 
 
 def body_of(refusal: IdempotencyError, view: APIView) -> Any:
-    """Return what a view's EXCEPTION_HANDLER makes of a refusal, or None.
+    """Return the body that a view's EXCEPTION_HANDLER gives a refusal, or None.
 
-    A project's own handler is not asked about server errors: it may well report them.
-    Nor is it bound to work for a request that nobody has sent. Where it names the path
-    of that, the body has another one, the same for all operations.
+    A project's own handler is not called for server errors, which it may report, and it
+    can fail without a real request. A path in the body is replaced by one that all
+    operations share.
     """
     if refusal.status_code >= 500 and has_own_format(view):
         return None
@@ -63,15 +63,15 @@ def body_of(refusal: IdempotencyError, view: APIView) -> Any:
             response: Any = handler(refusal, view.get_exception_handler_context())
         text = JSONRenderer().render(response.data).decode()
         path = view.request.path
-        # The root stands in every path.
+        # "/" would match every slash.
         return json.loads(text if path == "/" else text.replace(path, ANY_PATH))
-    except Exception:  # noqa: BLE001  # whatever it needs, that was not there
+    except Exception:  # noqa: BLE001  # the handler may need a real request
         return None
 
 
 @contextmanager
 def _rollback_as_it_was() -> Iterator[None]:
-    """Keep DRF's handler from marking the transaction of whoever asks."""
+    """Keep DRF's handler from marking the current transaction for rollback."""
     before = [(c, c.get_rollback()) for c in connections.all() if c.in_atomic_block]
     try:
         yield
