@@ -1,7 +1,7 @@
-"""A test kit for endpoints with idempotency keys, for a project's own tests.
+"""Helpers for a project's tests of its endpoints; pytest is optional.
 
-Nothing here is imported before it is used, so ``idempotency.testing.fixtures`` can be
-named as a pytest plugin before Django has its settings. Needs no pytest.
+Imports are lazy, so that pytest can load ``idempotency.testing.fixtures`` before Django
+has its settings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A client that does what clients of idempotent endpoints should do."""
+"""A test client that sends idempotency keys."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from idempotency.testing.sending import environ_name, marks_taken_back, new_key
 
 
 class IdempotentClient(APIClient):
-    """An APIClient that sends a fresh key with each request that can carry one.
+    """An APIClient that sends a fresh key with each request in the setting METHODS.
 
-    Those are the requests of the methods that the setting METHODS names, POST by
-    default. A key that the call, ``credentials()`` or the constructor gives is left
-    alone. ``last_key`` is the key of the last request, None if it had none.
+    METHODS is POST by default. A key from the call, ``credentials()`` or the
+    constructor takes precedence. ``last_key`` is the key of the last request, None if
+    it had none.
     """
 
-    # Of APIClient, where the stubs do not know it.
-    _credentials: dict[str, Any]
+    _credentials: dict[str, Any]  # missing in the stubs of APIClient
 
     last_key: str | None = None
     _last: tuple[dict[str, Any], bytes] | None = None
 
     def request(self, **kwargs: Any) -> Any:
-        """Send a request, with a key of its own if it has none."""
+        """Send a request, with a fresh key if it has none."""
         environ = {**self.defaults, **kwargs, **self._credentials}
         in_query, in_header = keys.find_raw(environ)
         found = [*in_query, *([] if in_header is None else [in_header])]
@@ -46,14 +45,14 @@ class IdempotentClient(APIClient):
         return self._send(*self._last)
 
     def retry(self) -> Any:
-        """Send the last request again: the same key and bytes, today's credentials.
+        """Send the last request again, with the client's current credentials.
 
-        Raises ``ValueError`` if there was none, or if it had no key.
+        Raise ``ValueError`` if there was no request, or if it had no key.
         """
         if self._last is None or self.last_key is None:
             raise ValueError(
-                "There is nothing to retry: no request with an idempotency key was "
-                "sent by this client before."
+                "There is nothing to retry: this client's last request had no "
+                "idempotency key, or there was none."
             )
         return self._send(*self._last)
 

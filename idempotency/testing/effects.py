@@ -1,4 +1,4 @@
-"""What a request does, in numbers: rows of tables, mails, and what a test names."""
+"""Count effects of requests: rows of tables, e-mails, and what a test names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from idempotency.models import IdempotencyRecord
 
 Number = int | float | Decimal
 Numbers = dict[str, Any]
-# Rows to be counted, or a function that returns a number.
+# Rows to count, or a function that returns a number.
 Effect = QuerySet[Any] | Manager[Any] | Callable[[], Number]
 Effects = Effect | Mapping[str, Effect] | None
 
@@ -31,10 +31,9 @@ WRITE = re.compile(
 
 
 class Watch:
-    """Counts rows of each table, mails in ``mail.outbox``, and a test's own effects.
+    """Counts rows of each table, e-mails in ``mail.outbox``, and a test's own effects.
 
-    Tables are those of the project's models, the app's own apart, in each database that
-    the test may use.
+    Tables are those of the project's models in each database that the test may use.
     """
 
     def __init__(self, effects: Effects, ignore: Collection[type[Model]]) -> None:
@@ -48,10 +47,7 @@ class Watch:
         self.aliases = usable_databases()
 
     def count(self) -> Numbers:
-        """Return the number of everything that is watched, as it is now.
-
-        Raises ``TypeError`` for an effect that is not a number.
-        """
+        """Return the current numbers; raise ``TypeError`` if an effect is no number."""
         numbers: Numbers = {
             _label(model, alias): model._base_manager.using(alias).count()
             for alias in self.aliases
@@ -66,20 +62,20 @@ class Watch:
         return numbers
 
     def changes_since(self, earlier: Numbers) -> Numbers:
-        """Return by how much each number has changed, if it has."""
+        """Return the differences of the numbers that have changed."""
         now = self.count()
         changes = {name: now[name] - earlier[name] for name in now}
         return {name: change for name, change in changes.items() if change}
 
 
 def usable_databases() -> list[str]:
-    """Return the aliases that the test may use, those of mirrors apart."""
+    """Return the aliases that the test may use, except mirrors."""
     return [alias for alias in connections if _is_usable(connections[alias])]
 
 
 def _is_usable(connection: Any) -> bool:
     if connection.settings_dict["TEST"]["MIRROR"]:
-        return False  # its rows are another one's
+        return False
     try:
         with connection.cursor():
             return True
@@ -99,14 +95,14 @@ def _number(name: str, effect: Effect) -> Number:
     if not isinstance(number, Number):
         raise TypeError(
             f"The effect {name!r} must be a queryset or a function that returns a "
-            f"number, but gave {number!r}."
+            f"number, not {number!r}."
         )
     return number
 
 
 @contextmanager
 def writes_counted() -> Iterator[Counter[str]]:
-    """Count the statements that write, by table, whatever becomes of them."""
+    """Count INSERT, UPDATE and other writes by table, even if they are undone."""
     counter: Counter[str] = Counter()
     own = IdempotencyRecord._meta.db_table
 
@@ -123,7 +119,7 @@ def writes_counted() -> Iterator[Counter[str]]:
 
 
 def beyond(once: Numbers, total: Numbers) -> Numbers:
-    """Return the changes of several requests that are more than one request makes."""
+    """Return the changes that are more than one request makes."""
     return {
         name: change
         for name, change in total.items()
@@ -131,15 +127,9 @@ def beyond(once: Numbers, total: Numbers) -> Numbers:
     }
 
 
-def describe_changes(changes: Numbers, by: str) -> Iterator[str]:
-    """Yield a line for each change."""
-    for name, change in changes.items():
-        yield f"{name}: {change:+} by {by}"
-
-
 def compare_changes(
     first: Numbers, by: str, again: Numbers, by_again: str
 ) -> Iterator[str]:
-    """Yield a line for each change of the second run, beside the first one's."""
+    """Yield a line for each change of the second run, with the first run's."""
     for name, change in again.items():
         yield f"{name}: {first.get(name, 0):+} by {by}, {change:+} by {by_again}"

@@ -1,6 +1,6 @@
 """Fixtures for pytest: ``pytest_plugins = ["idempotency.testing.fixtures"]``.
 
-No entry point registers them, so a project that only runs the app never loads them.
+They are not an entry point, so that pytest does not load them in other projects.
 """
 
 from __future__ import annotations

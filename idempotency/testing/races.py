@@ -1,4 +1,4 @@
-"""Whether duplicates that come at once act once."""
+"""Check that concurrent duplicates act once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from idempotency.testing.sending import (
     new_key,
 )
 
-# Seconds. Longer than the slowest machine needs, so that only a mistake gets there.
+# Seconds; far more than the threads need to start.
 PATIENCE = 60
 
 
@@ -49,24 +49,22 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
     key_in: KeyIn = "header",
     **extra: Any,
 ) -> Any:
-    """Check that duplicates that are sent at once act once.
+    """Check that concurrent duplicates act once.
 
-    Sends one request alone, to see what one does, with ``other_data`` if the endpoint
-    does not take the same payload twice. Then sends that many ``duplicates`` at once
-    under another key, from threads with database connections of their own. One acts;
-    the others get its answer, or 409 or 503 and ``Retry-After``; so does a last one,
-    sent when all are answered (E3, E4).
+    Send one request alone to count its effects, with ``other_data`` if the endpoint
+    does not accept the same payload twice. Then send ``duplicates`` requests at once
+    with another key, from threads with their own database connections. One acts; the
+    others get its response, or 409 or 503 with ``Retry-After``. So does a last one,
+    sent after all others have a response (E3, E4).
 
-    Needs real commits: a TransactionTestCase, or pytest-django's ``transactional_db``.
-    ``data`` is copied for each thread, so files must be in memory. The other arguments
-    are those of ``assert_idempotent``. Rows that are changed, not added, are no effects
-    to be seen: name them in ``effects``.
+    The test needs real commits: a TransactionTestCase, or pytest-django's
+    ``transactional_db``. ``data`` is copied for each thread, so files must be in
+    memory. The other arguments are those of ``assert_idempotent``.
 
-    Returns the answer of the run that acted.
+    Return the response of the run that acted.
 
-    Raises ``AssertionError``, which says what doubled; ``RuntimeError`` where no race
-    can be had: inside a transaction, and on SQLite in memory, where threads get in each
-    other's way as nowhere else.
+    Raise ``AssertionError`` with what doubled, and ``RuntimeError`` if no race is
+    possible: inside a transaction, or on SQLite in memory.
     """
     _refuse_unreal_races()
     request = SentRequest(
@@ -75,15 +73,13 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
     watch = Watch(effects, ignore)
     before = watch.count()
     alone = request if other_data is None else request.with_data(other_data)
-    answer = alone.send(new_key())
+    response = alone.send(new_key())
     once = watch.changes_since(before)
-    if answer.status_code >= 400 and EXPIRES_HEADER not in answer:
-        fail(
-            f"{request} was answered {describe_response(answer)}",
-            mend="The client and the data must be such that the endpoint acts.",
-        )
+    got = f"{request} got {describe_response(response)}"
+    if response.status_code >= 400 and EXPIRES_HEADER not in response:
+        fail(got, mend="Use a client and data that the endpoint accepts.")
     if not once:
-        fail(f"{request} was answered {describe_response(answer)}", mend=NO_EFFECT)
+        fail(got, mend=NO_EFFECT)
     before = watch.count()
     key = new_key()
     race = Race(request, _send_at_once(request, key, duplicates))
@@ -93,14 +89,14 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
     if race.acted_twice or beyond(once, total):
         fail(
             f"{request}: of {duplicates} duplicates at once and a last one, "
-            f"{len(race.acted)} acted. What they did:",
+            f"{len(race.acted)} acted. Effects:",
             lines=compare_changes(once, "one request", total, "all of them"),
             mend="Protect the view with IdempotencyMixin, or its handler with "
-            "@idempotent. What is done outside the record's transaction can happen "
-            "more than once.",
+            "@idempotent. Effects outside the record's transaction can happen more "
+            "than once.",
         )
     if not total:
-        fail(f"{request}: the duplicates did nothing.", mend=TRY_OTHER_DATA)
+        fail(f"{request}: the duplicates had no effect.", mend=TRY_OTHER_DATA)
     return winner
 
 
@@ -115,27 +111,27 @@ def _refuse_unreal_races() -> None:
             )
         if connection.vendor == "sqlite" and connection.is_in_memory_db():
             raise RuntimeError(
-                "assert_race_safe() can't race on SQLite in memory, where threads "
-                "share one cache of pages and fail where a file would let them wait. "
-                f'Set DATABASES[{alias!r}]["TEST"]["NAME"] to the path of a file.'
+                "assert_race_safe() can't use SQLite in memory, where threads fail "
+                "instead of waiting for each other. Set "
+                f'DATABASES[{alias!r}]["TEST"]["NAME"] to the path of a file.'
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one thread got, and what its view raised, if anything."""
+    """The response that one thread got, and its view's error, if any."""
 
     response: Any
     error: BaseException | None
 
     @property
     def is_replay(self) -> bool:
-        """Whether it is the answer of another request."""
+        """Whether it is the response of another request."""
         return bool(self.response.get(REPLAYED_HEADER) == "true")
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it sends the client away, for now or because nothing was kept."""
+        """Whether it is a temporary refusal, or says that no response was kept."""
         status = self.response.status_code
         if status == 409 and EXPIRES_HEADER in self.response:
             return True
@@ -143,7 +139,7 @@ class Answer:
 
     @property
     def has_acted(self) -> bool:
-        """Whether it is the answer of a handler that has run."""
+        """Whether it is the response of a handler that has run."""
         if self.is_replay or self.is_refusal:
             return False
         return self.response.status_code < 400 or EXPIRES_HEADER in self.response
@@ -154,7 +150,7 @@ class Answer:
 
 
 class Race:
-    """The answers to requests that were sent at once."""
+    """The responses to concurrent requests."""
 
     def __init__(self, request: SentRequest, answers: list[Answer]) -> None:
         self.request = request
@@ -167,7 +163,7 @@ class Race:
         return len(self.acted) > 1
 
     def check_answers(self) -> None:
-        """Check that nobody got an answer that is none of a duplicate's."""
+        """Check that each response is one that a duplicate can get."""
         strange = [
             answer
             for answer in self.answers
@@ -175,26 +171,26 @@ class Race:
         ]
         if strange:
             fail(
-                f"{self.request}: duplicates at once got answers that are neither the "
-                "first one's nor 409 or 503 with Retry-After:",
+                f"{self.request}: concurrent duplicates got neither the first response "
+                "nor 409 or 503 with Retry-After:",
                 lines=(str(answer) for answer in strange),
             )
 
     def check_last(self, response: Any) -> Any:
-        """Check a duplicate that came when all were answered; return the first answer.
+        """Check the last duplicate, which acts if all others were refused.
 
-        It acts only if all had been sent away.
+        Return the response of the run that acted.
         """
         last = Answer(response=response, error=None)
         if last.has_acted:
             self.acted.append(last)
         if not self.acted:
-            fail(f"{self.request}: nobody acted. The last one was answered {last}")
+            fail(f"{self.request}: no duplicate acted. The last one got {last}")
         first = self.acted[0].response
         for answer in (*self.answers, last):
             if answer.is_replay and answer.response.content != first.content:
                 fail(
-                    f"{self.request}: a duplicate got another answer:\n"
+                    f"{self.request}: a duplicate got another response:\n"
                     f"    first: {self.acted[0]}\n    duplicate: {answer}"
                 )
         return first
@@ -218,7 +214,7 @@ def _send_at_once(request: SentRequest, key: str, duplicates: int) -> list[Answe
             for alias in aliases:
                 connections[alias].ensure_connection()
         except BaseException:
-            barrier.abort()  # nobody waits for one that can't come
+            barrier.abort()  # or the others would wait for this thread
             raise
 
     requests = [request.for_thread() for _ in range(duplicates)]
@@ -228,7 +224,7 @@ def _send_at_once(request: SentRequest, key: str, duplicates: int) -> list[Answe
 
 @contextmanager
 def _errors_by_thread() -> Iterator[dict[int, BaseException | None]]:
-    """Note which thread's view raised what."""
+    """Collect the errors of views by thread."""
     errors: dict[int, BaseException | None] = {}
 
     def note(**kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Records as time and crashes leave them."""
+"""Change records as time and crashes do."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ TIMES = ("created_at", "completed_at", "expires_at", "lease_expires_at")
 def age_records(
     age: timedelta, records: QuerySet[IdempotencyRecord] | None = None
 ) -> int:
-    """Make records older by ``age``, as if that much time had gone by.
+    """Make records older by ``age``; return their number.
 
-    All records of the default database for them, or those of ``records``. Returns how
-    many there were. What has expired by that is what a purge deletes, and its keys are
-    new (P1).
+    The default is all records in the database where the app stores them. A purge
+    deletes the records that expire by this, and their keys are new again (P1).
     """
     if records is None:
         records = IdempotencyRecord.objects.using(default_alias())
@@ -27,14 +26,14 @@ def age_records(
 
 
 def abandon_record(key: str, *, using: str | None = None) -> IdempotencyRecord:
-    """Turn the record of a key into an abandoned one, and return it (E9).
+    """Make the record of a key abandoned, and return it (E9).
 
-    As a worker leaves it that died after it had acted and before its answer was stored,
-    when the lease is over. ``using`` is the alias of the record's database, by default
-    the one that records are written to.
+    A worker that dies before it stores the response leaves such a record when the lease
+    ends. ``using`` is the alias of the record's database; the default is the database
+    where the app stores records.
 
-    Raises ``IdempotencyRecord.DoesNotExist`` if no request with that key was answered,
-    and ``MultipleObjectsReturned`` if several callers have one.
+    Raise ``IdempotencyRecord.DoesNotExist`` if the key has no record, and
+    ``MultipleObjectsReturned`` if several callers have used it.
     """
     alias = using or default_alias()
     record = IdempotencyRecord.objects.using(alias).get(key=key)

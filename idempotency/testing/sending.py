@@ -1,4 +1,4 @@
-"""One request, to be sent as often as a test wants, and what became of it."""
+"""A request that a test can send repeatedly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookies import SimpleCookie
 from typing import Any, Literal, NoReturn
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from django.db import connections
 from django.http import HttpResponseBase
+from django.http.request import HttpHeaders
 from django.test import Client
 
 from idempotency.conf import get_settings
@@ -25,13 +26,13 @@ KeyIn = Literal["header", "query"]
 ANOTHER = "another payload"
 SHOWN_BYTES = 300
 THROTTLED = (
-    "A throttle counts what the test sends, replays too. Take it away for the test: "
-    "unittest.mock.patch.object(<the view's class>, 'throttle_classes', [])."
+    "A throttle counts all requests of the test, including replays. Remove it for the "
+    "test: unittest.mock.patch.object(<the view's class>, 'throttle_classes', [])."
 )
 
 
 def new_key() -> str:
-    """Return a key that nobody else has, as a client makes it."""
+    """Return a new key, as a client would choose it."""
     return str(uuid4())
 
 
@@ -50,10 +51,10 @@ class SentRequest:
         return f"{self.method.upper()} {self.url}"
 
     def send(self, key: str) -> Any:
-        """Send the request under a key; files are sent from their beginning.
+        """Send the request with a key; files are sent from their beginning.
 
-        Raises ``ValueError`` where the settings let no key in there, ``AssertionError``
-        if a throttle sends it away, and what the view raises.
+        Raise ``ValueError`` if the settings turn ``key_in`` off, ``AssertionError`` if
+        a throttle refuses the request, and any error of the view.
         """
         _rewind(self.data)
         url, extra = self._with_key(key)
@@ -61,18 +62,18 @@ class SentRequest:
             send = getattr(self.client, self.method.lower())
             response = send(url, self.data, **extra)
         if response.status_code == 429 and EXPIRES_HEADER not in response:
-            fail(f"{self} was answered {describe_response(response)}", mend=THROTTLED)
+            fail(f"{self} got {describe_response(response)}", mend=THROTTLED)
         return response
 
     def _with_key(self, key: str) -> tuple[str, dict[str, Any]]:
         settings, extra = get_settings(), dict(self.extra)
         name = settings.HEADER if self.key_in == "header" else settings.QUERY_PARAM
         if name is None:
-            raise ValueError(f"The settings let no key into the {self.key_in}.")
+            raise ValueError(f"The settings allow no key in the {self.key_in}.")
         if self.key_in == "header":
             return self.url, {**extra, environ_name(name): key}
         if extra.get("query_params"):
-            # Django takes these instead of what the URL has.
+            # They replace the query of the URL.
             extra["query_params"] = {**extra["query_params"], name: key}
             return self.url, extra
         mark = "&" if "?" in self.url else "?"
@@ -80,34 +81,28 @@ class SentRequest:
 
     def with_data(self, data: Any) -> SentRequest:
         """Return the same request with another payload."""
-        return SentRequest(**{**self._arguments(), "data": data})
+        return replace(self, data=data)
 
     def for_thread(self) -> SentRequest:
-        """Return the same request for another thread, whose client shares no state.
+        """Return a copy for another thread, with a client of its own.
 
-        It sees an error as an answer: Django tells errors to the clients of all
-        threads.
+        It gets a response instead of the view's error, because Django reports errors to
+        the clients of all threads.
         """
         client = copy.copy(self.client)
         client.cookies = SimpleCookie(self.client.cookies)
         client.handler = copy.copy(self.client.handler)
         client.raise_request_exception = False
-        arguments = {"client": client, "data": copy.deepcopy(self.data)}
-        return SentRequest(**{**self._arguments(), **arguments})
-
-    def _arguments(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, client=client, data=copy.deepcopy(self.data))
 
 
 @contextmanager
 def marks_taken_back() -> Iterator[None]:
-    """Let a refusal not end the transaction that a TestCase has around the test.
+    """Keep a refusal from marking the transaction of a TestCase for rollback.
 
-    Under ATOMIC_REQUESTS, REST framework marks whatever transaction is open, also where
-    the view is opted out and the open one is the test's. Marks that a database error
-    has made stay.
+    Under ATOMIC_REQUESTS, REST framework marks any open transaction, even if the view
+    is opted out and the transaction is the test's. Marks of database errors stay.
     """
-    # The stubs do not know all of a connection's attributes.
     every: Sequence[Any] = connections.all(initialized_only=True)
     before = [
         (each, each.get_rollback(), each.rollback_exc)
@@ -124,11 +119,12 @@ def marks_taken_back() -> Iterator[None]:
 
 def environ_name(header: str) -> str:
     """Return a header's name in a WSGI environment."""
-    return "HTTP_" + header.upper().replace("-", "_")
+    name: str = HttpHeaders.to_wsgi_name(header)
+    return name
 
 
 def another_payload(data: Any) -> Any:
-    """Return something else of the same kind; it need not be valid."""
+    """Return a different payload of the same type, which may be invalid."""
     if isinstance(data, Mapping):
         return {**data, "another": ANOTHER}
     if isinstance(data, (list, tuple)):
@@ -149,30 +145,27 @@ def _rewind(data: Any) -> None:
 
 
 def describe_response(response: HttpResponseBase) -> str:
-    """Return an answer in words for people: its status, and what its body begins with.
-
-    A streamed body is left alone.
-    """
+    """Return the status and the beginning of the body, unless it is streamed."""
     body = getattr(response, "content", b"")
     begin = body[:SHOWN_BYTES].decode(errors="replace")
     return f"{response.status_code} {begin}{'...' * (len(body) > SHOWN_BYTES)}".strip()
 
 
 def fail(what: str, *, lines: Iterator[str] | None = None, mend: str = "") -> NoReturn:
-    """Raise ``AssertionError``: what is wrong, its details, and how to mend it."""
+    """Raise ``AssertionError`` with what is wrong, details, and how to fix it."""
     details = "".join(f"\n    {line}" for line in lines or ())
     raise AssertionError(f"{what}{details}{mend and chr(10)}{mend}")
 
 
 class HandlerFailed(Exception):
-    """The kit's own error, in the place of one that a handler may end in."""
+    """The error that the kit raises after a handler."""
 
 
 @contextmanager
 def runs_watched(act: Callable[[Mode], None]) -> Iterator[None]:
-    """Let a test act where a handler has run and its answer is about to be stored.
+    """Call ``act`` after a handler, just before its response is stored.
 
-    In atomic mode that is inside the transaction. Answers that give the key back do not
+    In atomic mode this is inside the transaction. Responses that release the key don't
     get there.
     """
     to_store = Mode.to_store
@@ -187,7 +180,7 @@ def runs_watched(act: Callable[[Mode], None]) -> Iterator[None]:
 
 @contextmanager
 def log_silenced(is_silent: Callable[[], bool]) -> Iterator[None]:
-    """Keep Django from reporting an error that the kit has raised."""
+    """Keep Django from logging an error that the kit raised."""
     logger = logging.getLogger("django.request")
 
     def is_shown(record: logging.LogRecord) -> bool:
