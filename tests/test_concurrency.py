@@ -1,131 +1,29 @@
-"""Duplicates at once, in real processes and threads."""
+"""Keys that another transaction holds, and duplicates that wait."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, transaction
 
 from idempotency.claims import claims_in
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.support.http_servers import Answer, Server, is_replayed, read
 from tests.support.record_factories import RETENTION
-from tests.support.rendezvous import PATIENCE, Rendezvous
+from tests.support.rendezvous import PATIENCE
 
 HAS_ONE_WRITER = "sqlite"
-
-
-def statuses(answers: list[Answer]) -> Counter[int]:
-    """Return how often each status came."""
-    return Counter(answer.status for answer in answers)
-
-
-def test_twenty_duplicates(server: Server) -> None:
-    """E1, E3: Of 20 requests at once one acts; the others replay or get the 409."""
-    answers = server.send_at_once(20, "/function/", [{"a": 1}])
-    assert {*statuses(answers)} <= {201, 409}
-    assert statuses(answers)[201] >= 1
-    assert sum(not is_replayed(a) for a in answers if a.status == 201) == 1
-    for refused in (a for a in answers if a.status == 409):
-        assert refused.headers["Retry-After"] == "1"
-        assert "in progress" in refused.code
-    retry = server.send("/function/", {"a": 1})
-    assert is_replayed(retry)
-    assert {a.body for a in answers if a.status == 201} == {retry.body}
-    assert Effect.objects.count() == IdempotencyRecord.objects.count() == 1
-
-
-def test_two_payloads(server: Server) -> None:
-    """F4: Two payloads under one key: one acts, the other never does."""
-    answers = server.send_at_once(20, "/function/", [{"a": 1}, {"a": 2}])
-    assert {*statuses(answers)} <= {201, 409, 422}
-    last = [server.send("/function/", {"a": n}).status for n in (1, 2)]
-    assert sorted(last) == [201, 422]
-    assert Effect.objects.count() == 1
-
-
-def test_many_replays(server: Server) -> None:
-    """R6: Any number of callers replay at once."""
-    first = server.send("/function/", {"a": 1})
-    answers = server.send_at_once(20, "/function/", [{"a": 1}])
-    assert statuses(answers) == {201: 20}
-    assert all(map(is_replayed, answers))
-    assert {a.body for a in answers} == {first.body}
-    assert Effect.objects.count() == 1
-
-
-def test_expired_by_many(server: Server) -> None:
-    """P1: Many try an expired key at once: one wins."""
-    first = server.send("/function/", {"a": 1})
-    IdempotencyRecord.objects.update(expires_at=UTCNow() - timedelta(seconds=1))
-    connections.close_all()
-    answers = server.send_at_once(20, "/function/", [{"a": 1}])
-    assert {*statuses(answers)} <= {201, 409}
-    assert sum(not is_replayed(a) for a in answers if a.status == 201) == 1
-    retry = server.send("/function/", {"a": 1})
-    assert is_replayed(retry)
-    assert retry.body != first.body
-    assert Effect.objects.count() == 2
-
-
-def test_refused_at_once(server: Server, rendezvous: Rendezvous) -> None:
-    """E3: While a request runs, its duplicates are refused and others are served."""
-    slow = server.start("/rendezvous/", {}, **rendezvous.header)
-    handler = rendezvous.wait()
-    if connection.vendor == HAS_ONE_WRITER:
-        with ThreadPoolExecutor() as pool:
-            duplicate = pool.submit(server.send, "/rendezvous/", {})
-            handler.let_go()
-            answers = [duplicate.result()]
-        assert statuses(answers) == {201: 1}
-    else:
-        answers = server.send_at_once(32, "/rendezvous/", [{}])
-        assert statuses(answers) == {409: 32}
-        assert {a.headers["Retry-After"] for a in answers} == {"1"}
-        other = server.send("/rendezvous/", {"another": "payload"})
-        assert other.status == 409  # the record is not visible yet
-        assert server.send("/function/", {}, "another-key").status == 201
-        assert server.send("/function/", {}, None).status == 201
-        handler.let_go()
-    first = read(slow)
-    assert first.status == 201
-    retry = server.send("/rendezvous/", {})
-    assert is_replayed(retry)
-    assert retry.body == first.body
-    assert Effect.objects.filter(note="{}").count() == (
-        1 if connection.vendor == HAS_ONE_WRITER else 3
-    )
-
-
-def test_waiting(server: Server, rendezvous: Rendezvous) -> None:
-    """E3: With on_concurrent="wait" a duplicate gets the answer when there is one."""
-    slow = server.start("/patient-rendezvous/", {}, **rendezvous.header)
-    handler = rendezvous.wait()
-    with ThreadPoolExecutor() as pool:
-        waiting = [
-            pool.submit(server.send, "/patient-rendezvous/", {}) for _ in range(4)
-        ]
-        handler.let_go()
-        answers = [duplicate.result() for duplicate in waiting]
-    first = read(slow)
-    assert statuses(answers) == {201: 4}
-    assert all(map(is_replayed, answers))
-    assert {a.body for a in answers} == {first.body}
-    assert Effect.objects.count() == 1
 
 
 class Holder:
@@ -253,18 +151,6 @@ class TestWaitingInOneProcess:
         assert sum(self.pauses) == pytest.approx(5)
         assert self.pauses[:3] == [0.01, 0.02, 0.04]
         assert max(self.pauses) == 0.2
-
-    def test_busy_and_then_free(self, client: Any, monkeypatch: Any) -> None:
-        """E3: Who waits takes over a key that is given back."""
-        module = sys.modules["idempotency.claims"]
-        for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
-            vendor = getattr(module, name)
-            monkeypatch.setattr(vendor, "claim", self.busy_twice(vendor.claim))
-            monkeypatch.setattr(vendor, "is_busy", lambda self, error: True)
-        answer = client.post("/waiting/", {}, HTTP_IDEMPOTENCY_KEY="a-key-of-mine")
-        assert answer.status_code == 201
-        assert self.pauses == [0.01, 0.02]
-        assert Effect.objects.count() == 1
 
     def test_busy_look_up(self, client: Any, monkeypatch: Any) -> None:
         """E3: A database that is too busy to be read is no error, either."""

@@ -1,4 +1,4 @@
-"""The key in a request: found, validated, judged weak."""
+"""Finding and validating the key of a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from idempotency.client_warnings import key_misspelled
 from idempotency.exceptions import KeyAmbiguous, KeyInvalid
 from idempotency.keys import ClientKey, find_key, find_near_miss
 from tests.app.models import Effect
-from tests.conftest import KEY, assert_refused, key
+from tests.conftest import KEY, assert_refused
+from tests.support.http_servers import (
+    Answer,
+    Server,
+    UnixConnection,
+    is_replayed,
+    read,
+)
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
 
@@ -308,12 +315,31 @@ def test_keys_are_compared_exactly(client: Any) -> None:
     assert Effect.objects.count() == 3
 
 
-@pytest.mark.parametrize("sent", [f"{KEY}, {KEY}", f'{KEY},"{KEY}"', f'"{KEY}"', KEY])
-@pytest.mark.usefixtures("atomic_requests")
-def test_joined_headers_are_one_key(client: Any, sent: str) -> None:
-    """K1, E1: However often a key stands in the headers, it acts once."""
-    first = client.post("/function/", {}, **key())
-    retry = client.post("/function/", {}, **key(sent))
-    assert retry.status_code == 201
-    assert retry.content == first.content
+def send_lines(server: Server, path: str, *keys: str) -> Answer:
+    """POST with a header line for each key."""
+    post = UnixConnection(server.address)
+    post.putrequest("POST", path)
+    for name, value in (
+        *(("Content-Type", "application/json"), ("Content-Length", "2")),
+        *(("X-User", "ada"), *(("Idempotency-Key", key) for key in keys)),
+    ):
+        post.putheader(name, value)
+    post.endheaders(b"{}")
+    return read(post)
+
+
+@pytest.mark.parametrize(
+    "path", ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
+)
+def test_header_lines(server: Server, path: str) -> None:
+    """K1, E1: A server joins header lines; equal keys in them are one key."""
+    first = send_lines(server, path, KEY, KEY)
+    assert first.status == 201
+    quoted = f'"{KEY}"'
+    for keys in ([KEY], [quoted, quoted], [KEY, quoted], [KEY, KEY, KEY]):
+        retry = send_lines(server, path, *keys)
+        assert (retry.status, retry.body, is_replayed(retry)) == (201, first.body, True)
+    other = send_lines(server, path, KEY, "another-key")
+    assert other.status == 400
+    assert other.headers["Idempotency-Error"] == "idempotency_key_ambiguous"
     assert Effect.objects.count() == 1

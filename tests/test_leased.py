@@ -638,32 +638,6 @@ class TestLostClaims:
         assert "attempt 1, by now attempt 2" in told
         assert "key_abandoned" not in caplog.text
 
-    def test_late_but_alone(self, client: Any, handle: Handle) -> None:
-        """E7: Past its lease, but with nobody after it, it still has its claim."""
-
-        def handler(request: Request) -> Any:
-            end_lease()
-            assert code_of(client.post("/leased/", {}, **key())) == UNKNOWN
-            return create_effect(request)
-
-        handle(handler)
-        first = client.post("/leased/", {}, **key())
-        assert first.status_code == 201
-        assert client.post("/leased/", {}, **key()).content == first.content
-
-    def test_decided_by_a_person(self, client: Any, handle: Handle) -> None:
-        """E7, E9: What a person has decided, no late handler changes."""
-
-        def handler(request: Request) -> Any:
-            end_lease()
-            the_record().resolve(HttpResponse(b"paid", status=200))
-            return create_effect(request)
-
-        handle(handler)
-        answer = client.post("/leased/", {}, **key())
-        assert code_of(answer) == "idempotency_claim_lost"
-        assert client.post("/leased/", {}, **key()).content == b"paid"
-
 
 class TestRenew:
     """E8: renew()."""
@@ -943,42 +917,6 @@ class TestLostConnections:
         handle(create_effect)
         assert client.post("/rerun/", {}, **key()).status_code == 201
 
-    @pytest.mark.parametrize(
-        ("how", "statement"),
-        [
-            ("stored", "completed_at"),
-            ("refused", "DELETE"),
-            ("released", "DELETE"),
-            ("abandoned", "'abandoned'"),
-        ],
-    )
-    def test_reply_is_lost(
-        self, client: Any, handle: Handle, monkeypatch: Any, how: str, statement: str
-    ) -> None:
-        """E5, E7: What was written before its reply was lost is not taken for lost."""
-        lost = lose_reply(monkeypatch, statement)
-
-        def handler(request: Request) -> Any:
-            context: Any = request.idempotency  # type: ignore[attr-defined]
-            if how == "abandoned":
-                context.derive("charge")
-            if how == "released":
-                context.release()
-            response = create_effect(request)
-            return refuse("Http404") if how in ("abandoned", "refused") else response
-
-        handle(handler)
-        answer = client.post("/leased/", {}, **key())
-        assert lost == [1]
-        if how in ("stored", "released"):
-            assert answer.status_code == 201
-        else:
-            assert answer.status_code == 404
-        states = [*IdempotencyRecord.objects.values_list("state", flat=True)]
-        expected = {"stored": [State.COMPLETED], "abandoned": [State.ABANDONED]}
-        assert states == expected.get(how, [])
-        assert Effect.objects.count() == 1
-
     def test_reply_is_lost_and_the_key_claimed(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
@@ -1209,16 +1147,6 @@ class TestDecisions:
 
 class TestRetention:
     """P1, P2: leases and retention."""
-
-    @pytest.mark.parametrize("alive", [True, False])
-    def test_purge(self, client: Any, handle: Handle, alive: bool) -> None:
-        """P2: Purging spares live leases."""
-        abandon(client, handle, "/leased/")
-        ends = UTCNow() + timedelta(seconds=60 if alive else -60)
-        past = UTCNow() - timedelta(days=1)
-        IdempotencyRecord.objects.update(lease_expires_at=ends, expires_at=past)
-        report = IdempotencyRecord.objects.purge()
-        assert report.deleted == (not alive)
 
     @pytest.mark.parametrize("door", ["/leased/", "/function/"])
     @pytest.mark.parametrize("alive", [True, False])

@@ -299,13 +299,6 @@ def test_not_judged(client: Any, sent: dict[str, str]) -> None:
     assert warned(response) == IGNORED
 
 
-def test_unknown_address(client: Any) -> None:
-    """K5: Where nothing is, the answer is still 404, and no endpoint to speak of."""
-    answer = client.post("/nowhere/" + QUERY, {})
-    assert answer.status_code == 404
-    assert "Idempotency-Warning" not in answer
-
-
 def closed_for_today(get_response: Any) -> Callable[[HttpRequest], HttpResponse]:
     """A middleware that answers by itself."""
     return lambda request: HttpResponse("closed", status=503)

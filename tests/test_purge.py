@@ -102,14 +102,6 @@ def test_expired_only() -> None:
     assert (report.deleted, report.batches, report.more) == (3, 1, False)
 
 
-def test_now_is_the_default() -> None:
-    """P1: What is expired is told by the database's clock."""
-    make_record(EXPIRED, key="old")
-    make_record(timedelta(days=29), key="young")
-    assert purge().deleted == 1
-    assert left() == {"young"}
-
-
 def test_retention_of_the_record() -> None:
     """P1: A record that was promised longer, or shorter, is kept as promised."""
     soon = timezone.now() + timedelta(minutes=1)
@@ -508,19 +500,6 @@ def test_many_at_once() -> None:
     # What one finds held, another one deletes.
     assert sum(report.deleted for report in reports) == 200
     assert left() == {"young"}
-
-
-def test_retry_takes_the_key_over(client: Any) -> None:
-    """P1: Purged or not, an expired key is new, and its new record is not purged."""
-    key = {"HTTP_IDEMPOTENCY_KEY": "the-key-of-this-test"}
-    first = client.post("/function/", {"a": 1}, **key)
-    IdempotencyRecord.objects.update(expires_at=UTCNow() - SECOND)
-    second = client.post("/function/", {"a": 2}, **key)
-    assert (first.status_code, second.status_code) == (201, 201)
-    assert purge().deleted == 0
-    IdempotencyRecord.objects.update(expires_at=UTCNow() - SECOND)
-    assert purge().deleted == 1
-    assert client.post("/function/", {"a": 3}, **key).status_code == 201
 
 
 # The other ways in.

@@ -24,7 +24,6 @@ from idempotency.exceptions import IdempotencyError, TransactionFailed
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from tests.app import views
-from tests.app.models import Effect
 from tests.app.views import behave
 from tests.conftest import KEY, key
 from tests.urls import urlpatterns as usual_urls
@@ -77,16 +76,6 @@ class Enveloping(IdempotencyMixin, APIView):
         return response
 
 
-class Forgiving(IdempotencyMixin, APIView):
-    """Answers every failure with a success."""
-
-    def post(self, request: Request) -> Any:
-        return behave(request)
-
-    def handle_exception(self, exc: Exception) -> Response:
-        return Response({"sorry": type(exc).__name__})
-
-
 class TakesItsOwn(APIView):
     """A handler that catches what the app says."""
 
@@ -107,7 +96,6 @@ urlpatterns = [
     path("required-view/", views.MixinView.as_view(idempotency_required=True)),
     path("own-format/", OwnFormat.as_view()),
     path("enveloping/", Enveloping.as_view()),
-    path("forgiving/", Forgiving.as_view()),
     path("takes-its-own/", TakesItsOwn.as_view()),
 ]
 
@@ -318,21 +306,6 @@ def test_caught_by_the_view(client: Any) -> None:
     answer = client.post("/takes-its-own/", {"other": 1}, **key())
     assert (answer.status_code, answer.json()) == (202, {"later": True})
     assert answer[HEADER] == "idempotency_key_reused"
-
-
-def test_instead_of_a_success(client: Any, handle: Handle) -> None:
-    """X1, O3: So has what goes out in place of a success whose effects are undone."""
-
-    def fail(request: Request) -> Any:
-        Effect.objects.create()
-        raise ZeroDivisionError
-
-    handle(fail)
-    answer = client.post("/forgiving/", {}, **key())
-    assert answer.status_code == 503
-    assert answer[HEADER] == "idempotency_transaction_failed"
-    assert answer["Retry-After"] == "1"
-    assert Effect.objects.count() == 0
 
 
 def test_headers_of_another_service(client: Any, handle: Handle) -> None:

@@ -24,7 +24,6 @@ from django.middleware.locale import LocaleMiddleware
 from django.template import engines
 from django.template.response import SimpleTemplateResponse
 from django.urls import path
-from django.utils.http import parse_http_date
 from django.utils.translation import activate, deactivate_all, gettext, override
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
@@ -36,7 +35,7 @@ from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 from tests.app.models import Effect
 from tests.app.views import MixinView, behave, create_effect
-from tests.conftest import KEY, code_of, key
+from tests.conftest import code_of, key
 from tests.support.processes import ROOT
 from tests.urls import urlpatterns as usual_urls
 
@@ -626,11 +625,3 @@ def test_round_trip_of_a_tombstone() -> None:
     answer = HttpResponse(b"a", status=201, headers={"Location": "/a\0b"})
     tombstone = StoredResponse.from_http(answer, keep=True)
     assert (tombstone.body, tombstone.headers) == (None, [])
-
-
-def test_expiry_is_the_records(client: Any) -> None:
-    """R3: Idempotency-Expires is the end of the record's retention."""
-    answer = client.post(f"/function/?$idempotency={KEY}", {})
-    record = IdempotencyRecord.objects.get()
-    expected = int(record.expires_at.timestamp())
-    assert parse_http_date(answer["Idempotency-Expires"]) == expected

@@ -449,7 +449,7 @@ class TestMadeAnswers:
     def test_of_the_view(
         self, client: Any, handle: Handle, error: type[Exception], caplog: Any
     ) -> None:
-        """O3: A success that handle_exception makes of a failure is replaced."""
+        """O3, X1: A success that handle_exception makes of a failure is replaced."""
 
         def handler(request: Request) -> Any:
             Effect.objects.create()
@@ -460,6 +460,7 @@ class TestMadeAnswers:
         assert answer.status_code == 503
         # It answers this one, too, and keeps its words.
         assert answer.data == {"sorry": "TransactionFailed"}
+        assert answer["Idempotency-Error"] == "idempotency_transaction_failed"
         assert answer["Retry-After"] == "1"
         assert (
             "to a failure with status 200, but its effects were undone" in caplog.text

@@ -6,12 +6,10 @@ import http.client
 import json
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 from tests.support.processes import PATIENCE, running, wait_until
@@ -72,19 +70,6 @@ class Server:
             own["Idempotency-Key"] = key
         connection.request("POST", path, json.dumps(data), own)
         return connection
-
-    def send_at_once(
-        self, count: int, path: str, payloads: Sequence[Any]
-    ) -> list[Answer]:
-        """POST from many threads that start together, the payloads by turns."""
-        barrier = Barrier(count)
-
-        def send(number: int) -> Answer:
-            barrier.wait(PATIENCE)
-            return self.send(path, payloads[number % len(payloads)])
-
-        with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(send, range(count)))
 
 
 def is_replayed(answer: Answer) -> bool:
