@@ -22,8 +22,11 @@ from tests.app.views import Behaviour, create_effect
 from tests.support.http_servers import Server, serving
 from tests.support.rendezvous import Rendezvous
 
-# As a project does that tests its own endpoints.
-pytest_plugins = ["idempotency.testing.fixtures"]
+pytest_plugins = [
+    # As a project does that tests its own endpoints.
+    "idempotency.testing.fixtures",
+    "tests.support.admin_pages",
+]
 
 KEY = "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"
 
@@ -118,7 +121,7 @@ def rendezvous() -> Iterator[Rendezvous]:
 
 @pytest.fixture
 def handle() -> Iterator[Callable[[Callable[[Request], Any]], None]]:
-    """Let a test say what the handler of every door does."""
+    """Let a test choose the handler of all views."""
 
     def set_handler(handler: Callable[[Request], Any]) -> None:
         Behaviour.handler = staticmethod(handler)

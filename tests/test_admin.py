@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote as unquote_address
 from uuid import UUID, uuid4
@@ -14,7 +12,6 @@ from uuid import UUID, uuid4
 import pytest
 from django.contrib.admin import AdminSite
 from django.contrib.admin.utils import unquote
-from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -26,6 +23,20 @@ from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.decoding import SHOWN_CHARACTERS
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
+from tests.support.admin_pages import (
+    LIST,
+    NO_PERMISSION,
+    OVERVIEW,
+    PURGE,
+    RELEASE,
+    RESOLVE,
+    SEE_BODY,
+    VIEW,
+    Enter,
+    Page,
+    address,
+    listed,
+)
 from tests.support.record_factories import (
     ANSWERS,
     MARKUP,
@@ -40,94 +51,6 @@ pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 ops = AdminSite("ops")
 ops.register(IdempotencyRecord, IdempotencyRecordAdmin)
 urlpatterns = [*usual_urls, path("ops/", ops.urls)]
-
-LIST = "/admin/idempotency/idempotencyrecord/"
-VIEW = "view_idempotencyrecord"
-SEE_BODY = "view_response_body"
-RELEASE, RESOLVE, PURGE = "release_key", "resolve_record", "purge_records"
-OVERVIEW = "view_overview"
-NO_PERMISSION = "You do not have permission to view stored responses."
-
-Enter = Callable[..., Client]
-
-
-class Page(HTMLParser):
-    """A page as a browser understands it."""
-
-    def __init__(self, response: Any) -> None:
-        super().__init__()
-        assert response.status_code == 200
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts = ""
-        self.text = ""
-        self.cells: list[str] = []
-        self.is_in_list = False
-        self.feed(response.content.decode())
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if dict(attrs).get("id") == "result_list":
-            self.is_in_list = True
-        elif self.is_in_list and tag in ("th", "td"):
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "table":
-            self.is_in_list = False
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem:
-            self.scripts += data
-            return
-        self.text += data
-        if self.is_in_list and self.cells:
-            self.cells[-1] += data.strip()
-
-    def links(self, word: str) -> list[str]:
-        """Return the addresses of links that contain a word."""
-        found = [str(attrs.get("href")) for tag, attrs in self.elements if tag == "a"]
-        return [address for address in found if word in address]
-
-    def is_harmless(self) -> bool:
-        """Tell that nothing that a record says has become markup."""
-        attributes = [pair for _tag, attrs in self.elements for pair in attrs.items()]
-        return "window.ran" not in self.scripts and not any(
-            name.startswith("on") or value == "x" for name, value in attributes
-        )
-
-
-@pytest.fixture
-def enter(settings: Any) -> Enter:
-    """Return a way in for a member of staff with the permissions that are named."""
-    settings.MIDDLEWARE = demo.MIDDLEWARE
-
-    def log_in(*permissions: str, **fields: Any) -> Client:
-        user = User.objects.create(username=str(uuid4()), is_staff=True, **fields)
-        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-        client = Client()
-        client.force_login(user)
-        return client
-
-    return log_in
-
-
-@pytest.fixture
-def staff(enter: Enter) -> Client:
-    """Return a client that may see everything."""
-    return enter(VIEW, SEE_BODY, OVERVIEW)
-
-
-def address(record: IdempotencyRecord, page: str = "change") -> str:
-    return f"{LIST}{record.pk}/{page}/"
-
-
-def listed(client: Client, query: str = "", **data: Any) -> list[str]:
-    """Return the keys on the list's page, in its order."""
-    response = client.get(LIST + query, data)
-    assert response.status_code == 200
-    return [record.key for record in response.context["cl"].result_list]
-
 
 # Browsable, never addable or editable.
 
@@ -177,7 +100,7 @@ def pages_of(record: IdempotencyRecord) -> list[str]:
     "permissions", [(), (SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)]
 )
 def test_without_view_permission(enter: Enter, permissions: tuple[str, ...]) -> None:
-    """A1: Who may not view records gets none of the pages."""
+    """A1: Without view permission no page opens."""
     client = enter(*permissions)
     record = make_answer("json")
     for page in pages_of(record):
@@ -185,7 +108,7 @@ def test_without_view_permission(enter: Enter, permissions: tuple[str, ...]) -> 
 
 
 def test_strangers(settings: Any) -> None:
-    """A1: Who is no staff has to log in first."""
+    """A1: Visitors must log in as staff first."""
     settings.MIDDLEWARE = demo.MIDDLEWARE
     record = make_answer("json")
     for page in pages_of(record):
@@ -376,7 +299,7 @@ def test_pages(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_statements(staff: Client) -> None:
-    """A2: The list counts no further than it goes, and loads no bodies."""
+    """A2: The list counts only what it shows, and loads no bodies."""
     make_answer("json")
     counted = []
     for query in ("", "?q=json", "?_facets=True", "?all="):
@@ -470,7 +393,7 @@ def test_answer(staff: Client, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["big text", "big json", "deep json"])
 def test_big_answer(staff: Client, name: str) -> None:
-    """A1: What is too much for a page is cut, and the page says so."""
+    """A1: A response too large for a page is cut, and the page says so."""
     page = Page(staff.get(address(make_answer(name))))
     assert len(page.text) < SHOWN_CHARACTERS + 20_000
     assert f"Only the first {SHOWN_CHARACTERS} characters are shown." in page.text
@@ -480,7 +403,7 @@ def test_big_answer(staff: Client, name: str) -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_answer_that_just_fits(staff: Client, more: int) -> None:
-    """A1: Nothing is said to go on that ends there."""
+    """A1: A response that just fits is not marked as cut."""
     headers = [["Content-Type", "text/plain"]]
     body = b"a" * (SHOWN_CHARACTERS + more)
     page = Page(staff.get(address(make_record(headers=headers, body=body))))

@@ -27,8 +27,8 @@ from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.support.record_factories import RETENTION, make_record, make_records
-from tests.test_admin import (
+from tests.support.admin_pages import (
+    EVERYTHING,
     LIST,
     OVERVIEW,
     PURGE,
@@ -39,12 +39,10 @@ from tests.test_admin import (
     Enter,
     Page,
     address,
-    enter,
     listed,
-    staff,
 )
+from tests.support.record_factories import RETENTION, make_record, make_records
 
-__all__ = ["enter", "staff"]
 pytestmark = pytest.mark.django_db
 
 NO_ANSWER = {"body": None, "status_code": None, "headers": None, "completed_at": None}
@@ -65,7 +63,7 @@ def make_running(**fields: Any) -> IdempotencyRecord:
 @pytest.fixture
 def desk(enter: Enter) -> Client:
     """Return a client that may do everything."""
-    return enter(VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
+    return enter(*EVERYTHING)
 
 
 def decisions() -> list[LogEntry]:
@@ -257,7 +255,7 @@ def explain(sql: str) -> str:
 
 
 def test_time_line(staff: Client) -> None:
-    """A1: A record's times are told in their order."""
+    """A1: A record's times are listed in order."""
     done = make_record(3 * DAY, completed_at=timezone.now() - 2 * DAY)
     yesterday = timezone.now() - DAY
     in_error = "abandoned: the handler ended in an error"
@@ -337,7 +335,7 @@ def test_changed_meanwhile(desk: Client, page: str) -> None:
 def test_changed_in_that_moment(
     desk: Client, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A3: Nor where the change comes between the look and the write."""
+    """A3: A change between reading and writing is noticed, too."""
     record = make_abandoned()
     form = form_of(Page(desk.get(address(record, page))))
     form |= {"status_code": "201", "content_type": "text/plain", "body": "late"}
@@ -442,7 +440,7 @@ def test_resolve(desk: Client, client: Any, handle: Any) -> None:
 
 
 def test_resolve_what_is_expired(desk: Client, client: Any) -> None:
-    """A3, P1: An answer for a key that is new again would reach nobody."""
+    """A3, P1: An expired record can't be resolved."""
     client.post("/function/", {}, **key())
     now = timezone.now()
     IdempotencyRecord.objects.update(
@@ -724,7 +722,7 @@ def test_overview_of_nothing(staff: Client) -> None:
 def test_overview_from_a_sample(
     staff: Client, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A4: Of many records a sample stands for all, and the page says so."""
+    """A4: Many records are estimated from a sample, and the page says so."""
     monkeypatch.setattr("idempotency.admin.overview.SAMPLE", 200)
     monkeypatch.setattr("idempotency.admin.overview.MOST_COUNTED", 3)
     for number in range(1000):
@@ -751,7 +749,7 @@ def test_overview_from_a_sample(
 def test_overview_of_what_was_left_behind(
     staff: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A4, E5: What has no lease is known from the sample alone, and is told so."""
+    """A4, E5: Records without a lease are estimated from the sample, and marked so."""
     monkeypatch.setattr("idempotency.admin.overview.SAMPLE", 20)
     for number in range(100):
         make_record(id=UUID(int=hash_of(number)), key=f"k-{number}")

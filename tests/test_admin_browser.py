@@ -33,6 +33,7 @@ from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo
 from tests.app.models import Effect
 from tests.conftest import key
+from tests.support import admin_pages
 from tests.support.processes import PATIENCE, wait_until
 from tests.support.record_factories import (
     ANSWERS,
@@ -98,15 +99,7 @@ KEPT = (
     "release-light",
     "overview-light",
 )
-EVERYTHING = (
-    "view_idempotencyrecord",
-    "view_response_body",
-    "release_key",
-    "resolve_record",
-    "purge_records",
-    "view_overview",
-    "view_user",
-)
+EVERYTHING = (*admin_pages.EVERYTHING, "view_user")
 Login = Callable[..., None]
 
 
@@ -383,7 +376,7 @@ def test_long_values(
 
 
 def test_without_permission(browser: Any, log_in: Login, tmp_path: Path) -> None:
-    """A1: Who may see records and not answers is told so where the answer would be."""
+    """A1: Without permission to see responses, the page says so in their place."""
     make_answer("json", key="asked-for")
     log_in("view_idempotencyrecord")
     follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
@@ -540,7 +533,7 @@ def test_without_a_mouse(browser: Any, log_in: Login, client: APIClient) -> None
 
 
 def test_many_abandoned(browser: Any, log_in: Login, tmp_path: Path) -> None:
-    """A1, A2: Whoever waits for a decision is in view, whoever has most records."""
+    """A1, A2: Each caller's abandoned records are in view, however many another has."""
     now = timezone.now()
     for number, scope in enumerate(["user:auth.user:1"] * 40 + ["authorization:a0"]):
         record = make_record(scope=scope, key=f"{uuid5(NAMESPACE_URL, str(number))}")

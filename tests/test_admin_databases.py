@@ -31,9 +31,9 @@ from idempotency.models import IdempotencyRecord, State
 from idempotency.tasks import purge_expired_records
 from testproject import settings as demo
 from tests.conftest import key
+from tests.support.admin_pages import Page
 from tests.support.processes import ROOT
 from tests.support.record_factories import RETENTION, make_record, new_record
-from tests.test_admin import Page
 from tests.test_admin_actions import NO_ANSWER, form_of
 from tests.urls import urlpatterns as usual_urls
 
@@ -136,7 +136,7 @@ def test_list_and_record(staff: Client) -> None:
 
 
 def test_decisions(staff: Client) -> None:
-    """A3: What is decided here is what clients of that database get."""
+    """A3: A decision counts for clients of that database."""
     record = make_abandoned()
     place = f"{HERE}{record.pk}/"
     form = form_of(Page(staff.get(f"{place}resolve/")))
@@ -180,7 +180,7 @@ def test_no_decision_without_its_log(
 def test_purge(
     staff: Client, monkeypatch: pytest.MonkeyPatch, is_by_a_worker: bool
 ) -> None:
-    """A3, P3: The purge is of that database alone, whoever does it."""
+    """A3, P3: Page and worker purge that database alone."""
     monkeypatch.setattr(purge, "has_worker", lambda: is_by_a_worker)
     monkeypatch.setattr(purge_expired_records, "delay", purge_expired_records)
     make_record(RETENTION + DAY)

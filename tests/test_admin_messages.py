@@ -26,13 +26,12 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State, Status
 from tests.app.models import Effect
 from tests.conftest import code_of, key
-from tests.test_admin import Page, address, enter, staff
+from tests.support.admin_pages import Page, address
 from tests.test_admin_actions import NO_ANSWER, make_abandoned
 from tests.test_leased import Enquiry
 from tests.test_leased import urlpatterns as leased_urls
 from tests.urls import urlpatterns as usual_urls
 
-__all__ = ["enter", "staff"]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
 

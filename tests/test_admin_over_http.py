@@ -19,6 +19,12 @@ from django.contrib.sessions.models import Session
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.models import IdempotencyRecord, State
+from tests.support.admin_pages import (
+    EVERYTHING,
+    LIST,
+    SEE_BODY,
+    VIEW,
+)
 from tests.support.http_servers import Server, UnixConnection, serving
 from tests.support.record_admins import (
     OURS,
@@ -28,12 +34,10 @@ from tests.support.record_admins import (
     place_of,
 )
 from tests.support.record_factories import make_record
-from tests.test_admin import LIST, OVERVIEW, PURGE, RELEASE, RESOLVE, SEE_BODY, VIEW
 from tests.test_admin_actions import make_abandoned
 
 pytestmark = pytest.mark.usefixtures("database")
 
-EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
 PASSWORD = "a password of nobody's"
 FINGERPRINT = "ab" * 32
 SECRET = "c3VwcG9ydCBtdXN0IG5vdCBzZWUgdGhpcw"
@@ -231,7 +235,7 @@ def unescape_breaks(page: str) -> str:
 
 
 def test_forged_forms(enter: Enter, admin_server: Server) -> None:
-    """A3: A form of another site, or of nobody, decides about nothing."""
+    """A3: A form from another site, or without a login, changes nothing."""
     visitor = enter(*EVERYTHING)
     done, stuck = make_record(), make_abandoned()
     before = rows()

@@ -30,18 +30,12 @@ from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.lists import OF_A_CALLER
 from idempotency.discretion import _with_all_before, discreet_page
 from idempotency.models import IdempotencyRecord, State
-from tests.support.record_factories import new_record
-from tests.test_admin import (
+from tests.support.admin_pages import (
+    EVERYTHING,
     LIST,
-    OVERVIEW,
-    PURGE,
-    RELEASE,
-    RESOLVE,
-    SEE_BODY,
-    VIEW,
     Enter,
-    enter,
 )
+from tests.support.record_factories import new_record
 from tests.test_error_reports import (
     ANSWERED,
     FINGERPRINT,
@@ -54,7 +48,7 @@ from tests.test_error_reports import (
     told,
 )
 
-__all__ = ["enter", "reports"]
+__all__ = ["reports"]
 pytestmark = [
     pytest.mark.usefixtures("database"),
     pytest.mark.urls("tests.support.record_admins"),
@@ -180,7 +174,7 @@ def desk(
 ) -> Iterator[Client]:
     """Return a client that may do all, and sees 500 as an answer."""
     monkeypatch.setattr("idempotency.admin.purge.has_worker", lambda: False)
-    client = enter(VIEW, SEE_BODY, OVERVIEW, RELEASE, RESOLVE, PURGE)
+    client = enter(*EVERYTHING)
     client.raise_request_exception = False
     # What fails there fails around the page.
     settings.MIDDLEWARE = [

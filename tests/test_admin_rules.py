@@ -23,6 +23,19 @@ from idempotency.admin.overview import LONGEST_PATH, Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State
 from idempotency.routes import route_of
+from tests.support.admin_pages import (
+    EVERYTHING,
+    LIST,
+    NO_PERMISSION,
+    OVERVIEW,
+    PURGE,
+    SEE_BODY,
+    VIEW,
+    Enter,
+    Page,
+    address,
+    listed,
+)
 from tests.support.record_admins import (
     OURS,
     THEIRS,
@@ -40,29 +53,11 @@ from tests.support.record_factories import (
     make_record,
     new_record,
 )
-from tests.test_admin import (
-    LIST,
-    NO_PERMISSION,
-    OVERVIEW,
-    PURGE,
-    RELEASE,
-    RESOLVE,
-    SEE_BODY,
-    VIEW,
-    Enter,
-    Page,
-    address,
-    enter,
-    listed,
-    staff,
-)
 from tests.test_admin_actions import DAY, desk, make_abandoned
 from tests.test_docs import blocks, code, table
 
-__all__ = ["desk", "enter", "staff"]
+__all__ = ["desk"]
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
-
-EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
 
 
 class Fragile:
@@ -96,7 +91,7 @@ def form_for(record: IdempotencyRecord) -> dict[str, str]:
 def test_records_of_others(
     enter: Enter, kind: type[IdempotencyRecordAdmin], status: int
 ) -> None:
-    """A1, A3: What a ModelAdmin keeps from somebody, none of its pages gives away."""
+    """A1, A3: No page shows a record that the ModelAdmin hides from the user."""
     client = enter(*EVERYTHING)
     theirs = make_answer("json", scope=THEIRS)
     stuck = make_abandoned(scope=THEIRS)
@@ -177,7 +172,7 @@ def counts(page: Page) -> set[str]:
 def test_no_count_of_hidden_records(
     enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A1: The list counts and pages what its ModelAdmin lets somebody view."""
+    """A1: The list counts and pages only records that the user may view."""
     monkeypatch.setattr(IdempotencyRecordAdmin, "list_per_page", 2)
     client = enter(*EVERYTHING)
     here = place_of(GuardedAdmin)
@@ -197,7 +192,7 @@ def test_no_count_of_hidden_records(
 
 
 def test_a_search_does_not_tell_of_hidden_records(enter: Enter) -> None:
-    """A1: A key of others is found as little as one that nobody has."""
+    """A1: A search for a hidden key looks like one for a missing key."""
     client = enter(*EVERYTHING)
     here = place_of(GuardedAdmin)
     make_record(scope=THEIRS, key="theirs")
@@ -288,7 +283,7 @@ def test_sample_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_is_logged(enter: Enter) -> None:
-    """A1: Who read or downloaded an answer stands in the log, which names the id."""
+    """A1: The log names who read or downloaded a response, and the record's id."""
     reader, other = enter(VIEW, SEE_BODY), enter(VIEW)
     record = make_answer("json", path="/reset/s3cret/")
     assert other.get(address(record)).status_code == 200

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -30,7 +28,7 @@ from idempotency.audit import Finding, audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.routes import find_routes
-from tests.support.processes import PATIENCE, ROOT, environment
+from tests.support.processes import ROOT, run_python
 
 PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
 HERE = __name__
@@ -208,7 +206,7 @@ ROWS = {
 
 @pytest.mark.parametrize(("address", "row"), ROWS.items(), ids=ROWS)
 def test_how_it_is_protected(address: str, row: tuple[str, ...]) -> None:
-    """Door, mode, scope and policy, each in its column."""
+    """Protection, mode, scope and policy, each in its column."""
     assert found()["POST", address].as_row()[2:-1] == row
 
 
@@ -321,7 +319,7 @@ def test_exclude(pattern: str, excluded: int) -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_a_note() -> None:
-    """It is told in no colour of errors, and the command succeeds."""
+    """It is no error: no colour, and the command succeeds."""
     err = StringIO()
     arguments = ["--exclude", "/gone/*", "--exclude", "/bare", "--exclude", "/form"]
     call_command(
@@ -347,7 +345,7 @@ def test_fail_unprotected() -> None:
 
 
 def test_not_enabled(settings: Any) -> None:
-    """What is switched off protects nothing, and CI hears of it."""
+    """With the app switched off nothing is protected, and the command fails."""
     settings.IDEMPOTENCY = {"ENABLED": False}
     told, complaint = run("--format", "json")
     assert json.loads(told)["enabled"] is False
@@ -368,15 +366,8 @@ def test_the_example_of_the_page() -> None:
     """docs/audit.md shows what the demo project says."""
     (example,) = re.findall(r"```console\n\$ python (.*)\n((?:.+\n)+)```", PAGE)
     command, output = example
-    done = subprocess.run(
-        [sys.executable, *command.replace("'", "").split()],
-        cwd=ROOT,
-        env={**environment(), "DJANGO_SETTINGS_MODULE": "testproject.settings"},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    own = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
+    done = run_python(*command.replace("'", "").split(), **own)
     # How many the admin has is Django's to say.
     told, shown = (
         re.sub(r"(?m)^\d+ more", "N more", each) for each in (done.stdout, output)

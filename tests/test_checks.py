@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -29,7 +28,7 @@ from idempotency.checks import (
 )
 from idempotency.conf import SETTINGS
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
-from tests.support.processes import PATIENCE, ROOT, environment
+from tests.support.processes import run_python
 
 
 def scope(request: Any) -> str:
@@ -307,7 +306,7 @@ def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("no_schedule_tables")
 def test_purge_without_celery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """X2: W001, for nothing reads the settings' schedule; cron is told each alias."""
+    """X2: W001: nothing reads the settings' schedule; the hint names each alias."""
     monkeypatch.setitem(sys.modules, "celery", None)
     monkeypatch.setattr(purges, "aliases_in_use", lambda: ["default", "other"])
     told = check_purge_is_scheduled()
@@ -390,13 +389,13 @@ def test_arguments_in_the_tables(
 def test_arguments_in_the_settings(
     app_schedule: dict[str, Any], fields: Any, is_missing: bool
 ) -> None:
-    """X2: So does an entry of the settings."""
+    """X2: An entry of the settings counts only if Beat can call the task with it."""
     app_schedule["it"] = {"task": PURGE_TASK, "schedule": 10, **fields}
     assert (check_purge_is_scheduled() != []) is is_missing
 
 
 def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
-    """X2: W002, the settings schedule it, and somebody has switched it off."""
+    """X2: W002: the settings schedule the purge, and its row is disabled."""
     app_schedule.update(BEAT_SCHEDULE)
     assert ids_of_database_checks() == []
     add_task(tasks, enabled=False)
@@ -420,7 +419,7 @@ def test_one_of_two_is_switched_off(
 def test_tables_that_may_not_be_looked_at(
     tasks: Any, app_schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """X2: Neither without leave, nor before they are there."""
+    """X2: The tables are read only if asked for, and if they exist."""
     assert check_purge_is_scheduled_in_database() == []
     assert check_purge_is_scheduled_in_database(databases=["another"]) == []
     monkeypatch.setattr(connection.introspection, "table_names", list)
@@ -446,27 +445,11 @@ def test_registered(app_schedule: dict[str, Any]) -> None:
             call_command("check", tags=["idempotency"], stderr=StringIO())
 
 
-def run_python(*arguments: str, **variables: str) -> str:
-    """Run Python, for which warnings are errors, and return all that it says."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=ROOT,
-        env={**environment(), **variables},
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 @pytest.mark.usefixtures("database")
 def test_project_without_celery() -> None:
     """X2: A project that has no Celery app gets the warning, and can silence it."""
-    said = run_python(
-        "-c",
+    done = run_python(
+        *("-W", "error", "-c"),
         "import django\n"
         "from django.conf import settings\n"
         "from django.core.management import call_command\n"
@@ -477,5 +460,5 @@ def test_project_without_celery() -> None:
         'settings.SILENCED_SYSTEM_CHECKS = ["idempotency.W001"]\n'
         'call_command("check")\n',
     )
-    assert said.count("idempotency.W001") == 1
-    assert said.endswith("System check identified no issues (1 silenced).\n")
+    assert (done.stdout + done.stderr).count("idempotency.W001") == 1
+    assert done.stdout.endswith("System check identified no issues (1 silenced).\n")

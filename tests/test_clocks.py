@@ -19,10 +19,8 @@ from idempotency.signals import response_replayed
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect
 from tests.conftest import key
+from tests.support.admin_pages import LIST, Page, address, listed
 from tests.support.record_factories import RETENTION, left, make_record
-from tests.test_admin import LIST, Page, address, enter, listed, staff
-
-__all__ = ["enter", "staff"]
 
 pytestmark = [
     pytest.mark.usefixtures("database"),
@@ -32,7 +30,7 @@ pytestmark = [
 DAY = timedelta(days=1)
 # Between two looks at a clock in one test; clocks that are wrong differ by more.
 SOON = timedelta(minutes=5)
-DOORS = ["/function/", "/leased/"]
+URLS = ["/function/", "/leased/"]
 AHEAD, BEHIND = 40, -40
 
 
@@ -48,46 +46,46 @@ def put(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     monkeypatch.setattr(timezone, "now", lambda: now() + days * DAY)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 def test_completed(
-    client: Any, monkeypatch: pytest.MonkeyPatch, door: str, atomic_requests: bool
+    client: Any, monkeypatch: pytest.MonkeyPatch, url: str, atomic_requests: bool
 ) -> None:
     """P1: A server whose clock is a month ahead does not run a completed key again."""
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     put(monkeypatch, AHEAD)
-    again = client.post(door, {}, **key())
+    again = client.post(url, {}, **key())
     assert (again.status_code, again.content) == (201, first.content)
     assert again["Idempotent-Replayed"] == "true"
     assert again["Idempotency-Expires"] == first["Idempotency-Expires"]
     assert Effect.objects.count() == 1
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 def test_expired(
-    client: Any, monkeypatch: pytest.MonkeyPatch, door: str, atomic_requests: bool
+    client: Any, monkeypatch: pytest.MonkeyPatch, url: str, atomic_requests: bool
 ) -> None:
     """P1: A server whose clock is behind keeps no expired record in force."""
-    client.post(door, {}, **key())
+    client.post(url, {}, **key())
     age_records(RETENTION + timedelta(seconds=1))
     put(monkeypatch, BEHIND)
-    first = client.post(door, {"other": "content"}, **key())
+    first = client.post(url, {"other": "content"}, **key())
     assert first.status_code == 201
     assert "Idempotent-Replayed" not in first
-    again = client.post(door, {"other": "content"}, **key())
+    again = client.post(url, {"other": "content"}, **key())
     assert again.content == first.content
     assert again["Idempotency-Expires"] == first["Idempotency-Expires"]
     assert Effect.objects.count() == 2
 
 
 @pytest.mark.parametrize("taken_over", [False, True], ids=["new", "taken over"])
-@pytest.mark.parametrize("door", DOORS)
-def test_times(client: Any, wrong: int, door: str, taken_over: bool) -> None:
+@pytest.mark.parametrize("url", URLS)
+def test_times(client: Any, wrong: int, url: str, taken_over: bool) -> None:
     """P1: All times of a record are the database's, those that clients get, too."""
     if taken_over:
-        client.post(door, {}, **key())
+        client.post(url, {}, **key())
         age_records(RETENTION + timedelta(seconds=1))
     before = now_in("default")
-    response = client.post(door, {}, **key())
+    response = client.post(url, {}, **key())
     record = IdempotencyRecord.objects.get()
     after = now_in("default")
     assert before <= record.created_at <= after
@@ -130,7 +128,7 @@ def test_age(client: Any, wrong: int) -> None:
 
 
 def test_purge(wrong: int) -> None:
-    """P2: What is expired is told by the database's clock."""
+    """P2: The database's clock decides what is expired."""
     at = now_in("default")
     make_record(key="old", created_at=at - RETENTION - SOON)
     make_record(key="young", created_at=at - RETENTION + SOON)
@@ -141,7 +139,7 @@ def test_purge(wrong: int) -> None:
 
 
 def test_purge_of_what_is_older(wrong: int) -> None:
-    """P2: So is how long ago a key was claimed."""
+    """P2: The database's clock decides how long ago a key was claimed."""
     at = now_in("default")
     for name, age in {"40 days": 40 * DAY, "50 days": 50 * DAY}.items():
         make_record(key=name, created_at=at - age)
@@ -190,7 +188,7 @@ class TestAdmin:
         assert "2\xa0days ago" in Page(staff.get(LIST)).text
 
     def test_overview(self, wrong: int) -> None:
-        """A4: What is expired, and which day it is."""
+        """A4: The database's clock decides what is expired and which day it is."""
         at = now_in("default")
         make_record(key="old", created_at=at - RETENTION - DAY)
         make_record(key="young", created_at=at - 2 * DAY)

@@ -41,18 +41,10 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
 from tests.app.views import behave
+from tests.support.admin_pages import LIST, RELEASE, RESOLVE, VIEW, Enter
 from tests.support.record_factories import make_record
-from tests.test_admin import (
-    LIST,
-    RELEASE,
-    RESOLVE,
-    VIEW,
-    Enter,
-    enter,
-)
 from tests.urls import urlpatterns as usual_urls
 
-__all__ = ["enter"]
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
 
 Handle = Callable[[Callable[[Request], Any]], None]
@@ -79,7 +71,7 @@ class Kept(Transport):
 
 @contextmanager
 def sentry() -> Iterator[tuple[sentry_sdk.Scope, list[Any]]]:
-    """Yield Sentry's doors and what comes out, with nothing scrubbed by names."""
+    """Yield a scope of Sentry and its events, with nothing scrubbed by name."""
     transport = Kept()
     client = sentry_sdk.Client(
         dsn="https://public@sentry.invalid/1",
@@ -171,13 +163,13 @@ def assert_discreet(reports: Reports, *, whole: bool = True) -> None:
 def reports() -> Iterator[Reports]:
     """Collect the reports of what a test's requests come to."""
     found = Reports()
-    Doors.reports = found
+    Behaviours.reports = found
     got_request_exception.connect(found.of_error)
     yield found
     got_request_exception.disconnect(found.of_error)
 
 
-class Doors:
+class Behaviours:
     """What the test's views do besides."""
 
     reports: Reports
@@ -191,30 +183,30 @@ class Atomic(IdempotencyMixin, APIView):
         return behave(request)
 
     def get_idempotency_scope(self, request: Request) -> str:
-        return Doors.scope(request)
+        return Behaviours.scope(request)
 
     def get_idempotency_fingerprint(self, request: Request) -> Any:
-        if Doors.fingerprint is not None:
-            return Doors.fingerprint(request)
+        if Behaviours.fingerprint is not None:
+            return Behaviours.fingerprint(request)
         return super().get_idempotency_fingerprint(request)
 
     def check_replay(self, request: Request, record: IdempotencyRecord) -> None:
-        Doors.check()
+        Behaviours.check()
 
     def should_store_response(self, response: Any) -> bool:
-        Doors.check()
+        Behaviours.check()
         return True
 
     def handle_exception(self, exc: Exception) -> Any:
         # Projects report refusals, too.
-        Doors.reports.of_error()
+        Behaviours.reports.of_error()
         return super().handle_exception(exc)
 
 
 class Leased(Atomic):
     idempotency_atomic = False
     idempotency_lease = timedelta(seconds=30)
-    idempotency_on_abandoned = staticmethod(lambda record, request: Doors.check())
+    idempotency_on_abandoned = staticmethod(lambda record, request: Behaviours.check())
 
 
 class ReadsAway(BasePermission):
@@ -247,12 +239,12 @@ urlpatterns = [
     path("read-before/", ReadBefore.as_view()),
     path("of-nobody/", OfNobody.as_view()),
 ]
-both_modes = pytest.mark.parametrize("door", ["/atomic/", "/leased/"])
+both_modes = pytest.mark.parametrize("url", ["/atomic/", "/leased/"])
 
 
-def post(client: APIClient, door: str) -> Any:
+def post(client: APIClient, url: str) -> Any:
     return client.post(
-        f"{door}?a=1",
+        f"{url}?a=1",
         {"sent": SENT},
         HTTP_IDEMPOTENCY_KEY=KEY,
         HTTP_AUTHORIZATION=f"Bearer {CREDENTIAL}",
@@ -315,12 +307,12 @@ class TestStatements:
 
     @pytest.mark.usefixtures("by_statements")
     def test_claim(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: A claim that the database refuses."""
         handle(answer)
         with refusing("INSERT", ALWAYS):
-            assert post(client, door).status_code == 500
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
         # What is left tells where it was, and what.
         assert "_execute" in reports.text or "_fetch_row" in reports.text
@@ -340,7 +332,7 @@ class TestStatements:
 
     def test_claim_by_other_statements(
         self,
-        door: str,
+        url: str,
         client: APIClient,
         reports: Reports,
         handle: Handle,
@@ -355,21 +347,21 @@ class TestStatements:
         )
         handle(answer)
         with refusing("INSERT", ALWAYS):
-            assert post(client, door).status_code == 500
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
     @pytest.mark.usefixtures("by_statements")
     def test_complete(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: An answer that the database refuses."""
         handle(answer)
         with refusing("UPDATE", COMPLETED):
-            assert post(client, door).status_code in {500, 503}
+            assert post(client, url).status_code in {500, 503}
         assert_discreet(reports)
 
     def test_a_row_that_a_constraint_refuses(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: PostgreSQL quotes the whole row, with key, scope and body."""
         if connection.vendor != "postgresql":
@@ -379,7 +371,7 @@ class TestStatements:
             [f"ALTER TABLE {TABLE} ADD CONSTRAINT short CHECK (status_code IS NULL)"]
         )
         try:
-            assert post(client, door).status_code in {500, 503}
+            assert post(client, url).status_code in {500, 503}
         finally:
             statements([f"ALTER TABLE {TABLE} DROP CONSTRAINT short"])
         assert_discreet(reports)
@@ -387,7 +379,7 @@ class TestStatements:
         assert "SQLSTATE 23514, " in reports.text
 
     def test_a_value_that_a_column_refuses(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: MariaDB quotes a string that is none in the column's character set."""
         if connection.vendor != "mysql":
@@ -398,7 +390,7 @@ class TestStatements:
         change = f"ALTER TABLE {TABLE} MODIFY body {{}} NULL"
         statements([change.format("LONGTEXT CHARACTER SET utf8mb4")])
         try:
-            assert post(client, door).status_code in {500, 503}
+            assert post(client, url).status_code in {500, 503}
         finally:
             statements([change.format("LONGBLOB")])
         assert_discreet(reports)
@@ -406,7 +398,7 @@ class TestStatements:
 
     @pytest.mark.usefixtures("by_statements")
     def test_release(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: A key that can't be given back."""
         handle(lambda request: Response({"answered": ANSWERED}, status=422))
@@ -414,7 +406,7 @@ class TestStatements:
             refusing("DELETE", ALWAYS),
             override_settings(IDEMPOTENCY={"RELEASED_STATUSES": [422]}),
         ):
-            assert post(client, door).status_code == 500
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
 
@@ -457,27 +449,29 @@ class TestOtherSteps:
     """X1: What fails besides statements of the app's."""
 
     @both_modes
-    def test_scope(self, door: str, client: APIClient, reports: Reports) -> None:
+    def test_scope(self, url: str, client: APIClient, reports: Reports) -> None:
         """X1: The project's function does not know whose key it is."""
 
         def fail(request: Request) -> str:
             raise LookupError
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "scope", staticmethod(fail))
-            assert post(client, door).status_code == 500
+            patch.setattr(Behaviours, "scope", staticmethod(fail))
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
     @both_modes
     def test_scope_that_is_none(
-        self, door: str, client: APIClient, reports: Reports
+        self, url: str, client: APIClient, reports: Reports
     ) -> None:
         """X1: The project's function gives what can't be stored."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "scope", staticmethod(lambda request: f"{SCOPE}\0"))
-            assert post(client, door).status_code == 500
-            patch.setattr(Doors, "scope", staticmethod(lambda r: f"{SCOPE}\ud800"))
-            assert post(client, door).status_code == 500
+            patch.setattr(
+                Behaviours, "scope", staticmethod(lambda request: f"{SCOPE}\0")
+            )
+            assert post(client, url).status_code == 500
+            patch.setattr(Behaviours, "scope", staticmethod(lambda r: f"{SCOPE}\ud800"))
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
     def test_scope_of_nobody(self, client: APIClient, reports: Reports) -> None:
@@ -492,24 +486,24 @@ class TestOtherSteps:
         assert "can't be read again" in reports.text
 
     @both_modes
-    def test_fingerprint(self, door: str, client: APIClient, reports: Reports) -> None:
+    def test_fingerprint(self, url: str, client: APIClient, reports: Reports) -> None:
         """X1: The project's fingerprint is none."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "fingerprint", staticmethod(lambda r: [SENT]))
-            assert post(client, door).status_code == 500
+            patch.setattr(Behaviours, "fingerprint", staticmethod(lambda r: [SENT]))
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
     @both_modes
     @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, ClaimLost])
     def test_handler(
         self,
-        door: str,
+        url: str,
         error: type[BaseException],
         client: APIClient,
         reports: Reports,
         handle: Handle,
     ) -> None:
-        """X1: The handler fails: its own variables stay for who looks into it."""
+        """X1: If the handler fails, its own variables stay in the report."""
 
         def fail(request: Request) -> Any:
             clue = "a clue"
@@ -518,28 +512,28 @@ class TestOtherSteps:
         handle(fail)
         if error is SystemExit:
             with pytest.raises(SystemExit) as caught:
-                post(client, door)
+                post(client, url)
             frames = caught.traceback
             assert [f.locals for f in frames if f.name == "_run_handler"] == [{}]
             assert [f.locals["clue"] for f in frames if f.name == "fail"] == ["a clue"]
             return
-        post(client, door)
+        post(client, url)
         assert_discreet(reports)
         assert any("a clue" in str(f.get("vars")) for f in reports.frames)
         assert "clue = " in reports.text
 
     @both_modes
     def test_rendering(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: The answer can't be rendered; the renderer's own frames have it."""
         handle(lambda request: Response({"answered": ANSWERED, "what": object()}))
-        assert post(client, door).status_code == 500
+        assert post(client, url).status_code == 500
         assert_discreet(reports, whole=False)
 
     @both_modes
     def test_hooks(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: The project's hooks fail, on the first request and on the replay."""
 
@@ -548,13 +542,13 @@ class TestOtherSteps:
 
         handle(answer)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "check", staticmethod(fail))
-            assert post(client, door).status_code == 500
+            patch.setattr(Behaviours, "check", staticmethod(fail))
+            assert post(client, url).status_code == 500
         IdempotencyRecord.objects.all()._raw_delete("default")
-        assert post(client, door).status_code == 200
+        assert post(client, url).status_code == 200
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "check", staticmethod(fail))
-            assert post(client, door).status_code == 500
+            patch.setattr(Behaviours, "check", staticmethod(fail))
+            assert post(client, url).status_code == 500
         assert_discreet(reports)
 
     def test_commit(self, client: APIClient, reports: Reports, handle: Handle) -> None:
@@ -572,7 +566,7 @@ class TestOtherSteps:
 
     @both_modes
     def test_reports_of_what_is_no_error(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: The project's code reports something, with all frames around it."""
 
@@ -586,10 +580,10 @@ class TestOtherSteps:
 
         handle(handler)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Doors, "fingerprint", staticmethod(fingerprint))
-            patch.setattr(Doors, "check", staticmethod(reports.of_message))
-            assert post(client, door).status_code == 200
-            assert post(client, door)["Idempotent-Replayed"] == "true"
+            patch.setattr(Behaviours, "fingerprint", staticmethod(fingerprint))
+            patch.setattr(Behaviours, "check", staticmethod(reports.of_message))
+            assert post(client, url).status_code == 200
+            assert post(client, url)["Idempotent-Replayed"] == "true"
             before = timezone.now() - timedelta(hours=1)
             IdempotencyRecord.objects.update(
                 state=State.ABANDONED,
@@ -597,7 +591,7 @@ class TestOtherSteps:
                 body_size=None,
                 lease_expires_at=before,
             )
-            assert post(client, door).status_code in {200, 409}
+            assert post(client, url).status_code in {200, 409}
         functions = {frame["function"] for frame in reports.of_app}
         assert {"_run_handler", "_identify", "_replay", "to_store"} <= functions
         assert_discreet(reports)
@@ -669,7 +663,7 @@ class TestDecisions:
 
 
 class TestRepr:
-    """X1: What stands in frames that are at work tells nothing of itself."""
+    """X1: No repr of the app's objects has a secret."""
 
     def test_of_all(self) -> None:
         """X1: Nothing of the app's has a secret in its repr."""

@@ -10,10 +10,9 @@ from django.test import Client
 
 from idempotency.admin.decoding import DECODED_BYTES, SHOWN_CHARACTERS, decode
 from idempotency.responses import StoredResponse
+from tests.support.admin_pages import Page, address
 from tests.support.record_factories import make_record
-from tests.test_admin import Page, address, enter, staff
 
-__all__ = ["enter", "staff"]
 MIB = 2**20
 LONG = 8 * MIB
 # More than the bytes that are decoded, as text and as what is made of it, never take.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -58,7 +56,7 @@ from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
-from tests.support.processes import PATIENCE, ROOT, environment
+from tests.support.processes import ROOT, run_python
 from tests.test_docs import code, table
 
 CHECKS = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
@@ -518,7 +516,7 @@ def test_when_the_checks_run(project: Project) -> None:
 
 
 def test_hooks_without_the_mixin(project: Project) -> None:
-    """X2: E011, hooks that nobody calls, where a handler is protected."""
+    """X2: E011: hooks without the mixin are never called."""
     project.urls(NoHooks.as_view(), Unmarked.as_view())
     (message,) = check_views_without_the_mixin()
     assert message.id == "idempotency.E011"
@@ -855,22 +853,11 @@ def test_a_purge_for_each_database_in_the_tables(project: Project) -> None:
 def test_the_demo_project_is_clean(module: str, is_deployed: bool) -> None:
     """X2: Both checks find nothing; the second one where DEBUG is off."""
     deployed = {"DJANGO_DEBUG": "0", "DJANGO_SECRET_KEY": os.urandom(40).hex()}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", "manage.py", "check"),
-            *("--fail-level=WARNING", "--database=default"),
-            *(["--deploy"] if is_deployed else []),
-        ],
-        cwd=ROOT,
-        env={
-            **environment(),
-            "DJANGO_SETTINGS_MODULE": module,
-            **(deployed if is_deployed else {}),
-        },
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    done = run_python(
+        *("-W", "error", "manage.py", "check"),
+        *("--fail-level=WARNING", "--database=default"),
+        *(["--deploy"] if is_deployed else []),
+        DJANGO_SETTINGS_MODULE=module,
+        **(deployed if is_deployed else {}),
     )
-    assert done.returncode == 0, done.stderr
     assert "no issues" in done.stdout

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport
 from idempotency.tasks import purge_expired_records
 from tests.support.fault_points import wait_for_visit
-from tests.support.processes import PATIENCE, ROOT, environment, running
+from tests.support.processes import PATIENCE, run_python, running
 from tests.support.record_factories import (
     RETENTION,
     left,
@@ -113,7 +112,7 @@ def test_retention_of_the_record() -> None:
 
 @pytest.mark.parametrize("moved", [False, True], ids=["as it is", "session elsewhere"])
 def test_live_lease(moved: bool) -> None:
-    """P2: Whoever holds a lease by the database's clock keeps the record."""
+    """P2: A lease in force by the database's clock keeps the record."""
     zones = {
         "postgresql": "SET TIME ZONE 'Asia/Tokyo'",
         "mysql": "SET time_zone = '+09:00'",
@@ -182,7 +181,7 @@ def test_batches(records: int, batches: int) -> None:
 
 
 def test_oldest_first() -> None:
-    """P2: What expired first goes first, so a run that ends early was of use."""
+    """P2: The oldest records go first."""
     for days in (40, 50, 31, 60):
         make_record(timedelta(days=days), key=str(days))
     purge(batch_size=2, time_budget=timedelta(0))
@@ -572,7 +571,7 @@ class Terminal(StringIO):
 
 
 def test_command_that_the_database_stops() -> None:
-    """P3: What was deleted is told, then why it went no further."""
+    """P3: The command says how much it deleted, then the database error."""
     make_records(5, EXPIRED)
     deletions = 0
 
@@ -595,7 +594,7 @@ def test_command_that_the_database_stops() -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=["purge", "dry run"])
 def test_command_without_a_database(arguments: tuple[str, ...]) -> None:
-    """P3: Whatever the database says is told in words, by a dry run, too."""
+    """P3: A database error is a sentence, in a dry run, too."""
     make_record(EXPIRED)
 
     def fail(*_statement: Any) -> Any:
@@ -629,7 +628,7 @@ def test_dry_run(settings: Any) -> None:
 
 
 def test_dry_run_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P3: Neither a day nor a month of records is counted without an end."""
+    """P3: A dry run stops counting at a limit."""
     make_records(5, EXPIRED)
     make_records(1, RETENTION + timedelta(days=2))
     with monkeypatch.context() as patch:
@@ -714,24 +713,13 @@ def test_command_line() -> None:
     """P3: From the shell: a sentence and status 0, or a complaint and another one."""
     make_record(EXPIRED)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "manage.py", "purge_idempotency_records", *arguments],
-            cwd=ROOT,
-            env={**environment(), "DJANGO_SETTINGS_MODULE": "testproject.settings"},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-
-    refused = run("--batch-size", "0")
-    assert refused.returncode == 2
+    command = ("manage.py", "purge_idempotency_records")
+    own = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
+    refused = run_python(*command, "--batch-size", "0", status=2, **own)
     assert "must be a positive integer" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert len(left()) == 1
-    done = run()
-    assert done.returncode == 0, done.stderr
+    done = run_python(*command, **own)
     assert "Deleted 1 expired idempotency records" in done.stdout
     assert left() == set()
 
@@ -806,7 +794,7 @@ def test_command_killed(rendezvous: Rendezvous, tmp_path: Path) -> None:
 
 
 def test_command_that_is_not_to_be_interrupted() -> None:
-    """P3: Who has a signal ignored, as nohup does, has it ignored."""
+    """P3: A signal that is ignored, as under nohup, stays ignored."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         make_records(2, EXPIRED)
@@ -823,7 +811,7 @@ def test_command_that_is_not_to_be_interrupted() -> None:
 
 
 def test_command_in_a_thread() -> None:
-    """P3: Where signals are somebody else's, it purges all the same."""
+    """P3: In a thread, which can't handle signals, it purges, too."""
     make_records(2, EXPIRED)
     with in_thread(command) as said:
         assert said.result().startswith("Deleted 2 expired")

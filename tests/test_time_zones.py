@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from datetime import timezone as zones
@@ -25,22 +23,11 @@ from idempotency.models import IdempotencyRecord
 from idempotency.testing import abandon_record, age_records
 from tests.app.models import Effect
 from tests.conftest import KEY, key
-from tests.support.processes import ROOT, environment
+from tests.support.admin_pages import LIST, RELEASE, VIEW, Enter, Page, address, listed
+from tests.support.processes import run_python
 from tests.support.record_factories import RETENTION, left, make_record
-from tests.test_admin import (
-    LIST,
-    RELEASE,
-    VIEW,
-    Enter,
-    Page,
-    address,
-    enter,
-    listed,
-    staff,
-)
 from tests.test_admin_actions import make_abandoned
 
-__all__ = ["enter", "staff"]
 pytestmark = [
     pytest.mark.usefixtures("database"),
     pytest.mark.urls("tests.test_leased"),
@@ -127,11 +114,11 @@ def test_from_any_project_to_any(project: str, switch: Switch, client: Any) -> N
     assert Effect.objects.count() == 1
 
 
-@pytest.mark.parametrize("door", ["/function/", "/leased/"])
-def test_requests(project: str, client: Any, door: str) -> None:
+@pytest.mark.parametrize("url", ["/function/", "/leased/"])
+def test_requests(project: str, client: Any, url: str) -> None:
     """P1, E7: Claims, leases and replays are as in any project."""
     before = datetime.now(UTC) - timedelta(seconds=1)
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     record = IdempotencyRecord.objects.get()
     assert record.completed_at is not None
     after = datetime.now(UTC) + timedelta(seconds=1)
@@ -140,13 +127,13 @@ def test_requests(project: str, client: Any, door: str) -> None:
     assert parse_http_date(first["Idempotency-Expires"]) == int(
         record.expires_at.timestamp()
     )
-    again = client.post(door, {}, **key())
+    again = client.post(url, {}, **key())
     assert again.content == first.content
     assert again["Idempotency-Expires"] == first["Idempotency-Expires"]
     age_records(RETENTION - timedelta(minutes=1))
-    assert client.post(door, {}, **key()).content == first.content
+    assert client.post(url, {}, **key()).content == first.content
     age_records(timedelta(minutes=1))
-    assert client.post(door, {}, **key()).content != first.content
+    assert client.post(url, {}, **key()).content != first.content
     assert Effect.objects.count() == 2
 
 
@@ -169,7 +156,7 @@ def test_leases(project: str, client: Any, minutes: int) -> None:
 
 
 def test_purge_in_the_hour_that_comes_twice(project: str) -> None:
-    """P2: What is expired is told by instants: half past two is not half past two."""
+    """P2: Instants decide what is expired, in the hour that comes twice, too."""
     make_record(key="summer", expires_at=AUTUMN - HALF)
     make_record(key="winter", expires_at=AUTUMN + HALF)
     purge = IdempotencyRecord.objects.purge
@@ -231,7 +218,7 @@ class TestAdmin:
         assert "Oct. 26, 2025, 2:30 a.m." in page.text
 
     def test_what_waits(self, project: str, staff: Client) -> None:
-        """A1: Who has waited longest comes first."""
+        """A1: The caller that has waited longest comes first."""
         for scope, minutes in {"b": -15, "a": 45}.items():
             make_abandoned(
                 scope=scope, key=scope, created_at=AUTUMN + timedelta(minutes=minutes)
@@ -258,18 +245,8 @@ def test_naive_project(client: Any) -> None:
     make_record(key="summer", expires_at=AUTUMN - HALF)
     make_record(key="winter", expires_at=AUTUMN + HALF)
     here = {name: at.isoformat() for name, at in instants().items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.project_without_tz"],
-        cwd=ROOT,
-        env={
-            **environment(),
-            "DJANGO_SETTINGS_MODULE": "tests.support.project_without_tz",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    module = "tests.support.project_without_tz"
+    done = run_python("-m", module, DJANGO_SETTINGS_MODULE=module)
     told = json.loads(done.stdout)
     assert told["checks"] == []
     assert told["migrations"] == "No changes detected in app 'idempotency'\n"

@@ -1,6 +1,6 @@
 """Database servers of the tests' own, that may be killed and started again.
 
-A server that others use must stay up, so whoever wants to see one die starts another:
+A server that others use must stay up, so a test that kills one starts its own:
 
     with postgresql() as server:
         ...  # DATABASE_URL is server.url
@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.support.available_services import NoAnswer, first_line
+from tests.support.available_services import first_line
 
 DATABASE = "idempotency"
 PATIENCE = 60
@@ -73,7 +73,11 @@ class DatabaseServer(ABC):
             status = self._run(self._creation(), log).wait(PATIENCE)
         assert status == 0, f"{self.name} can't be set up\n{self.end_of_log()}"
         self.start()
-        self._create_database()
+        with (
+            closing(self._connect()) as connection,
+            closing(connection.cursor()) as cursor,
+        ):
+            cursor.execute(f"CREATE DATABASE {DATABASE}")
 
     def start(self) -> None:
         """Start it, and return as soon as it answers."""
@@ -83,13 +87,14 @@ class DatabaseServer(ABC):
         give_up_at = time.monotonic() + PATIENCE
         while True:
             try:
-                self._connect()
-            except NoAnswer as reason:
+                self._connect().close()
+            except self._error() as error:
                 ended = self.process.poll() is not None
                 if ended or time.monotonic() > give_up_at:
                     raise AssertionError(
-                        f"{self.name} does not start: {reason}\n{self.end_of_log()}"
-                    ) from reason
+                        f"{self.name} does not start: {first_line(error)}\n"
+                        f"{self.end_of_log()}"
+                    ) from error
                 time.sleep(PAUSE)
             else:
                 return
@@ -155,12 +160,12 @@ class DatabaseServer(ABC):
         """Return the command that is the server."""
 
     @abstractmethod
-    def _connect(self) -> None:
-        """Raise ``NoAnswer`` while it does not take connections."""
+    def _connect(self) -> Any:
+        """Return a connection of the driver's, without Django."""
 
     @abstractmethod
-    def _create_database(self) -> None:
-        """Make the empty database."""
+    def _error(self) -> type[Exception]:
+        """Return the base class of the driver's errors."""
 
     @abstractmethod
     def _crash_signal(self) -> signal.Signals: ...
@@ -198,23 +203,16 @@ class PostgreSQL(DatabaseServer):
             *self.options,
         ]
 
-    def _connect(self) -> None:
-        try:
-            self._connection().close()
-        except psycopg.Error as error:
-            raise NoAnswer(first_line(error)) from error
-
-    def _create_database(self) -> None:
-        with closing(self._connection()) as connection:
-            connection.execute(f"CREATE DATABASE {DATABASE}")
-
-    def _connection(self) -> psycopg.Connection[Any]:
+    def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(
             host=str(self.directory),
             user="postgres",
             dbname="postgres",
             autocommit=True,
         )
+
+    def _error(self) -> type[Exception]:
+        return psycopg.Error
 
     def _crash_signal(self) -> signal.Signals:
         # An immediate shutdown. After a SIGKILL of the first process alone its
@@ -255,22 +253,16 @@ class MariaDB(DatabaseServer):
             *self.options,
         ]
 
-    def _connect(self) -> None:
-        import MySQLdb  # noqa: PLC0415  # an extra
-
-        try:
-            self._connection().close()
-        except MySQLdb.Error as error:
-            raise NoAnswer(first_line(error)) from error
-
-    def _create_database(self) -> None:
-        with closing(self._connection()) as connection:
-            connection.cursor().execute(f"CREATE DATABASE {DATABASE}")
-
-    def _connection(self) -> Any:
+    def _connect(self) -> Any:
         import MySQLdb  # noqa: PLC0415  # an extra
 
         return MySQLdb.connect(unix_socket=str(self.socket), user="root")
+
+    def _error(self) -> type[Exception]:
+        import MySQLdb  # noqa: PLC0415  # an extra
+
+        error: type[Exception] = MySQLdb.Error
+        return error
 
     def _crash_signal(self) -> signal.Signals:
         return signal.SIGKILL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,23 @@ def environment() -> dict[str, str]:
         "DEMO_VAR_DIR": str(settings.VAR_DIR),
         "ATOMIC_REQUESTS": "1" if own["ATOMIC_REQUESTS"] else "0",
     }
+
+
+def run_python(
+    *arguments: str | Path, status: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python beside the tests, and check its exit status."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env={**environment(), **variables},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
 
 
 def _database_url() -> str:
