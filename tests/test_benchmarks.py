@@ -42,7 +42,7 @@ def run(module: str, *arguments: str | Path, status: int = 0) -> str:
 
 
 def test_requests_and_their_comparison(tmp_path: Path) -> None:
-    """R6: What a request costs is counted; a planted regression is told."""
+    """R6: A request's statements are counted; a planted regression is reported."""
     old = tmp_path / "old.json"
     small = ("--rounds=2", "--requests=10", "--size=1024", "--json", old)
     told = run("requests", "--database=sqlite", *small)
@@ -76,7 +76,7 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
 
 
 def planted(name: str, where: str, times: float, plus: float = 0) -> list[str]:
-    """Return what is told of a published run in which one figure is another one."""
+    """Return the report on a published run with one figure changed."""
     old = json.loads((PUBLISHED / f"{name}.json").read_text())
     new = json.loads((PUBLISHED / f"{name}.json").read_text())
     *names, last = where.split("/")
@@ -112,7 +112,7 @@ def planted(name: str, where: str, times: float, plus: float = 0) -> list[str]:
     ],
 )
 def test_comparison_tells(name: str, where: str, times: float, plus: float) -> None:
-    """R6: A figure that became worse is told, whichever benchmark it is of."""
+    """R6: A figure that became worse is reported, in every benchmark."""
     (told,) = planted(name, where, times, plus)
     assert where.rpartition("/")[2] in told
 
@@ -129,12 +129,12 @@ def test_comparison_tells(name: str, where: str, times: float, plus: float) -> N
     ],
 )
 def test_comparison_is_calm(name: str, where: str, times: float, plus: float) -> None:
-    """R6: What differs by itself, and what became better, is not told."""
+    """R6: Noise and improvements are not reported."""
     assert planted(name, where, times, plus) == []
 
 
 def test_comparison_of_what_is_not_there(tmp_path: Path) -> None:
-    """R6: A figure that went away is told, and files that have none in common."""
+    """R6: Missing figures are reported, and files without a common one."""
     old = PUBLISHED / "floor.json"
     figures = json.loads(old.read_text())
     del figures["floor"]["replay"]["ratio"]

@@ -227,7 +227,7 @@ class TestClaim:
 
     @pytest.mark.parametrize("verb", ["complete", "release"])
     def test_another_token(self, here: Claims, verb: str) -> None:
-        """E5: Whoever has another token writes nothing."""
+        """E5: A write with another token changes nothing."""
         here.claim(wanted("1"), RETENTION)
         before = IdempotencyRecord.objects.values().get()
         arguments = [wanted("2"), ANSWER] if verb == "complete" else [wanted("2")]
@@ -258,7 +258,7 @@ class TestLeases:
 
     @pytest.mark.parametrize("verb", ["renew", "abandon"])
     def test_completed(self, here: Claims, verb: str) -> None:
-        """E9: What is answered is neither renewed nor abandoned, token or not."""
+        """E9: A completed record is not renewed or abandoned, whatever the token."""
         mine = wanted()
         here.claim(mine, RETENTION, lease=self.LEASE)
         here.complete(mine, ANSWER)
@@ -303,14 +303,14 @@ class TestRacesInOneTurn:
         assert found.token == uuid.UUID(int=3)
 
     def test_being_taken_over(self, here: Claims, monkeypatch: Any) -> None:
-        """P1, E3: An expired record that somebody is taking over is in progress."""
+        """P1, E3: An expired record that another request takes over is in progress."""
         here.claim(wanted("1"), RETENTION)
         IdempotencyRecord.objects.update(expires_at=UTCNow())
         monkeypatch.setattr(here, "take_over", lambda *args: False)
         assert here.claim(wanted("2"), RETENTION) is None
 
     def test_never_ending(self, here: Claims, monkeypatch: Any) -> None:
-        """E3: Who loses again and again is told that the key is in progress."""
+        """E3: A request that never wins the claim gets idempotency_in_progress."""
         expired = [wanted(str(n)) for n in range(1, 9)]
         for record in expired:
             record.read_at = record.expires_at
@@ -346,7 +346,7 @@ class TestErrors:
     @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
     @pytest.mark.parametrize("attribute", ["sqlstate", "pgcode"])
     def test_postgresql(self, sqlstate: str, attribute: str) -> None:
-        """E4: Serialization failures and deadlocks are told by SQLSTATE."""
+        """E4: Serialization failures and deadlocks are recognised by SQLSTATE."""
         error = caused(driver_error(**{attribute: sqlstate}))
         assert PostgreSQLClaims(connection).is_transient(error)
         assert PostgreSQLClaims(connection).is_transient(caused(error))

@@ -106,7 +106,7 @@ def test_held_elsewhere(
 def test_waiting_for_a_key_that_is_given_back(
     client: Any, holder: Holder, atomic_requests: bool, monkeypatch: Any
 ) -> None:
-    """E3: Whoever waits takes over what a rollback gives back."""
+    """E3: A waiting duplicate runs after the first request rolled back."""
     if connection.vendor == HAS_ONE_WRITER and atomic_requests:
         pytest.skip("There the project's own BEGIN waits.")
     holder.hold(client, "/waiting/")
@@ -139,7 +139,7 @@ class TestWaitingInOneProcess:
         self.now += seconds
 
     def test_until_it_is_over(self, client: Any, monkeypatch: Any) -> None:
-        """E3: Who waited wait_timeout in vain gets the 409."""
+        """E3: A duplicate that waited for wait_timeout in vain gets the 409."""
         module = sys.modules["idempotency.claims"]
         for name in ("PostgreSQLClaims", "MariaDBClaims", "SQLiteClaims"):
             monkeypatch.setattr(

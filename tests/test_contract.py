@@ -1,4 +1,4 @@
-"""The contract over every door: which rules hold where, and that they do."""
+"""The contract's rules, for each way to protect a view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import KEY, assert_refused, code_of, key
 
 pytestmark = pytest.mark.usefixtures("atomic_requests")
 
-DOORS = {
+URLS = {
     "mixin on APIView": "/mixin-view/",
     "mixin on ViewSet": "/mixin-viewset/",
     "mixin on ViewSet, extra action": "/mixin-viewset/extra/",
@@ -32,40 +32,40 @@ DOORS = {
     "decorated method of a mixin view": "/mixin-viewset/strict/",
     "decorated action": "/action/",
 }
-EVERY_DOOR = [*DOORS]
+EVERY_VIEW = [*URLS]
 SEES_EVERY_METHOD = ["mixin on APIView", "mixin on ViewSet", "decorated function"]
 
-# Which rules hold at which door: every rule of a request's way is proved at each.
+# Where each rule holds.
 RULES = {
-    "K1": EVERY_DOOR,
-    "K4": EVERY_DOOR,
+    "K1": EVERY_VIEW,
+    "K4": EVERY_VIEW,
     "K5": SEES_EVERY_METHOD,
-    "K6": EVERY_DOOR,
-    "S1": EVERY_DOOR,
-    "F4": EVERY_DOOR,
-    "E1": EVERY_DOOR,
-    "E5": EVERY_DOOR,
-    "E6": EVERY_DOOR,
-    "O1": EVERY_DOOR,
-    "O2": EVERY_DOOR,
-    "O3": EVERY_DOOR,
-    "P1": EVERY_DOOR,
-    "R3": EVERY_DOOR,
+    "K6": EVERY_VIEW,
+    "S1": EVERY_VIEW,
+    "F4": EVERY_VIEW,
+    "E1": EVERY_VIEW,
+    "E5": EVERY_VIEW,
+    "E6": EVERY_VIEW,
+    "O1": EVERY_VIEW,
+    "O2": EVERY_VIEW,
+    "O3": EVERY_VIEW,
+    "P1": EVERY_VIEW,
+    "R3": EVERY_VIEW,
 }
 
 
-def at_doors(rule: str) -> Any:
-    """Run a test at every door where the table says that the rule holds."""
+def at_views(rule: str) -> Any:
+    """Run a test for each view where the table says that the rule holds."""
     return pytest.mark.parametrize(
-        "door", [DOORS[name] for name in RULES[rule]], ids=RULES[rule]
+        "url", [URLS[name] for name in RULES[rule]], ids=RULES[rule]
     )
 
 
-@at_doors("E1")
-def test_acts_once(client: Any, door: str) -> None:
+@at_views("E1")
+def test_acts_once(client: Any, url: str) -> None:
     """E1, R2: A retry has the first answer's bytes, status and headers; one effect."""
-    first = client.post(door, {"a": 1}, **key())
-    retry = client.post(door, {"a": 1}, **key())
+    first = client.post(url, {"a": 1}, **key())
+    retry = client.post(url, {"a": 1}, **key())
     assert (first.status_code, retry.status_code) == (201, 201)
     assert retry.content == first.content
     for name in ("Location", "Content-Type", "Allow", "Vary"):
@@ -76,24 +76,24 @@ def test_acts_once(client: Any, door: str) -> None:
     assert record.completed_at is not None
 
 
-@at_doors("R3")
-def test_headers(client: Any, door: str) -> None:
+@at_views("R3")
+def test_headers(client: Any, url: str) -> None:
     """R3: A replay says so, and both answers say until when."""
-    first = client.post(door, {}, **key())
-    retry = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
+    retry = client.post(url, {}, **key())
     assert "Idempotent-Replayed" not in first
     assert retry["Idempotent-Replayed"] == "true"
     assert first["Idempotency-Expires"] == retry["Idempotency-Expires"]
     assert first["Idempotency-Expires"].endswith("GMT")
 
 
-@at_doors("K4")
+@at_views("K4")
 def test_without_a_key(
-    client: Any, door: str, handle: Callable[..., None], atomic_requests: bool
+    client: Any, url: str, handle: Callable[..., None], atomic_requests: bool
 ) -> None:
     """K4: Without a key there is no query, no transaction and no header."""
-    if door.endswith("strict/"):
-        assert_refused(client.post(door), 400, "idempotency_key_required")
+    if url.endswith("strict/"):
+        assert_refused(client.post(url), 400, "idempotency_key_required")
         return
     seen = []
 
@@ -104,7 +104,7 @@ def test_without_a_key(
 
     handle(handler)
     with CaptureQueriesContext(connection) as queries:
-        response = client.post(door)
+        response = client.post(url)
     bare = client.post("/unprotected/")
     assert len(queries) == (0 if not atomic_requests else len(queries))
     assert not [q for q in queries if "idempotency" in q["sql"]]
@@ -113,7 +113,7 @@ def test_without_a_key(
     assert {*response.headers} == {*bare.headers}
 
 
-@at_doors("K1")
+@at_views("K1")
 @pytest.mark.parametrize(
     ("query", "headers", "right"),
     [
@@ -126,7 +126,7 @@ def test_without_a_key(
 )
 def test_misspelled_key(
     client: Any,
-    door: str,
+    url: str,
     handle: Callable[..., None],
     atomic_requests: bool,
     query: str,
@@ -143,7 +143,7 @@ def test_misspelled_key(
     handle(handler)
     for _ in range(2):
         with CaptureQueriesContext(connection) as queries:
-            response = client.post(door + query, {}, **headers)
+            response = client.post(url + query, {}, **headers)
         assert not [q for q in queries if "idempotency_" in q["sql"]]
         warning = response["Idempotency-Warning"]
         assert warning.startswith("IDEMPOTENCY_KEY_MISSPELLED;message=")
@@ -152,49 +152,49 @@ def test_misspelled_key(
         assert [w["code"] for w in in_body] == (
             ["IDEMPOTENCY_KEY_MISSPELLED"] if query else []
         )
-        if door.endswith("strict/"):
+        if url.endswith("strict/"):
             assert_refused(response, 400, "idempotency_key_required")
         else:
             assert response.status_code == 201
-    assert seen == ([] if door.endswith("strict/") else [atomic_requests] * 2)
+    assert seen == ([] if url.endswith("strict/") else [atomic_requests] * 2)
     assert Effect.objects.count() == len(seen)
     assert IdempotencyRecord.objects.count() == 0
 
 
-@at_doors("K1")
+@at_views("K1")
 @pytest.mark.parametrize("query", ["", "?idempotency=other"])
-def test_near_miss_beside_a_key(client: Any, door: str, query: str) -> None:
-    """K1: Who sends the key under its name, too, is protected and not warned."""
+def test_near_miss_beside_a_key(client: Any, url: str, query: str) -> None:
+    """K1: A request with the key under its right name, too, gets no warning."""
     sent = {**key(), "HTTP_X_IDEMPOTENCY_KEY": "other"}
-    first, retry = (client.post(door + query, {}, **sent) for _ in range(2))
+    first, retry = (client.post(url + query, {}, **sent) for _ in range(2))
     assert retry.content == first.content
     assert "Idempotency-Warning" not in retry.headers
     assert "$warnings" not in retry.json()
     assert Effect.objects.count() == 1
 
 
-@at_doors("K1")
-def test_near_miss_while_disabled(client: Any, door: str, settings: Any) -> None:
+@at_views("K1")
+def test_near_miss_while_disabled(client: Any, url: str, settings: Any) -> None:
     """K1: An app that steps aside does not speak of keys."""
     settings.IDEMPOTENCY = {"ENABLED": False}
-    response = client.post(f"{door}?idempotency={KEY}", {})
+    response = client.post(f"{url}?idempotency={KEY}", {})
     assert response.status_code == 201
     assert "Idempotency-Warning" not in response.headers
     assert "$warnings" not in response.json()
 
 
-@at_doors("K1")
-def test_near_miss_on_get(client: Any, door: str) -> None:
+@at_views("K1")
+def test_near_miss_on_get(client: Any, url: str) -> None:
     """K1: Where the right name means nothing, no wrong one is spoken of."""
-    response = client.get(door, {"idempotency": KEY}, HTTP_X_IDEMPOTENCY_KEY=KEY)
+    response = client.get(url, {"idempotency": KEY}, HTTP_X_IDEMPOTENCY_KEY=KEY)
     assert "Idempotency-Warning" not in response.headers
     assert b"$warnings" not in response.content
 
 
-@at_doors("K4")
+@at_views("K4")
 @pytest.mark.parametrize("query", ["", "?page=2&q=$idempotency"])
 def test_nothing_around_a_view_without_a_key(
-    client: Any, door: str, handle: Callable[..., None], query: str
+    client: Any, url: str, handle: Callable[..., None], query: str
 ) -> None:
     """K4: The view finalises its answer by itself, as if the app were not there."""
     seen = []
@@ -204,17 +204,17 @@ def test_nothing_around_a_view_without_a_key(
         return Response()
 
     handle(handler)
-    client.post(door + query)
-    client.post(door + query, **key())
-    expected = [True] if door.endswith("strict/") else [False, True]
+    client.post(url + query)
+    client.post(url + query, **key())
+    expected = [True] if url.endswith("strict/") else [False, True]
     assert seen == expected
 
 
-@at_doors("K5")
+@at_views("K5")
 @pytest.mark.parametrize("bad", [KEY, "", "weak", "not a key"])
-def test_key_on_get(client: Any, door: str, bad: str) -> None:
+def test_key_on_get(client: Any, url: str, bad: str) -> None:
     """K5: On another method the key, good or bad, is ignored with a warning."""
-    response = client.get(door, {"$idempotency": bad})
+    response = client.get(url, {"$idempotency": bad})
     assert response.status_code == 201
     assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_IGNORED;")
     assert [w["code"] for w in response.json()["$warnings"]] == [
@@ -222,62 +222,62 @@ def test_key_on_get(client: Any, door: str, bad: str) -> None:
     ]
     assert IdempotencyRecord.objects.count() == 0
     assert Effect.objects.count() == 1
-    plain = client.get(door)
+    plain = client.get(url)
     assert "Idempotency-Warning" not in plain
     assert "$warnings" not in plain.json()
 
 
-@at_doors("K6")
-def test_weak_key(client: Any, door: str) -> None:
+@at_views("K6")
+def test_weak_key(client: Any, url: str) -> None:
     """K6, K7: A weak key works, with a warning that the replay repeats."""
     for _ in range(2):
-        response = client.post(f"{door}?$idempotency=weak")
+        response = client.post(f"{url}?$idempotency=weak")
         assert response.status_code == 201
         assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_WEAK;")
         assert response.json()["$warnings"][0]["code"] == "IDEMPOTENCY_KEY_WEAK"
     assert Effect.objects.count() == 1
 
 
-@at_doors("S1")
-def test_callers_do_not_share_keys(client: Any, door: str) -> None:
+@at_views("S1")
+def test_callers_do_not_share_keys(client: Any, url: str) -> None:
     """S1: Another caller's key is simply another key."""
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     client.credentials(HTTP_X_USER="grace")
-    other = client.post(door, {}, **key())
+    other = client.post(url, {}, **key())
     assert other.status_code == first.status_code == 201
     assert other.content != first.content
     assert Effect.objects.count() == 2
 
 
-@at_doors("F4")
-def test_another_payload(client: Any, door: str) -> None:
+@at_views("F4")
+def test_another_payload(client: Any, url: str) -> None:
     """F4: The same key with another payload is refused and the record stays."""
-    first = client.post(door, {"amount": 1}, **key())
+    first = client.post(url, {"amount": 1}, **key())
     before = IdempotencyRecord.objects.values().get()
-    other = client.post(door, {"amount": 2}, **key())
+    other = client.post(url, {"amount": 2}, **key())
     assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
     assert IdempotencyRecord.objects.values().get() == before
     assert Effect.objects.count() == 1
-    assert client.post(door, {"amount": 1}, **key()).content == first.content
+    assert client.post(url, {"amount": 1}, **key()).content == first.content
 
 
-@at_doors("E5")
-def test_in_progress_and_visible(client: Any, door: str) -> None:
+@at_views("E5")
+def test_in_progress_and_visible(client: Any, url: str) -> None:
     """E5: A visible record in progress without a lease is abandoned: not run again."""
-    client.post(door, {}, **key())
+    client.post(url, {}, **key())
     IdempotencyRecord.objects.update(state=State.IN_PROGRESS, status_code=None)
-    response = client.post(door, {}, **key())
+    response = client.post(url, {}, **key())
     assert (response.status_code, code_of(response)) == (
         409,
         "idempotency_outcome_unknown",
     )
-    other = client.post(door, {"other": 1}, **key())
+    other = client.post(url, {"other": 1}, **key())
     assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
     assert Effect.objects.count() == 1
 
 
-@at_doors("E6")
-def test_nested(client: Any, door: str, handle: Callable[..., None]) -> None:
+@at_views("E6")
+def test_nested(client: Any, url: str, handle: Callable[..., None]) -> None:
     """E6: A protected handler that calls another protected one is protected once."""
     from tests.app import views  # noqa: PLC0415  # its name is a fixture's elsewhere
 
@@ -290,8 +290,8 @@ def test_nested(client: Any, door: str, handle: Callable[..., None]) -> None:
         return create_effect(request)
 
     handle(handler)
-    first = client.post(door, {}, **key())
-    retry = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
+    retry = client.post(url, {}, **key())
     assert first.status_code == 201
     assert retry.content == first.content
     assert depth == [KEY, KEY]
@@ -299,10 +299,10 @@ def test_nested(client: Any, door: str, handle: Callable[..., None]) -> None:
     assert IdempotencyRecord.objects.count() == 1
 
 
-@at_doors("O1")
+@at_views("O1")
 @pytest.mark.parametrize("status_code", [200, 202, 204, 302, 402, 410, 418, 451])
 def test_stored(
-    client: Any, door: str, handle: Callable[..., None], status_code: int
+    client: Any, url: str, handle: Callable[..., None], status_code: int
 ) -> None:
     """O1: An answer below 500 that is not released is stored with its effects."""
 
@@ -311,20 +311,20 @@ def test_stored(
         return Response({"n": Effect.objects.count()}, status=status_code)
 
     handle(handler)
-    first = client.post(door, {}, **key())
-    retry = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
+    retry = client.post(url, {}, **key())
     assert first.status_code == retry.status_code == status_code
     assert retry.content == first.content
     assert retry["Idempotent-Replayed"] == "true"
     assert Effect.objects.count() == 1
 
 
-@at_doors("O2")
+@at_views("O2")
 @pytest.mark.parametrize(
     "status_code", [400, 401, 403, 404, 409, 412, 422, 423, 425, 428, 429]
 )
 def test_released(
-    client: Any, door: str, handle: Callable[..., None], status_code: int
+    client: Any, url: str, handle: Callable[..., None], status_code: int
 ) -> None:
     """O2: A released status keeps the handler's writes and frees the key."""
 
@@ -334,19 +334,19 @@ def test_released(
 
     handle(handler)
     for expected in (1, 2):
-        response = client.post(door, {}, **key())
+        response = client.post(url, {}, **key())
         assert response.status_code == status_code
         assert response.data == {"n": expected}
         assert "Idempotency-Expires" not in response
     assert Effect.objects.count() == 2
     assert IdempotencyRecord.objects.count() == 0
     handle(create_effect)
-    assert client.post(door, {"another": "payload"}, **key()).status_code == 201
+    assert client.post(url, {"another": "payload"}, **key()).status_code == 201
 
 
-@at_doors("O2")
+@at_views("O2")
 def test_raised_refusal(
-    client: Any, door: str, handle: Callable[..., None], atomic_requests: bool
+    client: Any, url: str, handle: Callable[..., None], atomic_requests: bool
 ) -> None:
     """O2: A raised refusal keeps what it keeps without a key, and frees the key."""
 
@@ -357,20 +357,20 @@ def test_raised_refusal(
     handle(handler)
     counts = []
     for headers in ({}, key(), key()):
-        if door.endswith("strict/") and not headers:
+        if url.endswith("strict/") and not headers:
             counts.append(0 if atomic_requests else 1)
             Effect.objects.create() if counts[0] else None
             continue
-        assert client.post(door, {}, **headers).status_code == 403
+        assert client.post(url, {}, **headers).status_code == 403
         counts.append(Effect.objects.count())
     assert counts == ([0, 0, 0] if atomic_requests else [1, 2, 3])
     assert IdempotencyRecord.objects.count() == 0
 
 
-@at_doors("O3")
+@at_views("O3")
 @pytest.mark.parametrize("raised", [True, False])
 def test_server_error(
-    client: Any, door: str, handle: Callable[..., None], raised: bool
+    client: Any, url: str, handle: Callable[..., None], raised: bool
 ) -> None:
     """O3: An error of the server undoes everything and frees the key."""
 
@@ -381,24 +381,24 @@ def test_server_error(
         return Response(status=503)
 
     handle(handler)
-    assert client.post(door, {}, **key()).status_code == (500 if raised else 503)
+    assert client.post(url, {}, **key()).status_code == (500 if raised else 503)
     assert Effect.objects.count() == 0
     assert IdempotencyRecord.objects.count() == 0
     handle(create_effect)
-    assert client.post(door, {}, **key()).status_code == 201
+    assert client.post(url, {}, **key()).status_code == 201
 
 
-@at_doors("P1")
-def test_expired(client: Any, door: str) -> None:
+@at_views("P1")
+def test_expired(client: Any, url: str) -> None:
     """P1: After its retention a key is new, purged or not, with any payload."""
-    client.post(door, {"a": 1}, **key())
+    client.post(url, {"a": 1}, **key())
     record = IdempotencyRecord.objects.get()
     assert record.expires_at - record.created_at == timedelta(days=30)
     age = timedelta(days=30, seconds=1)
     IdempotencyRecord.objects.update(
         created_at=record.created_at - age, expires_at=record.expires_at - age
     )
-    fresh = client.post(door, {"a": 2}, **key())
+    fresh = client.post(url, {"a": 2}, **key())
     assert fresh.status_code == 201
     assert "Idempotent-Replayed" not in fresh
     assert Effect.objects.count() == 2
@@ -406,25 +406,25 @@ def test_expired(client: Any, door: str) -> None:
     assert renewed.token != record.token
     assert renewed.expires_at > timezone.now() + timedelta(days=29)
     assert renewed.body == fresh.content
-    assert client.post(door, {"a": 2}, **key()).content == fresh.content
-    assert client.post(door, {"a": 1}, **key()).status_code == 422
+    assert client.post(url, {"a": 2}, **key()).content == fresh.content
+    assert client.post(url, {"a": 1}, **key()).status_code == 422
 
 
-@at_doors("P1")
-def test_almost_expired(client: Any, door: str) -> None:
+@at_views("P1")
+def test_almost_expired(client: Any, url: str) -> None:
     """P1: Until its last moment a record is in force."""
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     IdempotencyRecord.objects.update(expires_at=UTCNow() + timedelta(minutes=1))
-    assert client.post(door, {}, **key()).content == first.content
+    assert client.post(url, {}, **key()).content == first.content
 
 
-@at_doors("P1")
+@at_views("P1")
 def test_expired_and_then_refused(
-    client: Any, door: str, handle: Callable[..., None]
+    client: Any, url: str, handle: Callable[..., None]
 ) -> None:
     """P1, O2: A refusal on an expired key leaves nothing to replay."""
-    client.post(door, {}, **key())
+    client.post(url, {}, **key())
     IdempotencyRecord.objects.update(expires_at=UTCNow())
     handle(lambda request: Response(status=400))
-    assert client.post(door, {}, **key()).status_code == 400
+    assert client.post(url, {}, **key()).status_code == 400
     assert IdempotencyRecord.objects.count() == 0

@@ -274,7 +274,7 @@ class TestDeadlocks:
         assert_retry_runs(handle)
 
     def test_caught(self, handle: Handle, meet: Any, write: Write) -> None:
-        """E2, E5: Nor does one that it catches pass for a success."""
+        """E2, E5: A database error that it catches does not pass for a success."""
 
         def handler(request: Request) -> Any:
             answer = act()
@@ -287,7 +287,7 @@ class TestDeadlocks:
         assert_retry_runs(handle)
 
     def test_caught_and_gone_on(self, handle: Handle, meet: Any, write: Write) -> None:
-        """E5: What the handler goes on to write after a deadlock does not stay.
+        """E5: What the handler writes after a deadlock does not stay.
 
         MariaDB has undone the transaction, claim included, and lets a new one begin.
         """
@@ -350,12 +350,12 @@ class TestDeadlocks:
 
 
 def is_waiting(pid: int) -> bool:
-    """Tell whether a session of PostgreSQL waits for another one's lock."""
+    """Return whether a session of PostgreSQL waits for another one's lock."""
     return bool(run("SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted", pid))
 
 
 class TestCommit:
-    """E4, O3: a COMMIT that fails leaves nothing, whatever its client is told."""
+    """E4, O3: a COMMIT that fails leaves nothing, whatever the response."""
 
     @pytest.mark.skipif(VENDOR == "mysql", reason="MariaDB defers no constraint")
     def test_deferred_constraint(self, handle: Handle, scratch: str) -> None:
@@ -438,7 +438,7 @@ class TestCommit:
     def test_write_skew(
         self, handle: Handle, rival: Rival, scratch: str, atomic_requests: bool
     ) -> None:
-        """E4: Two transactions that can't have come one after the other: one goes."""
+        """E4: Of two transactions that can't be serialized, one is undone."""
         run("CREATE TABLE tests_scratch (name text)")
         for session in (run, rival.run):
             session("SET default_transaction_isolation = 'serializable'")
@@ -600,7 +600,7 @@ class TestSerializationFailures:
 @locks_rows
 @pytest.mark.usefixtures("furniture")
 class TestTimeouts:
-    """O3: whoever waits too long is the project's own 500, and nothing stays."""
+    """O3: a lock timeout is the project's own 500, and nothing stays."""
 
     TIMEOUTS = {
         "postgresql": {
@@ -849,7 +849,7 @@ class TestTablesMadeByHandlers:
 
     @mariadb
     def test_duplicate_meanwhile(self, handle: Handle, rival: Rival) -> None:
-        """E5: A duplicate finds a record that nobody seems to execute: nothing runs."""
+        """E5: A duplicate that finds a record without a lease runs nothing."""
         answers: list[Any] = []
 
         def handler(request: Request) -> Any:

@@ -75,7 +75,7 @@ class ReadsFromReplica:
 
 
 @pytest.mark.parametrize(
-    ("door", "settings_value", "routers"),
+    ("url", "settings_value", "routers"),
     [
         ("/elsewhere/", {}, []),
         ("/elsewhere-by-method/", {}, []),
@@ -86,7 +86,7 @@ class ReadsFromReplica:
 def test_the_chosen_database(
     client: Any,
     settings: Any,
-    door: str,
+    url: str,
     settings_value: dict[str, str],
     routers: list[str],
 ) -> None:
@@ -94,9 +94,9 @@ def test_the_chosen_database(
     settings.IDEMPOTENCY = settings_value
     settings.DATABASE_ROUTERS = routers
     with CaptureQueriesContext(connections["default"]) as elsewhere:
-        assert client.post(door, {"fail": 1}, **key()).status_code == 500
-        first = client.post(door, {}, **key())
-        retry = client.post(door, {}, **key())
+        assert client.post(url, {"fail": 1}, **key()).status_code == 500
+        first = client.post(url, {}, **key())
+        retry = client.post(url, {}, **key())
     assert first.data == {"default": False, "other": True}
     assert retry.content == first.content
     assert elsewhere.captured_queries == []
@@ -104,7 +104,7 @@ def test_the_chosen_database(
 
 
 def test_replicas_are_never_asked(client: Any, settings: Any) -> None:
-    """E1: A replica may lag behind, so no look-up of the app goes there."""
+    """E1: The app never reads from a replica, which may lag."""
     settings.DATABASE_ROUTERS = [f"{__name__}.ReadsFromReplica"]
     with CaptureQueriesContext(connections["other"]) as replica:
         first = client.post("/function/", {}, **key())

@@ -780,7 +780,7 @@ def test_payment_whose_lease_holds(ada: APIClient, provider: Provider) -> None:
 def test_payment_that_is_malformed(
     ada: APIClient, provider: Provider, payload: Any, codes: list[str]
 ) -> None:
-    """O2: Who is refused before the charge may mend it under the same key."""
+    """O2: A request refused before the charge may be fixed under the same key."""
     if isinstance(payload, str):
         response = ada.post(PAYMENTS, payload, content_type="application/json", **key())
     else:

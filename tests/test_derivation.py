@@ -84,7 +84,7 @@ def test_without_a_key() -> None:
 
 @pytest.mark.usefixtures("atomic_requests")
 class TestInHandlers:
-    """E10 through a door, in atomic mode."""
+    """E10 in a view, in atomic mode."""
 
     @pytest.fixture
     def derive(self, client: Any, handle: Callable[..., None]) -> Callable[..., str]:

@@ -156,23 +156,23 @@ def test_what_the_mixin_overrides() -> None:
     assert {*dir(IdempotencyMixin)} & of_views == {"as_view", "initialize_request"}
 
 
-@pytest.mark.parametrize("door", ["base", "protected", "leased", "later"])
+@pytest.mark.parametrize("name", ["base", "protected", "leased", "later"])
 @pytest.mark.parametrize("headers", [{}, key()], ids=["no key", "key"])
-def test_a_durable_block(client: Any, door: str, headers: dict[str, str]) -> None:
+def test_a_durable_block(client: Any, name: str, headers: dict[str, str]) -> None:
     """K4, E11: A view that refuses Django's transaction runs without it."""
-    assert client.get(f"/{door}/").json() == {"in transaction": False}
+    assert client.get(f"/{name}/").json() == {"in transaction": False}
     for _ in range(2):
-        assert client.post(f"/{door}/", {}, **headers).status_code == 201
-    is_replayed = bool(headers) and door != "base"
+        assert client.post(f"/{name}/", {}, **headers).status_code == 201
+    is_replayed = bool(headers) and name != "base"
     assert Effect.objects.count() == (1 if is_replayed else 2)
 
 
 @override_settings(MIDDLEWARE=["django.middleware.common.CommonMiddleware"])
-@pytest.mark.parametrize("door", ["base", "protected", "leased"])
-def test_no_append_slash(door: str) -> None:
-    """K4: What is not to be redirected is not found."""
+@pytest.mark.parametrize("name", ["base", "protected", "leased"])
+def test_no_append_slash(name: str) -> None:
+    """K4: no_append_slash on a view still holds."""
     for headers in ({}, key()):
-        assert Client().get(f"/{door}", **headers).status_code == 404
+        assert Client().get(f"/{name}", **headers).status_code == 404
     assert Client().get("/looking").status_code == 301
 
 
@@ -196,7 +196,7 @@ def test_options_of_a_request(client: Any, atomic_requests: bool) -> None:
 
 
 def test_a_handler_is_a_method() -> None:
-    """K4: Whoever looks at a view's handler finds a method of it, with its marks."""
+    """K4: A view's handler stays its method, with signature and attributes."""
     seen = []
 
     def post(self: Any, request: Request, *, pk: int = 0) -> Response:

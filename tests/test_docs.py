@@ -177,7 +177,7 @@ def test_the_contract_has_every_rule_once() -> None:
 
 
 def test_the_contract_is_kept_whole() -> None:
-    """What is not built is not promised."""
+    """The contract promises nothing that is not built."""
     assert "not in this release" not in CONTRACT.lower()
 
 

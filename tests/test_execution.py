@@ -264,7 +264,7 @@ urlpatterns = [
 
 
 @pytest.fixture(params=["/mixin-view/", "/function/"])
-def door(request: pytest.FixtureRequest) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     """Run a test at a mixin and at a decorator."""
     return str(request.param)
 
@@ -295,12 +295,12 @@ class TestOrder:
             assert client.post("/guarded/", {}, **headers).status_code in (403, 429)
         assert IdempotencyRecord.objects.count() == 0
 
-    def test_other_refusals(self, client: Any, door: str) -> None:
+    def test_other_refusals(self, client: Any, url: str) -> None:
         """S2: 405, 406 and 415 leave no record either."""
-        assert client.delete(door, {}, **key()).status_code == 405
-        answer = client.post(door, {}, HTTP_ACCEPT="image/png", **key())
+        assert client.delete(url, {}, **key()).status_code == 405
+        answer = client.post(url, {}, HTTP_ACCEPT="image/png", **key())
         assert answer.status_code == 406
-        answer = client.generic("POST", door, b"<a/>", "application/xml", **key())
+        answer = client.generic("POST", url, b"<a/>", "application/xml", **key())
         assert answer.status_code == 415
         assert IdempotencyRecord.objects.count() == 0
 
@@ -324,23 +324,21 @@ class TestOrder:
 class TestScope:
     """S1: whose key it is."""
 
-    def test_anonymous(self, client: Any, door: str) -> None:
+    def test_anonymous(self, client: Any, url: str) -> None:
         """S1, K6: Strangers share a scope, where weak keys are refused."""
         client.credentials()
-        assert_refused(
-            client.post(door, {}, **key("weak")), 400, "idempotency_key_weak"
-        )
-        assert client.post(door, {}, **key()).status_code == 201
+        assert_refused(client.post(url, {}, **key("weak")), 400, "idempotency_key_weak")
+        assert client.post(url, {}, **key()).status_code == 201
         assert IdempotencyRecord.objects.get().scope == "anonymous"
 
-    def test_authorization(self, client: Any, door: str, settings: Any) -> None:
+    def test_authorization(self, client: Any, url: str, settings: Any) -> None:
         """S1: A caller known by a credential alone is named by its keyed digest."""
         scopes = set()
         for token, secret in (("a", None), ("b", None), ("a", "other")):
             settings.IDEMPOTENCY = {"DERIVATION_SECRET": secret}
             client.credentials(HTTP_AUTHORIZATION=f"Bearer {token}\udcff")
             client.force_authenticate(token=token)
-            assert client.post(door, {}, **key()).status_code == 201
+            assert client.post(url, {}, **key()).status_code == 201
             scopes = {*IdempotencyRecord.objects.values_list("scope", flat=True)}
         assert len(scopes) == 3
         assert Effect.objects.count() == 3
@@ -429,16 +427,16 @@ class TestOptions:
         """An option of as_view() wins over the class."""
         assert client.post("/optional/", {}).status_code == 201
 
-    def test_of_the_settings(self, client: Any, settings: Any, door: str) -> None:
+    def test_of_the_settings(self, client: Any, settings: Any, url: str) -> None:
         """Settings are read live."""
         settings.IDEMPOTENCY = {"REQUIRED": True, "RETENTION": timedelta(hours=1)}
-        assert client.post(door, {}).status_code == 400
-        client.post(door, {}, **key())
+        assert client.post(url, {}).status_code == 400
+        client.post(url, {}, **key())
         record = IdempotencyRecord.objects.get()
         assert record.expires_at - record.created_at == timedelta(hours=1)
 
     def test_disabled(
-        self, client: Any, settings: Any, handle: Handle, door: str
+        self, client: Any, settings: Any, handle: Handle, url: str
     ) -> None:
         """ENABLED = False makes the app step aside, and handlers still work."""
         settings.IDEMPOTENCY = {"ENABLED": False, "REQUIRED": True}
@@ -450,7 +448,7 @@ class TestOptions:
 
         handle(handler)
         for _ in range(2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert answer.status_code == 201
             assert "Idempotency-Expires" not in answer
         assert client.get("/mixin-view/", **key()).status_code == 500
@@ -499,7 +497,7 @@ class TestGenericViews:
 class TestContext:
     """request.idempotency, in every protected handler."""
 
-    def test_in_the_handler(self, client: Any, handle: Handle, door: str) -> None:
+    def test_in_the_handler(self, client: Any, handle: Handle, url: str) -> None:
         """A handler sees its key, scope, record and attempt."""
         seen: list[Any] = []
 
@@ -511,8 +509,8 @@ class TestContext:
             return create_effect(request)
 
         handle(handler)
-        client.post(door, {}, **key())
-        client.post(door, {})
+        client.post(url, {}, **key())
+        client.post(url, {})
         record = IdempotencyRecord.objects.get()
         scope = "user:tests.app.authentication.NamedUser:ada"
         assert seen == [(KEY, scope, record.pk, 1), (None, None, None, None)]
@@ -595,7 +593,7 @@ class TestHooks:
         assert Effect.objects.count() == 0
 
     def test_fingerprint_setting(self, client: Any, settings: Any) -> None:
-        """F1: So does the one that the settings name."""
+        """F1: The fingerprint function of the settings decides, too."""
         settings.IDEMPOTENCY = {"FINGERPRINT": "tests.test_execution.shared_scope"}
         first = client.post("/function/", {"a": 1}, **key())
         assert client.post("/function/", {"a": 2}, **key()).content == first.content
@@ -607,7 +605,7 @@ class TestHooks:
 
 
 class TestReplayOptions:
-    """S2, O4: what hooks do for views with the mixin, options do for every door."""
+    """S2, O4: what the mixin's hooks do, options do for every view."""
 
     @pytest.mark.parametrize("url", ["/keeps-small/", "/keeps-small-function/"])
     def test_of_an_endpoint(self, client: Any, handle: Handle, url: str) -> None:
@@ -621,19 +619,19 @@ class TestReplayOptions:
         client.post(url, {}, **key("another-random-key"))
         assert IdempotencyRecord.objects.get(key="another-random-key").body == b"{}"
 
-    def test_of_the_settings(self, client: Any, door: str, settings: Any) -> None:
+    def test_of_the_settings(self, client: Any, url: str, settings: Any) -> None:
         """O4, S2: So may the project, for every endpoint."""
         settings.IDEMPOTENCY = {"STORE": False}
-        assert client.post(door, {}, **key()).status_code == 201
-        answer = client.post(door, {}, **key())
+        assert client.post(url, {}, **key()).status_code == 201
+        answer = client.post(url, {}, **key())
         assert code_of(answer) == "idempotency_response_not_kept"
         settings.IDEMPOTENCY = {"CHECK_REPLAY": refuse_replay}
-        assert client.post(door, {}, **key()).status_code == 403
+        assert client.post(url, {}, **key()).status_code == 403
         assert Effect.objects.count() == 1
 
     @pytest.mark.parametrize("route", ["objects", "routed", "invoices"])
     def test_object(self, client: Any, route: str) -> None:
-        """S2: Who can't get the object any more gets no replay."""
+        """S2: A caller who can't get the object any more gets no replay."""
         effect = Effect.objects.create()
         url = f"/{route}/{effect.pk}/"
         first = client.post(url, {}, **key())
@@ -642,12 +640,13 @@ class TestReplayOptions:
         assert client.post(url, {}, **key()).status_code == 404
         assert Effect.objects.count() == 2
 
-    def test_no_object(self, client: Any, settings: Any, door: str) -> None:
+    def test_no_object(self, client: Any, settings: Any, url: str) -> None:
         """S2: Where no object is named, there is none to get again."""
         settings.IDEMPOTENCY = {"CHECK_REPLAY": "object"}
-        for url in ("/objects/", "/of/1/", door):
-            first = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
-            again = client.post(url, {}, **key(url[1:-1] + "-has-this-key"))
+        for each in ("/objects/", "/of/1/", url):
+            own_key = key(f"{each[1:-1]}-has-this-key")
+            first = client.post(each, {}, **own_key)
+            again = client.post(each, {}, **own_key)
             assert again.content == first.content
 
 
@@ -682,7 +681,7 @@ class TestVersions:
 class TestRollback:
     """E2: a keyed handler behaves as the same handler under ATOMIC_REQUESTS."""
 
-    def test_set_rollback(self, client: Any, handle: Handle, door: str) -> None:
+    def test_set_rollback(self, client: Any, handle: Handle, url: str) -> None:
         """E2: A handler that marks the transaction gets its answer through."""
 
         def handler(request: Request) -> Any:
@@ -692,16 +691,16 @@ class TestRollback:
 
         handle(handler)
         for _ in range(2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert (answer.status_code, answer.data) == (200, {"dry": "run"})
             assert "Idempotency-Expires" not in answer
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
     def test_set_rollback_and_raise(
-        self, client: Any, handle: Handle, door: str
+        self, client: Any, handle: Handle, url: str
     ) -> None:
-        """E2, O2: So does one that raises its refusal."""
+        """E2, O2: A handler that marks the transaction and raises is undone, too."""
 
         def handler(request: Request) -> Any:
             Effect.objects.create()
@@ -709,13 +708,13 @@ class TestRollback:
             raise Http404
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 404
+        assert client.post(url, {}, **key()).status_code == 404
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
     @pytest.mark.parametrize("error", ["in a savepoint", "without one"])
     def test_set_rollback_after_an_error(
-        self, client: Any, handle: Handle, door: str, error: str
+        self, client: Any, handle: Handle, url: str, error: str
     ) -> None:
         """E2: A dry run that met a database error is a dry run all the same."""
         Effect.objects.create(name="taken")
@@ -732,14 +731,14 @@ class TestRollback:
 
         handle(handler)
         for _ in range(2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert (answer.status_code, answer.data) == (200, {"dry": "run"})
         assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.count() == 0
 
     @pytest.mark.parametrize("is_taken_back", [True, False])
     def test_set_rollback_in_vain(
-        self, client: Any, handle: Handle, door: str, is_taken_back: bool
+        self, client: Any, handle: Handle, url: str, is_taken_back: bool
     ) -> None:
         """E2: Only a wish that concerns the whole transaction, and lasts, counts."""
         Effect.objects.create(name="taken")
@@ -756,12 +755,12 @@ class TestRollback:
             return Response({}, status=200)
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert_refused(answer, 503, "idempotency_transaction_failed")
         assert Effect.objects.count() == 1
 
     def test_set_rollback_in_a_block(
-        self, client: Any, handle: Handle, door: str
+        self, client: Any, handle: Handle, url: str
     ) -> None:
         """E2: A block without a savepoint hands the wish on to the transaction."""
 
@@ -772,13 +771,13 @@ class TestRollback:
             return Response({"dry": "run"}, status=200)
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert (answer.status_code, answer.data) == (200, {"dry": "run"})
         assert Effect.objects.count() == 0
         assert "set_rollback" not in vars(connection)
 
     def test_set_rollback_of_another_request(
-        self, client: Any, handle: Handle, door: str
+        self, client: Any, handle: Handle, url: str
     ) -> None:
         """E2: A request that a handler sends wants nothing for the one around it."""
         calls: list[Request] = []
@@ -787,7 +786,7 @@ class TestRollback:
             calls.append(request)
             Effect.objects.create()
             if len(calls) == 1:
-                inner = client.post(door, {}, **key("another-key"))
+                inner = client.post(url, {}, **key("another-key"))
                 assert inner.data == {"dry": "run"}
                 return Response({}, status=201)
             with transaction.atomic():
@@ -796,12 +795,12 @@ class TestRollback:
             return Response({"dry": "run"}, status=200)
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 201
+        assert client.post(url, {}, **key()).status_code == 201
         assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.get().key == KEY
 
     @pytest.mark.parametrize("how", ["connection", "transaction", "block"])
-    def test_lost(self, client: Any, handle: Handle, door: str, how: str) -> None:
+    def test_lost(self, client: Any, handle: Handle, url: str, how: str) -> None:
         """E2, E4: A success whose effects were lost unnoticed is not acknowledged."""
 
         def handler(request: Request) -> Any:
@@ -820,11 +819,11 @@ class TestRollback:
 
         Effect.objects.create(name="taken")
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert_refused(answer, 503, "idempotency_transaction_failed")
         assert Effect.objects.count() == 1
 
-    def test_savepoint(self, client: Any, handle: Handle, door: str) -> None:
+    def test_savepoint(self, client: Any, handle: Handle, url: str) -> None:
         """E2: A database error in a savepoint of the handler's is its own affair."""
         Effect.objects.create(name="taken")
 
@@ -837,12 +836,12 @@ class TestRollback:
             raise AssertionError
 
         handle(handler)
-        first = client.post(door, {}, **key())
+        first = client.post(url, {}, **key())
         assert first.status_code == 201
-        assert client.post(door, {}, **key()).content == first.content
+        assert client.post(url, {}, **key()).content == first.content
         assert Effect.objects.count() == 2
 
-    def test_durable(self, client: Any, handle: Handle, door: str) -> None:
+    def test_durable(self, client: Any, handle: Handle, url: str) -> None:
         """E2: atomic(durable=True) inside a keyed handler is refused."""
 
         def handler(request: Request) -> Any:
@@ -850,13 +849,13 @@ class TestRollback:
                 return create_effect(request)
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == 0
 
     @pytest.mark.parametrize("raw", [False, True], ids=["orm", "cursor"])
     @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
     def test_error_made_a_refusal(
-        self, client: Any, handle: Handle, door: str, raw: bool, raised: bool
+        self, client: Any, handle: Handle, url: str, raw: bool, raised: bool
     ) -> None:
         """O2: A database error that the handler makes a refusal of frees the key."""
         Effect.objects.create(name="taken")
@@ -871,13 +870,13 @@ class TestRollback:
 
         handle(handler)
         for _ in range(2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert answer.status_code == (400 if raised else 409)
         assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.count() == 0
 
-    def test_error_answered(self, client: Any, handle: Handle, door: str) -> None:
-        """E2: Nor does an answer that would be stored hide what the handler found."""
+    def test_error_answered(self, client: Any, handle: Handle, url: str) -> None:
+        """E2: A 410 after a caught database error goes out, stored if possible."""
 
         def handler(request: Request) -> Any:
             try:
@@ -889,7 +888,7 @@ class TestRollback:
         handle(handler)
         survives = connection.vendor != "postgresql"
         for attempt in range(2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert answer.status_code == 410
             assert ("Idempotency-Expires" in answer) == survives
             assert ("Idempotent-Replayed" in answer) == (survives and attempt == 1)
@@ -897,7 +896,7 @@ class TestRollback:
 
     @pytest.mark.parametrize("raw", [False, True], ids=["orm", "cursor"])
     def test_error_swallowed(
-        self, client: Any, handle: Handle, door: str, raw: bool, caplog: Any
+        self, client: Any, handle: Handle, url: str, raw: bool, caplog: Any
     ) -> None:
         """E5: A success whose effects are lost is answered 503, never stored."""
         Effect.objects.create(name="taken")
@@ -909,7 +908,7 @@ class TestRollback:
             return Response(status=201)
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         survives = raw and connection.vendor != "postgresql"
         if survives:  # the statement alone failed, and nothing was lost
             assert answer.status_code == 201
@@ -925,7 +924,7 @@ class TestRollback:
         assert "need a savepoint" in caplog.text
         assert KEY not in caplog.text
         handle(create_effect)
-        assert client.post(door, {}, **key()).status_code == 201
+        assert client.post(url, {}, **key()).status_code == 201
 
 
 def collide(raw: bool) -> None:
@@ -953,7 +952,7 @@ class TestFailedTransactions:
         return OperationalError("deadlock detected")
 
     def test_at_a_statement(
-        self, client: Any, handle: Handle, door: str, transient: DatabaseError
+        self, client: Any, handle: Handle, url: str, transient: DatabaseError
     ) -> None:
         """E4: A deadlock in the handler is 503 with Retry-After, and nothing stays."""
 
@@ -962,7 +961,7 @@ class TestFailedTransactions:
             raise transient
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert (answer.status_code, code_of(answer)) == (
             503,
             "idempotency_transaction_failed",
@@ -972,9 +971,9 @@ class TestFailedTransactions:
         assert IdempotencyRecord.objects.count() == 0
 
     def test_while_rendering(
-        self, client: Any, handle: Handle, door: str, transient: DatabaseError
+        self, client: Any, handle: Handle, url: str, transient: DatabaseError
     ) -> None:
-        """E4: Nor is a deadlock that the answer meets on its way Django's to answer."""
+        """E4: A deadlock while rendering is a 503, too."""
 
         def fail(response: Any) -> None:
             raise transient
@@ -985,7 +984,7 @@ class TestFailedTransactions:
             return response
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert_refused(answer, 503, "idempotency_transaction_failed")
         assert answer["Retry-After"] == "1"
         assert Effect.objects.count() == 0
@@ -993,7 +992,7 @@ class TestFailedTransactions:
     def test_at_the_commit(
         self,
         client: Any,
-        door: str,
+        url: str,
         transient: DatabaseError,
         monkeypatch: Any,
         atomic_requests: bool,
@@ -1006,16 +1005,14 @@ class TestFailedTransactions:
 
         with monkeypatch.context() as patch:
             patch.setattr(connection, "_commit", commit)
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
         assert answer.status_code == (500 if atomic_requests else 503)
         assert "Idempotency-Expires" not in answer
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
-        assert client.post(door, {}, **key()).status_code == 201
+        assert client.post(url, {}, **key()).status_code == 201
 
-    def test_other_database_errors(
-        self, client: Any, handle: Handle, door: str
-    ) -> None:
+    def test_other_database_errors(self, client: Any, handle: Handle, url: str) -> None:
         """O3: Other database errors are the project's own 500."""
 
         def handler(request: Request) -> Any:
@@ -1023,14 +1020,14 @@ class TestFailedTransactions:
             raise OperationalError("disk full")
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
     @pytest.mark.parametrize("raised", [False, True], ids=["returned", "raised"])
     @pytest.mark.usefixtures("by_statements")
     def test_release_that_fails(
-        self, client: Any, handle: Handle, door: str, monkeypatch: Any, raised: bool
+        self, client: Any, handle: Handle, url: str, monkeypatch: Any, raised: bool
     ) -> None:
         """O2, E1: A refusal whose effects are lost with the connection is no answer."""
 
@@ -1045,7 +1042,7 @@ class TestFailedTransactions:
             return Response(status=400)
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
@@ -1053,7 +1050,7 @@ class TestFailedTransactions:
     @pytest.mark.parametrize("loss", ["token", "row"])
     @pytest.mark.usefixtures("by_statements")
     def test_claim_that_vanished(
-        self, client: Any, handle: Handle, door: str, status_code: int, loss: str
+        self, client: Any, handle: Handle, url: str, status_code: int, loss: str
     ) -> None:
         """E5: A later write that does not hit its row rolls everything back: 503."""
 
@@ -1067,7 +1064,7 @@ class TestFailedTransactions:
             return Response(status=status_code)
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert (answer.status_code, code_of(answer)) == (
             503,
             "idempotency_transaction_failed",
@@ -1077,7 +1074,7 @@ class TestFailedTransactions:
 
 
 class TestOutcomes:
-    """O2 to O5, beside what the contract suite shows at every door."""
+    """O2 to O5, beside what tests/test_contract.py shows for every view."""
 
     @pytest.mark.parametrize(
         ("error", "status_code"),
@@ -1093,7 +1090,7 @@ class TestOutcomes:
         self,
         client: Any,
         handle: Handle,
-        door: str,
+        url: str,
         error: Exception,
         status_code: int,
     ) -> None:
@@ -1103,8 +1100,8 @@ class TestOutcomes:
             raise error
 
         handle(handler)
-        bare = client.post(door, {})
-        keyed = client.post(door, {}, **key())
+        bare = client.post(url, {})
+        keyed = client.post(url, {}, **key())
         assert keyed.status_code == bare.status_code == status_code
         assert keyed.content == bare.content
         assert keyed.headers == bare.headers
@@ -1135,7 +1132,7 @@ class TestOutcomes:
         assert not Effect.objects.filter(note="effect").exists()
         assert IdempotencyRecord.objects.count() == 0
 
-    def test_rendering_fails(self, client: Any, handle: Handle, door: str) -> None:
+    def test_rendering_fails(self, client: Any, handle: Handle, url: str) -> None:
         """E1, O3: An answer that can't be rendered undoes its effects."""
 
         def handler(request: Request) -> Any:
@@ -1143,7 +1140,7 @@ class TestOutcomes:
             return Response({"a": object()})
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
 
@@ -1183,7 +1180,7 @@ class TestOutcomes:
             assert Effect.objects.count() == 0
             assert IdempotencyRecord.objects.count() == 0
 
-    def test_on_commit(self, client: Any, handle: Handle, door: str) -> None:
+    def test_on_commit(self, client: Any, handle: Handle, url: str) -> None:
         """O5: on_commit hooks run once, for the run that committed."""
         ran: list[str] = []
 
@@ -1194,12 +1191,12 @@ class TestOutcomes:
             return create_effect(request)
 
         handle(handler)
-        assert client.post(door, {"run": "lost"}, **key()).status_code == 500
+        assert client.post(url, {"run": "lost"}, **key()).status_code == 500
         for _ in range(2):
-            assert client.post(door, {"run": "kept"}, **key()).status_code == 201
+            assert client.post(url, {"run": "kept"}, **key()).status_code == 201
         assert ran == ["kept"]
 
-    def test_on_commit_that_fails(self, client: Any, handle: Handle, door: str) -> None:
+    def test_on_commit_that_fails(self, client: Any, handle: Handle, url: str) -> None:
         """O5: A hook that fails after the commit undoes nothing: the retry replays."""
 
         def fail() -> None:
@@ -1210,8 +1207,8 @@ class TestOutcomes:
             return create_effect(request)
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
-        assert client.post(door, {}, **key())["Idempotent-Replayed"] == "true"
+        assert client.post(url, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key())["Idempotent-Replayed"] == "true"
         assert Effect.objects.count() == 1
 
     @pytest.mark.parametrize("transient", [True, False])
@@ -1220,12 +1217,12 @@ class TestOutcomes:
         self,
         client: Any,
         handle: Handle,
-        door: str,
+        url: str,
         monkeypatch: Any,
         status_code: int,
         transient: bool,
     ) -> None:
-        """O5, E4: Nor is its error taken for one of the transaction's own."""
+        """O5, E4: An error of a hook is not taken for one of the transaction."""
 
         def fail() -> None:
             raise OperationalError("deadlock")
@@ -1240,9 +1237,9 @@ class TestOutcomes:
                 getattr(claims, vendor), "is_transient", lambda self, error: transient
             )
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 500
+        assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == 1
-        retry = client.post(door, {}, **key())
+        retry = client.post(url, {}, **key())
         if status_code == 201:
             assert retry["Idempotent-Replayed"] == "true"
 

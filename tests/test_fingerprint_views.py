@@ -1,4 +1,4 @@
-"""What was sent counts at every door, whatever stands around the handler."""
+"""What was sent counts, however the view is protected."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ class Sealed(APIView):
         return Around.answer(self, request)
 
 
-class MixinDoor(IdempotencyMixin, Sealed):
+class MixinView(IdempotencyMixin, Sealed):
     def post(self, request: Request) -> Response:
         return self.answer(request)
 
 
-class StreamDoor(MixinDoor):
+class StreamView(MixinView):
     parser_classes = [StreamParser]
 
 
-class InitialDoor(StreamDoor):
+class InitialView(StreamView):
     permission_classes = []
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -92,27 +92,27 @@ class DecoratedWithMixin(IdempotencyMixin, Sealed):
         return self.answer(request)
 
 
-class ExemptDoor(IdempotencyMixin, Sealed):
+class ExemptView(IdempotencyMixin, Sealed):
     @idempotency_exempt
     def post(self, request: Request) -> Response:
         return self.answer(request)
 
 
-class DecoratedDoor(Sealed):
+class DecoratedView(Sealed):
     @idempotent
     def post(self, request: Request) -> Response:
         return self.answer(request)
 
 
-class DecoratedStream(DecoratedDoor):
+class DecoratedStream(DecoratedView):
     parser_classes = [StreamParser]
 
 
-class FileDoor(MixinDoor):
+class FileView(MixinView):
     parser_classes = [parsers.FileUploadParser]
 
 
-class VersionedDoor(MixinDoor):
+class VersionedView(MixinView):
     versioning_class = versioning.AcceptHeaderVersioning
 
 
@@ -120,7 +120,7 @@ class Hosts(versioning.HostNameVersioning):
     hostname_regex = re.compile(r"^(v[0-9]+)\.")
 
 
-class HostDoor(MixinDoor):
+class HostView(MixinView):
     versioning_class = Hosts
 
 
@@ -129,11 +129,11 @@ def etag(request: Any) -> str:
 
 
 @method_decorator(condition(etag_func=etag), name="dispatch")
-class ConditionalDoor(MixinDoor):
+class ConditionalView(MixinView):
     """What docs/guarantees.md warns of."""
 
 
-class ConditionalHandler(DecoratedDoor):
+class ConditionalHandler(DecoratedView):
     """What it recommends."""
 
     @idempotent
@@ -143,17 +143,17 @@ class ConditionalHandler(DecoratedDoor):
 
 
 urlpatterns = [
-    path("mixin/", MixinDoor.as_view()),
-    path("stream/", StreamDoor.as_view()),
-    path("initial/", InitialDoor.as_view()),
+    path("mixin/", MixinView.as_view()),
+    path("stream/", StreamView.as_view()),
+    path("initial/", InitialView.as_view()),
     path("both/", DecoratedWithMixin.as_view()),
-    path("exempt/", ExemptDoor.as_view()),
-    path("decorated/", DecoratedDoor.as_view()),
+    path("exempt/", ExemptView.as_view()),
+    path("decorated/", DecoratedView.as_view()),
     path("decorated-stream/", DecoratedStream.as_view()),
-    path("file/", FileDoor.as_view()),
-    path("versioned/", VersionedDoor.as_view()),
-    path("hosts/", HostDoor.as_view()),
-    path("conditional/", ConditionalDoor.as_view()),
+    path("file/", FileView.as_view()),
+    path("versioned/", VersionedView.as_view()),
+    path("hosts/", HostView.as_view()),
+    path("conditional/", ConditionalView.as_view()),
     path("conditional-handler/", ConditionalHandler.as_view()),
 ]
 
@@ -176,13 +176,13 @@ def stamp_json(request: Request) -> None:
 
 def send(
     client: Any,
-    door: str,
+    url: str,
     body: str | bytes = '{"a": "1"}',
     kind: str = JSON,
     **headers: Any,
 ) -> Any:
     """POST the body with a key."""
-    return client.generic("POST", door, body, content_type=kind, **key(), **headers)
+    return client.generic("POST", url, body, content_type=kind, **key(), **headers)
 
 
 def replayed(first: Any, retry: Any) -> None:
@@ -194,16 +194,16 @@ def replayed(first: Any, retry: Any) -> None:
 
 
 class TestWhatWasSent:
-    """F3, where a door sees the request first."""
+    """F3, where the app sees the request first."""
 
-    @pytest.mark.parametrize("door", ["/mixin/", "/stream/", "/initial/", "/both/"])
-    def test_stamped_json(self, client: Any, door: str) -> None:
+    @pytest.mark.parametrize("url", ["/mixin/", "/stream/", "/initial/", "/both/"])
+    def test_stamped_json(self, client: Any, url: str) -> None:
         """F3: What a permission or initial() writes into the data is not content."""
         before(stamp_json)
-        first, retry = send(client, door), send(client, door, '{ "a":"1" }')
+        first, retry = send(client, url), send(client, url, '{ "a":"1" }')
         replayed(first, retry)
         assert {*first.json()["data"]} == {"a", "at"}
-        other = send(client, door, '{"a": "2"}')
+        other = send(client, url, '{"a": "2"}')
         assert (other.status_code, code_of(other)) == (422, "idempotency_key_reused")
 
     @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ class TestWhatWasSent:
         ],
     )
     def test_stamped_forms(self, client: Any, body: str, kind: str, other: str) -> None:
-        """F3: Nor is it in forms."""
+        """F3: What a permission adds to a form does not count."""
 
         def stamp(request: Request) -> None:
             data: Any = request.data
@@ -234,7 +234,7 @@ class TestWhatWasSent:
 
     @pytest.mark.parametrize("line", [False, True])
     def test_read_in_part(self, client: Any, line: bool) -> None:
-        """F3: The handler goes on where somebody stopped reading; all of it counts."""
+        """F3: The handler reads on where a permission stopped; all of it counts."""
         first_line, second = b'{"a":\n', b"1}"
 
         def answer(view: Any, request: Request) -> Response:
@@ -257,10 +257,10 @@ class TestWhatWasSent:
         assert changed.status_code == 422
 
     def test_refused_is_not_read(self, client: Any) -> None:
-        """F3, S2: Who is turned away has cost no reading, nor found an error in it."""
-        for door in ("/mixin/", "/stream/", "/both/", "/decorated/"):
+        """F3, S2: The body of a refused request is not read."""
+        for url in ("/mixin/", "/stream/", "/both/", "/decorated/"):
             before(lambda request: False)
-            answer = send(client, door, **unreadable())
+            answer = send(client, url, **unreadable())
             assert answer.status_code == 403
         assert not IdempotencyRecord.objects.exists()
 
@@ -300,7 +300,7 @@ class TestWhatWasSent:
 
     @pytest.mark.parametrize("recorded", [False, True])
     def test_body_beyond_memory(self, settings: Any, recorded: bool) -> None:
-        """F3: Nor does request.body take more than it would without a key."""
+        """F3: request.body takes no more than it would without a key."""
         settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 100
         scope = {
             "type": "http",
@@ -331,15 +331,15 @@ class TestWhatWasSent:
 
 
 class TestWhatIsLeft:
-    """F3, where a door sees the request after its permissions."""
+    """F3, where the app sees the request after permissions."""
 
     def test_read_before(self, client: Any) -> None:
         """F3: A permission may read the data, whatever parser it has."""
         before(lambda request: request.data)
-        for door in ("/decorated-stream/", "/decorated/"):
+        for url in ("/decorated-stream/", "/decorated/"):
             Effect.objects.all().delete()
             IdempotencyRecord.objects.all().delete()
-            replayed(send(client, door), send(client, door))
+            replayed(send(client, url), send(client, url))
 
     def test_stamped(self, client: Any) -> None:
         """F3: Where only the parsed data is left, what was written into it counts."""
@@ -377,8 +377,8 @@ def unreadable(length: str = "200000000") -> dict[str, Any]:
 class TestNotTaken:
     """F3: a body that none of the view's parsers takes."""
 
-    @pytest.mark.parametrize("door", ["/mixin/", "/decorated/"])
-    def test_not_read(self, client: Any, door: str) -> None:
+    @pytest.mark.parametrize("url", ["/mixin/", "/decorated/"])
+    def test_not_read(self, client: Any, url: str) -> None:
         """F3: It is not read; its type and length stand for it."""
 
         def answer(view: Any, request: Request) -> Response:
@@ -387,19 +387,17 @@ class TestNotTaken:
 
         Around.answer = staticmethod(answer)  # type: ignore[assignment]
         xml = "application/xml"
-        first, retry = (send(client, door, "<", xml, **unreadable()) for _ in range(2))
+        first, retry = (send(client, url, "<", xml, **unreadable()) for _ in range(2))
         replayed(first, retry)
-        assert send(client, door, "<", xml, **unreadable("7")).status_code == 422
-        assert send(client, door, "<", "x/y", **unreadable()).status_code == 422
+        assert send(client, url, "<", xml, **unreadable("7")).status_code == 422
+        assert send(client, url, "<", "x/y", **unreadable()).status_code == 422
 
-    @pytest.mark.parametrize("door", ["/mixin/", "/decorated/"])
-    def test_unsupported(self, client: Any, door: str) -> None:
+    @pytest.mark.parametrize("url", ["/mixin/", "/decorated/"])
+    def test_unsupported(self, client: Any, url: str) -> None:
         """F3: If the handler wants its data, the answer is 415, as without a key."""
         for headers in (key(), {}):
             kind = {"content_type": "application/xml"}
-            answer = client.generic(
-                "POST", door, "<", **kind, **headers, **unreadable()
-            )
+            answer = client.generic("POST", url, "<", **kind, **headers, **unreadable())
             assert answer.status_code == 415
         assert not IdempotencyRecord.objects.exists()
 
@@ -412,15 +410,15 @@ class Picky(DefaultContentNegotiation):
 
 
 def test_negotiation_of_a_project(client: Any, monkeypatch: Any) -> None:
-    """F3: Who chooses the parser, decides whether there is one to read for."""
-    monkeypatch.setattr(MixinDoor, "content_negotiation_class", Picky)
+    """F3: The project's content negotiation decides whether a parser reads the body."""
+    monkeypatch.setattr(MixinView, "content_negotiation_class", Picky)
     answer = send(client, "/mixin/", **unreadable())
     assert answer.status_code == 415
     assert not IdempotencyRecord.objects.exists()
 
 
 class TestWhatChoosesTheEffect:
-    """F1, over a door."""
+    """F1, in a view."""
 
     def test_accept_header_versioning(self, client: Any) -> None:
         """F1: Another version of the API is another request."""
@@ -478,6 +476,6 @@ class TestWhatChoosesTheEffect:
 
     def test_condition_below(self, client: Any) -> None:
         """F1, S2: What refuses within the handler does not refuse the retry."""
-        door = "/conditional-handler/"
-        assert send(client, door, HTTP_IF_MATCH='"7"').status_code == 412
-        replayed(*(send(client, door, HTTP_IF_MATCH='"0"') for _ in range(2)))
+        url = "/conditional-handler/"
+        assert send(client, url, HTTP_IF_MATCH='"7"').status_code == 412
+        replayed(*(send(client, url, HTTP_IF_MATCH='"0"') for _ in range(2)))

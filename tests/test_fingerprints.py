@@ -1,4 +1,4 @@
-"""What was asked, as a digest, and the body as if nobody had read it."""
+"""Fingerprints, and bodies that can still be read after them."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class TestRequestLine:
         assert here != digest(path="/pay/?a=2&b=1")
 
     def test_query_in_another_charset(self) -> None:
-        """F1: What is no UTF-8 counts by its bytes: Django decodes it as the body."""
+        """F1: A query that is no UTF-8 counts by its bytes."""
         assert digest(path="/pay/?a=%ff") != digest(path="/pay/?a=%fe")
         assert digest(path="/pay/?a=%ff") == digest(path="/pay/?a=%FF")
 
@@ -451,7 +451,7 @@ class TestTheHandlerFindsItAll:
 
     @pytest.mark.usefixtures("small_uploads")
     def test_always_on_disk(self, settings: Any, tmp_path: Path) -> None:
-        """F3: What is to be on disk is there, in the project's own folder."""
+        """F3: Copies on disk are in the project's own folder."""
         settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 0
         settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
         request = make_request(b"y" * 200_000, "application/octet-stream")
@@ -554,7 +554,7 @@ class TestReadBefore:
         ],
     )
     def test_parser_on_the_wire(self, body: tuple[bytes, str]) -> None:
-        """F3: Nor does one whose parser read the stream and kept no bytes."""
+        """F3: A parser that reads the stream and keeps no bytes changes nothing."""
         request = make_request(*body)
         _ = request.data
         request._request._read_started = True
@@ -610,7 +610,7 @@ class TestReadBefore:
         assert parsed(content) != parsed(other)
 
     def test_empty_multipart(self) -> None:
-        """F3: A form without a field is what it is, whoever read it before."""
+        """F3: An empty form has a fingerprint after request.POST was read, too."""
         body, content_type = f"--{BOUNDARY}--\r\n".encode(), MULTIPART_CONTENT
         digests = set()
         for _ in range(2):
@@ -680,7 +680,7 @@ def test_client_that_leaves() -> None:
 
 
 def test_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F3: Nor is a copy that could not be written handed to the handler."""
+    """F3: The handler gets no copy that could not be written."""
 
     class Full(BytesIO):
         """Has no room at first, so that what comes later has lost its beginning."""
@@ -705,7 +705,7 @@ def test_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_disk_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """F3: Nor does a copy that can't be read make another fingerprint."""
+    """F3: A copy that can't be read makes no other fingerprint."""
 
     class Broken(BytesIO):
         def read(self, *args: Any) -> bytes:

@@ -231,14 +231,14 @@ def test_as_view() -> None:
 
 @pytest.mark.usefixtures("database")
 def test_checks() -> None:
-    """X2: Neither do the checks."""
+    """X2: The checks don't, either."""
     call_command("check", tags=["idempotency"], stdout=StringIO())
 
 
 def test_audit() -> None:
-    """X2: Neither does the audit, and it finds what there is."""
-    doors = {(each.method, each.route.path): each.via for each in audit()}
-    assert doors == {
+    """X2: The audit doesn't, either, and lists the routes."""
+    found = {(each.method, each.route.path): each.via for each in audit()}
+    assert found == {
         ("POST", "/mixin"): "mixin",
         ("PUT", "/mixin"): "decorator",
         ("POST", "/leased"): "mixin",
@@ -257,7 +257,7 @@ def test_audit() -> None:
 
 
 def test_schema() -> None:
-    """X2: Neither does the schema, and it shows what there is."""
+    """X2: The schema doesn't, either, and has the operations."""
     with GENERATOR_STATS.silence():
         generator = SchemaGenerator(patterns=patterns())  # type: ignore[no-untyped-call]
         found = generator.get_schema(public=True)["paths"]
@@ -273,7 +273,7 @@ def test_schema() -> None:
 
 
 def test_middleware() -> None:
-    """X2, K5: Neither does the middleware."""
+    """X2, K5: The middleware doesn't, either."""
     middleware = IdempotencyMiddleware(lambda request: HttpResponse())
     for pattern in patterns():
         request = RequestFactory().post("/", **key())
@@ -285,15 +285,15 @@ def test_middleware() -> None:
         assert is_warned is (protection_of(pattern.callback, "POST") is None)
 
 
-@pytest.mark.parametrize("door", ["mixin", "leased", "function", "actions/pay/"])
+@pytest.mark.parametrize("address", ["mixin", "leased", "function", "actions/pay/"])
 @pytest.mark.usefixtures("database")
-def test_requests(door: str, client: Any) -> None:
-    """E1, E6: Neither does a request, a retry, or one without a key."""
-    first, retry = (client.post(f"/{door}", {}, **key()) for _ in range(2))
+def test_requests(address: str, client: Any) -> None:
+    """E1, E6: Requests don't, either: first, retry or without a key."""
+    first, retry = (client.post(f"/{address}", {}, **key()) for _ in range(2))
     assert (first.status_code, retry.status_code) == (201, 201)
     assert retry.content == first.content
     assert Effect.objects.count() == 1
-    assert client.post(f"/{door}", {}).status_code == 201
+    assert client.post(f"/{address}", {}).status_code == 201
 
 
 # What answers to any name.

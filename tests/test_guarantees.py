@@ -163,7 +163,7 @@ def test_readers_of_both_pages_get_the_same_promise() -> None:
 
 
 def test_acting_without_a_sign(client: APIClient, handle: Handle) -> None:
-    """E9: What stands below it: a refusal without derive() or renew() frees the key."""
+    """E9: A refusal without derive() or renew() frees the key."""
     calls = []
 
     def handler(request: Request) -> Response:

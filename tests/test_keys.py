@@ -217,7 +217,7 @@ def test_near_misses_in_the_query(query: str) -> None:
 
 
 def test_near_miss_in_the_header() -> None:
-    """K1: So does the prefix that headers used to have."""
+    """K1: The prefix X- makes the header a near miss."""
     assert find_near_miss({"HTTP_X_IDEMPOTENCY_KEY": ""}) == "header"
 
 
@@ -268,7 +268,7 @@ def test_right_spelling_is_fit_for_a_header(settings: Any) -> None:
     assert warning.as_header().count('"') == 2
 
 
-@pytest.mark.parametrize("door", ["/mixin-view/", "/function/"])
+@pytest.mark.parametrize("url", ["/mixin-view/", "/function/"])
 @pytest.mark.parametrize(
     ("query", "headers", "code"),
     [
@@ -285,10 +285,10 @@ def test_right_spelling_is_fit_for_a_header(settings: Any) -> None:
 )
 @pytest.mark.usefixtures("atomic_requests")
 def test_bad_keys_run_nothing(
-    client: Any, door: str, query: str, headers: dict[str, str], code: str
+    client: Any, url: str, query: str, headers: dict[str, str], code: str
 ) -> None:
     """K1, K3: A refused key has no effect and leaves no record."""
-    response = client.post(door + query, {}, **headers)
+    response = client.post(url + query, {}, **headers)
     assert_refused(response, 400, code)
     assert Effect.objects.count() == 0
 

@@ -141,7 +141,7 @@ class Settled(Exception):
     """A handler's own failure."""
 
 
-DOORS = [
+URLS = [
     "/leased/",
     "/leased-viewset/",
     "/leased-viewset/extra/",
@@ -178,7 +178,7 @@ def end_lease(**values: Any) -> None:
     IdempotencyRecord.objects.update(lease_expires_at=past, **values)
 
 
-def abandon(client: Any, handle: Handle, door: str) -> None:
+def abandon(client: Any, handle: Handle, url: str) -> None:
     """Let a run act and fail."""
 
     def handler(request: Request) -> Any:
@@ -186,20 +186,20 @@ def abandon(client: Any, handle: Handle, door: str) -> None:
         raise Settled
 
     handle(handler)
-    assert client.post(door, {"a": 1}, **key()).status_code == 500
+    assert client.post(url, {"a": 1}, **key()).status_code == 500
     handle(create_effect)
 
 
 def is_abandoned() -> bool:
-    """Tell whether the one record is abandoned, as the QuerySet and its state say."""
+    """Return whether the one record is abandoned, as the QuerySet and its state say."""
     (record,) = IdempotencyRecord.objects.all()
     found: bool = IdempotencyRecord.objects.abandoned().exists()
     assert found is (record.state == State.ABANDONED)
     return found
 
 
-@pytest.fixture(params=DOORS)
-def door(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=URLS)
+def url(request: pytest.FixtureRequest) -> str:
     """Return each way to a leased handler."""
     path: str = request.param
     return path
@@ -208,10 +208,10 @@ def door(request: pytest.FixtureRequest) -> str:
 class TestRun:
     """E7, O1, R1: a run that ends well."""
 
-    def test_stored_and_replayed(self, client: Any, door: str) -> None:
+    def test_stored_and_replayed(self, client: Any, url: str) -> None:
         """E7, O1, R2, R3: The first answer is stored, and replayed."""
-        first = client.post(door, {"a": 1}, **key())
-        retry = client.post(door, {"a": 1}, **key())
+        first = client.post(url, {"a": 1}, **key())
+        retry = client.post(url, {"a": 1}, **key())
         assert (first.status_code, retry.status_code) == (201, 201)
         assert (retry.content, retry["Location"]) == (first.content, first["Location"])
         assert retry["Idempotent-Replayed"] == "true"
@@ -220,12 +220,12 @@ class TestRun:
         record = the_record()
         assert (record.state, record.lease_expires_at) == (State.COMPLETED, None)
 
-    def test_claim_is_committed(self, client: Any, handle: Handle, door: str) -> None:
+    def test_claim_is_committed(self, client: Any, handle: Handle, url: str) -> None:
         """E7: While the handler runs, others see its claim; no transaction is open."""
         others: list[Any] = []
 
         def send_others() -> None:
-            for address, title in ((door, 1), (door, 2), ("/function/", 1)):
+            for address, title in ((url, 1), (url, 2), ("/function/", 1)):
                 others.append(client.post(address, {"a": title}, **key()))
             connections.close_all()
 
@@ -239,7 +239,7 @@ class TestRun:
             return create_effect(request)
 
         handle(handler)
-        assert client.post(door, {"a": 1}, **key()).status_code == 201
+        assert client.post(url, {"a": 1}, **key()).status_code == 201
         assert [code_of(answer) for answer in others] == [
             "idempotency_in_progress",
             "idempotency_key_reused",
@@ -268,7 +268,7 @@ class TestRun:
         retry = client.post("/choosy/", {}, **key())
         assert code_of(retry) == "idempotency_response_not_kept"
 
-    def test_without_a_key(self, client: Any, handle: Handle, door: str) -> None:
+    def test_without_a_key(self, client: Any, handle: Handle, url: str) -> None:
         """K4, E8, E9, E10: The same handler runs without a key, too."""
 
         def handler(request: Request) -> Any:
@@ -279,7 +279,7 @@ class TestRun:
             return create_effect(request)
 
         handle(handler)
-        assert client.post(door, {}).status_code == 201
+        assert client.post(url, {}).status_code == 201
         assert IdempotencyRecord.objects.count() == 0
 
 
@@ -308,7 +308,7 @@ class TestErrors:
     """O2, O3, E9: what becomes of the key when a run ends in an error."""
 
     @pytest.mark.parametrize("how", REFUSALS)
-    def test_refused(self, client: Any, handle: Handle, door: str, how: str) -> None:
+    def test_refused(self, client: Any, handle: Handle, url: str, how: str) -> None:
         """O2: A handler that refuses before it acts outside frees the key."""
 
         def handler(request: Request) -> Any:
@@ -317,16 +317,16 @@ class TestErrors:
 
         handle(handler)
         for count in (1, 2):
-            assert 400 <= client.post(door, {}, **key()).status_code < 500
+            assert 400 <= client.post(url, {}, **key()).status_code < 500
             assert IdempotencyRecord.objects.count() == 0
             assert Effect.objects.count() == count
 
     @pytest.mark.parametrize("how", REFUSALS)
     @pytest.mark.parametrize("sign", ["derive", "renew"])
     def test_charged_and_refused(
-        self, client: Any, handle: Handle, door: str, sign: str, how: str
+        self, client: Any, handle: Handle, url: str, sign: str, how: str
     ) -> None:
-        """E9: Who charges and then raises a 404 has abandoned the key."""
+        """E9: A handler that charges and then refuses abandons the key."""
 
         def handler(request: Request) -> Any:
             context: Any = request.idempotency  # type: ignore[attr-defined]
@@ -338,16 +338,16 @@ class TestErrors:
             return refuse(how)
 
         handle(handler)
-        first = client.post(door, {}, **key())
+        first = client.post(url, {}, **key())
         assert first.status_code in (400, 404)
         assert "Idempotency-Expires" not in first
         assert is_abandoned()
         for _ in range(2):
-            assert code_of(client.post(door, {}, **key())) == UNKNOWN
+            assert code_of(client.post(url, {}, **key())) == UNKNOWN
         assert Effect.objects.count() == 1
 
     @pytest.mark.parametrize("how", ["exception", "returned", "raised"])
-    def test_failed(self, client: Any, handle: Handle, door: str, how: str) -> None:
+    def test_failed(self, client: Any, handle: Handle, url: str, how: str) -> None:
         """O3, E9: A failure leaves the outcome unknown, whenever it comes."""
 
         def handler(request: Request) -> Any:
@@ -359,15 +359,15 @@ class TestErrors:
             return Response(status=503)
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code in (500, 503)
+        assert client.post(url, {}, **key()).status_code in (500, 503)
         assert is_abandoned()
-        assert client.post(door, {}, **key()).status_code == 409
+        assert client.post(url, {}, **key()).status_code == 409
         # Another payload is told so first (F4).
-        assert client.post(door, {"a": 2}, **key()).status_code == 422
+        assert client.post(url, {"a": 2}, **key()).status_code == 422
         assert Effect.objects.count() == 1
 
     def test_failed_hook(self, client: Any, monkeypatch: Any) -> None:
-        """E9: So does a failure after the handler."""
+        """E9: A failure after the handler leaves the outcome unknown, too."""
         monkeypatch.setattr(Choosy, "stores", None)
         assert client.post("/choosy/", {}, **key()).status_code == 500
         assert is_abandoned()
@@ -390,7 +390,7 @@ class TestErrors:
         assert Effect.objects.count() == 1
 
     def test_process_ends(self, client: Any, handle: Handle) -> None:
-        """E9: So does a server that ends its worker."""
+        """E9: A server that ends its worker leaves the outcome unknown, too."""
 
         def handler(request: Request) -> Any:
             raise SystemExit
@@ -401,8 +401,8 @@ class TestErrors:
         assert is_abandoned()
 
     @pytest.mark.parametrize("how", [*REFUSALS, "success", "exception", "503"])
-    def test_released(self, client: Any, handle: Handle, door: str, how: str) -> None:
-        """E9: Who says that nothing happened outside frees the key, in any case."""
+    def test_released(self, client: Any, handle: Handle, url: str, how: str) -> None:
+        """E9: release() frees the key, whatever the handler responds."""
 
         def handler(request: Request) -> Any:
             context: Any = request.idempotency  # type: ignore[attr-defined]
@@ -417,7 +417,7 @@ class TestErrors:
 
         handle(handler)
         for count in (1, 2):
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
             assert "Idempotency-Expires" not in answer
             assert IdempotencyRecord.objects.count() == 0
             assert Effect.objects.count() == count
@@ -508,7 +508,7 @@ class TestRerun:
         assert code_of(others[0]) == "idempotency_in_progress"
 
     def test_taken_between(self, client: Any, handle: Handle, monkeypatch: Any) -> None:
-        """E7: Who finds the record taken since it looked does not run."""
+        """E7: A retry that finds the record taken since it looked does not run."""
         abandon(client, handle, "/rerun/")
         monkeypatch.setattr(claims_in("default"), "take_over", lambda *args: False)
         answer = client.post("/rerun/", {"a": 1}, **key())
@@ -579,7 +579,7 @@ class TestLostClaims:
     def test_its_answer_is_not_stored(
         self, client: Any, handle: Handle, caplog: Any, gone: bool, ending: str
     ) -> None:
-        """E7: It gets 409, the new owner's record stays, and the log tells of both."""
+        """E7: It gets 409, the new owner's record stays, the log names both."""
         token = uuid.uuid4()
 
         def handler(request: Request) -> Any:
@@ -606,7 +606,7 @@ class TestLostClaims:
 
     @pytest.mark.parametrize("caught", [False, True])
     def test_renew(self, client: Any, handle: Handle, caught: bool) -> None:
-        """E8: Who renews a lost claim is told at once, and can't get past it."""
+        """E8: renew() of a lost claim raises; catching that changes nothing."""
         effects = []
 
         def handler(request: Request) -> Any:
@@ -677,7 +677,7 @@ class TestRenew:
     def test_inside_a_transaction(
         self, client: Any, handle: Handle, monkeypatch: Any, how: str
     ) -> None:
-        """E8: A lease that nobody else would see is refused, and nothing is written."""
+        """E8: In a transaction renew() raises, and nothing is written."""
         errors = []
 
         def handler(request: Request) -> Any:
@@ -732,7 +732,7 @@ class TestTransactions:
         assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
 
     def test_without_autocommit(self, client: Any) -> None:
-        """E11: So it is where somebody has turned autocommit off."""
+        """E11: Without autocommit it is refused, too."""
         transaction.set_autocommit(False)
         try:
             assert client.post("/leased-function/", {}, **key()).status_code == 500
@@ -748,7 +748,7 @@ class TestTransactions:
         assert Effect.objects.count() == (not atomic_requests)
 
     @pytest.mark.parametrize(
-        ("door", "method", "headers"),
+        ("url", "method", "headers"),
         [
             ("/leased/", "get", {}),
             ("/leased/", "get", key()),
@@ -764,7 +764,7 @@ class TestTransactions:
         client: Any,
         handle: Handle,
         atomic_requests: bool,
-        door: str,
+        url: str,
         method: str,
         headers: dict[str, str],
         fails: bool,
@@ -780,7 +780,7 @@ class TestTransactions:
             return Response(status=200)
 
         handle(handler)
-        status = getattr(client, method)(door, {}, **headers).status_code
+        status = getattr(client, method)(url, {}, **headers).status_code
         if headers.get("HTTP_IDEMPOTENCY_KEY") == "":
             assert (status, seen) == (400, [])
         else:
@@ -790,7 +790,7 @@ class TestTransactions:
     def test_switched_off(
         self, client: Any, handle: Handle, atomic_requests: bool
     ) -> None:
-        """E11, X2: So it is where the app is switched off."""
+        """E11, X2: With the app switched off, requests keep their transaction."""
         seen = []
 
         def handler(request: Request) -> Any:
@@ -881,7 +881,7 @@ class TestTransactions:
 class TestLostConnections:
     """E5, E7: the database, when the handler has acted."""
 
-    def test_answer_is_stored(self, client: Any, handle: Handle, door: str) -> None:
+    def test_answer_is_stored(self, client: Any, handle: Handle, url: str) -> None:
         """E7: A connection that was lost meanwhile does not lose the answer."""
 
         def handler(request: Request) -> Any:
@@ -890,16 +890,16 @@ class TestLostConnections:
             return response
 
         handle(handler)
-        first = client.post(door, {}, **key())
+        first = client.post(url, {}, **key())
         assert first.status_code == 201
-        assert client.post(door, {}, **key()).content == first.content
+        assert client.post(url, {}, **key()).content == first.content
         assert Effect.objects.count() == 1
 
     @pytest.mark.parametrize("how", ["fails", "says that nothing happened"])
     def test_failure_is_given_up(
         self, client: Any, handle: Handle, caplog: Any, how: str
     ) -> None:
-        """E9: Nor does it keep the key of a handler that fails."""
+        """E9: A lost connection does not keep the key of a handler that fails."""
 
         def handler(request: Request) -> Any:
             if how != "fails":
@@ -920,7 +920,7 @@ class TestLostConnections:
     def test_reply_is_lost_and_the_key_claimed(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
-        """E7: A key that somebody else has by then stays that one's."""
+        """E7: A key that another run has claimed by then stays that run's."""
 
         def claim_again() -> None:
             handle(create_effect)
@@ -935,7 +935,7 @@ class TestLostConnections:
     def test_reply_is_lost_and_record_purged(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
-        """E7: Where there is no record any more, no success is told to be stored."""
+        """E7: If the record is gone by then, the client gets a refusal."""
 
         def purge() -> None:
             IdempotencyRecord.objects.all()._raw_delete("default")
@@ -946,7 +946,7 @@ class TestLostConnections:
         assert (lost, code_of(answer)) == ([1], "idempotency_claim_lost")
 
     def test_left_open(self, client: Any, handle: Handle, caplog: Any) -> None:
-        """E7: No success is told that would never be committed."""
+        """E7: A handler that leaves a transaction open gets a 500."""
 
         def handler(request: Request) -> Any:
             transaction.set_autocommit(False)
@@ -964,7 +964,7 @@ class TestLostConnections:
     def test_database_is_gone(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
-        """E9: Where it can't be stored, no success is told, and the lease ends."""
+        """E9: If the response can't be stored, the client gets a 500."""
 
         def handler(request: Request) -> Any:
             monkeypatch.setattr(claims_in("default"), "_execute", fail)
@@ -995,7 +995,7 @@ class TestLostConnections:
     def test_lost_and_gone(
         self, client: Any, handle: Handle, monkeypatch: Any, caplog: Any
     ) -> None:
-        """E7: Who has lost its claim is told so, also where nobody can say to whom."""
+        """E7: A lost claim is reported, even if the new owner can't be looked up."""
 
         def handler(request: Request) -> Any:
             IdempotencyRecord.objects.update(token=uuid.uuid4())
@@ -1007,7 +1007,7 @@ class TestLostConnections:
         assert code_of(answer) == "idempotency_claim_lost"
         assert "by now attempt unknown" in caplog.text
 
-    @pytest.mark.parametrize("door", ["/leased/", "/rerun/"])
+    @pytest.mark.parametrize("url", ["/leased/", "/rerun/"])
     @pytest.mark.parametrize(
         ("kind", "expected"),
         [("is_busy", 409), ("is_transient", 503), ("another", 500)],
@@ -1017,20 +1017,20 @@ class TestLostConnections:
         client: Any,
         handle: Handle,
         monkeypatch: Any,
-        door: str,
+        url: str,
         kind: str,
         expected: int,
     ) -> None:
         """E3, E4: Without a claim nothing runs, and the answer says what to do."""
-        if door == "/rerun/":
-            abandon(client, handle, door)
+        if url == "/rerun/":
+            abandon(client, handle, url)
             before = the_record().token
         here = claims_in("default")
-        monkeypatch.setattr(here, "take_over" if door == "/rerun/" else "claim", fail)
+        monkeypatch.setattr(here, "take_over" if url == "/rerun/" else "claim", fail)
         for name in ("is_busy", "is_transient"):
             monkeypatch.setattr(here, name, lambda error, it=name: it == kind)
-        assert client.post(door, {"a": 1}, **key()).status_code == expected
-        if door == "/rerun/":
+        assert client.post(url, {"a": 1}, **key()).status_code == expected
+        if url == "/rerun/":
             assert the_record().token == before
         else:
             assert IdempotencyRecord.objects.count() == 0
@@ -1148,11 +1148,11 @@ class TestDecisions:
 class TestRetention:
     """P1, P2: leases and retention."""
 
-    @pytest.mark.parametrize("door", ["/leased/", "/function/"])
+    @pytest.mark.parametrize("url", ["/leased/", "/function/"])
     @pytest.mark.parametrize("alive", [True, False])
-    def test_expired(self, client: Any, handle: Handle, door: str, alive: bool) -> None:
+    def test_expired(self, client: Any, handle: Handle, url: str, alive: bool) -> None:
         """P1, E7: An expired key is new, unless a handler is still at it."""
-        client.post(door, {}, **key())
+        client.post(url, {}, **key())
         ends = UTCNow() + timedelta(seconds=60 if alive else -60)
         IdempotencyRecord.objects.update(
             lease_expires_at=ends,
@@ -1160,7 +1160,7 @@ class TestRetention:
             state=State.IN_PROGRESS,
             status_code=None,
         )
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert answer.status_code == (409 if alive else 201)
         assert Effect.objects.count() == (1 if alive else 2)
 
@@ -1196,7 +1196,7 @@ class TestClocks:
     @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no sessions")
     @pytest.mark.parametrize("zone", ["-11:00", "+13:00", "changing"])
     def test_zones_of_sessions(self, client: Any, handle: Handle, zone: str) -> None:
-        """E7: So do sessions in other time zones, and a change to or from summer."""
+        """E7: Sessions in other time zones and daylight saving change nothing."""
         others = []
 
         def handler(request: Request) -> Any:

@@ -119,8 +119,8 @@ def cut(
     assert cutting.lost or isinstance(at, int)
 
 
-def post(client: Any, door: str = "/rerun/") -> Any:
-    return client.post(door, {"a": 1}, **key())
+def post(client: Any, url: str = "/rerun/") -> Any:
+    return client.post(url, {"a": 1}, **key())
 
 
 class Situation:
@@ -225,7 +225,7 @@ def test_cut_at_every_statement(
 def test_any_database(
     client: Any, handle: Handle, monkeypatch: pytest.MonkeyPatch, name: str, when: str
 ) -> None:
-    """E7: So it is with the statements that any database has."""
+    """E7: The same holds for the statements of Claims, for any database."""
     plain = Claims(connection)
     monkeypatch.setattr(connection, claims.ATTRIBUTE, plain, raising=False)
     test_cut_at_every_statement(client, handle, name, when)
@@ -248,7 +248,7 @@ class TestClaims:
         assert Effect.objects.count() == 1
 
     def test_taken_over(self, client: Any) -> None:
-        """E7, E9: Who took it over meanwhile has it: that one's answer is replayed."""
+        """E7, E9: If another run took it over meanwhile, its response is replayed."""
         others = []
 
         def take_over(*statement: Any) -> None:
@@ -265,7 +265,7 @@ class TestClaims:
     def test_being_taken_over(
         self, client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """E7: Whoever is about to take it over is waited for, but not long."""
+        """E7: A run that is about to take it over is waited for, but not long."""
         here, slept = claims_in("default"), sleeps(monkeypatch)
         monkeypatch.setattr(here, "take_over", lambda *arguments: False)
         with cut("INSERT", "after", lambda *statement: end_lease()):
@@ -302,7 +302,7 @@ class TestClaims:
         )
 
     def test_not_of_this_request(self, client: Any) -> None:
-        """E3, E7: Who finds another one's claim is told as always."""
+        """E3, E7: A request that finds another one's claim gets the usual 409."""
 
         def claim(*statement: Any) -> None:
             other = IdempotencyRecord.objects.get()

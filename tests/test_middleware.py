@@ -1,4 +1,4 @@
-"""Keys that no handler saw: the client is told, and nothing else changes."""
+"""Warnings of keys that no handler saw."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Always(BaseThrottle):
 
 
 def refusing(**attributes: Any) -> dict[str, Any]:
-    """Return the protected views of every door, which have the attributes."""
+    """Return a view for each way to protect one, with these attributes."""
 
     class ProtectedView(IdempotencyMixin, APIView):
         def post(self, request: Request) -> Response:
@@ -187,7 +187,7 @@ REFUSALS = {
     403: {"permission_classes": [Nobody]},
     429: {"throttle_classes": [Always]},
 }
-DOORS = ("mixin", "mixin-action", "method", "action", "function")
+VIAS = ("mixin", "mixin-action", "method", "action", "function")
 
 
 class TurnsAllAway(BasePermission):
@@ -217,9 +217,9 @@ urlpatterns = [
     path("raw/", raw),
     path("enveloped/", enveloped),
     *[
-        path(f"refusing/{status}/{door}/", view)
+        path(f"refusing/{status}/{via}/", view)
         for status, attributes in REFUSALS.items()
-        for door, view in refusing(**attributes).items()
+        for via, view in refusing(**attributes).items()
     ],
 ]
 
@@ -282,7 +282,7 @@ def test_unsupported(client: Any, where: str, sent: str) -> None:
 )
 @pytest.mark.parametrize("sent", ["header", "query"])
 def test_ignored(client: Any, method: str, where: str, sent: str) -> None:
-    """K5: A key on another method than POST is warned about, once, at every door."""
+    """K5: A key on another method than POST is warned about, once."""
     send: Callable[..., Any] = getattr(client, method)
     bare = send(where)
     response = send(where + QUERY) if sent == "query" else send(where, **key())
@@ -293,7 +293,7 @@ def test_ignored(client: Any, method: str, where: str, sent: str) -> None:
 
 @pytest.mark.parametrize("sent", [{"$idempotency": ""}, {"$idempotency": "é"}])
 def test_not_judged(client: Any, sent: dict[str, str]) -> None:
-    """K5: What is no key at all is no error where keys have no effect."""
+    """K5: An invalid key is no error where keys have no effect."""
     response = client.get("/plain/", sent)
     assert response.status_code == 200
     assert warned(response) == IGNORED
@@ -305,7 +305,7 @@ def closed_for_today(get_response: Any) -> Callable[[HttpRequest], HttpResponse]
 
 
 def test_answered_by_another_middleware(client: Any, settings: Any) -> None:
-    """K5: Nothing is said of an endpoint that was never looked for."""
+    """K5: No warning if a middleware responds before the URL is resolved."""
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.closed_for_today"]
     answer = client.post("/function/" + QUERY, {})
     assert answer.status_code == 503
@@ -322,34 +322,34 @@ def test_methods_of_a_decorator(client: Any) -> None:
 # Protected endpoints.
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("via", VIAS)
 @pytest.mark.parametrize("status", REFUSALS)
-def test_protected_but_refused(client: Any, door: str, status: int) -> None:
-    """K5, S2: Who is refused by a protected view is not told that it has no keys."""
+def test_protected_but_refused(client: Any, via: str, status: int) -> None:
+    """K5, S2: A refusal by a protected view has no warning."""
     for response in (
-        client.post(f"/refusing/{status}/{door}/", {}, **key()),
-        client.post(f"/refusing/{status}/{door}/{QUERY}", {}),
+        client.post(f"/refusing/{status}/{via}/", {}, **key()),
+        client.post(f"/refusing/{status}/{via}/{QUERY}", {}),
     ):
         assert response.status_code == status
         assert warned(response) is None
         assert "$warnings" not in response.data
 
 
-@pytest.mark.parametrize("door", ["/mixin-view/", "/function/", "/method/", "/action/"])
-def test_protected_but_not_acceptable(client: Any, door: str) -> None:
+@pytest.mark.parametrize("url", ["/mixin-view/", "/function/", "/method/", "/action/"])
+def test_protected_but_not_acceptable(client: Any, url: str) -> None:
     """K5, S2: What a protected view can't answer in is refused as without a key."""
-    response = client.post(door, {}, HTTP_ACCEPT="text/csv", **key())
+    response = client.post(url, {}, HTTP_ACCEPT="text/csv", **key())
     assert response.status_code == 406
     assert warned(response) is None
 
 
 @pytest.mark.parametrize(
-    "door", ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
+    "url", ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
 )
-def test_protected(client: Any, door: str) -> None:
+def test_protected(client: Any, url: str) -> None:
     """K5: First answers, replays and refusals of protected views carry no warning."""
     for data in ({"a": 1}, {"a": 1}, {"a": 2}):
-        response = client.post(door + QUERY, data)
+        response = client.post(url + QUERY, data)
         assert warned(response) is None
         assert b"$warnings" not in response.content
 
@@ -359,7 +359,7 @@ def test_protected(client: Any, door: str) -> None:
 
 @pytest.mark.parametrize("method", ["post", "get"])
 def test_body(client: Any, method: str) -> None:
-    """K7: Who wrote the key into the query finds the warning in the body, too."""
+    """K7: With the key in the query, the warning is in the body, too."""
     code = UNSUPPORTED if method == "post" else IGNORED
     response = getattr(client, method)("/answer/object/" + QUERY)
     (warning,) = response.json()["$warnings"]
@@ -419,7 +419,7 @@ def test_envelope(client: Any) -> None:
 
 
 def test_disabled(client: Any, settings: Any) -> None:
-    """K5: With ENABLED = False nobody is warned of anything."""
+    """K5: With ENABLED = False there is no warning."""
     settings.IDEMPOTENCY = {"ENABLED": False}
     for where in ("/unprotected/", "/answer/object/", "/method/", "/plain/"):
         for response in (client.get(where + QUERY), client.get(where, **key())):
@@ -466,7 +466,7 @@ def test_place_in_the_settings(client: Any, settings: Any, comes_first: bool) ->
 
 
 def test_without_the_middleware(client: Any, settings: Any) -> None:
-    """K5: The middleware is optional: without it nobody warns of these."""
+    """K5: Without the middleware these get no warning."""
     settings.MIDDLEWARE = []
     assert warned(client.post("/unprotected/", {}, **key())) is None
     assert warned(client.get("/mixin-view/", **key())) == IGNORED

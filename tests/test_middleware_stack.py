@@ -201,7 +201,7 @@ def test_method_not_allowed(client: Any, name: str) -> None:
 
 @pytest.mark.parametrize("where", ["/nowhere/", "/nowhere", "/405/"])
 def test_not_found(client: Any, where: str) -> None:
-    """K5: Neither does an address that leads nowhere."""
+    """K5: No warning on a URL that does not exist."""
     for response in answers(client, where):
         assert response.status_code == 404
         assert_not_warned(response)
@@ -209,7 +209,7 @@ def test_not_found(client: Any, where: str) -> None:
 
 @pytest.mark.parametrize("where", ["/function", "/unprotected", "/405/function"])
 def test_append_slash(client: Any, where: str) -> None:
-    """K5: Neither does a redirect to the address with its slash."""
+    """K5: No warning on APPEND_SLASH's redirect."""
     for response in answers(client, where):
         assert response.status_code == 301
         assert response["Location"].partition("?")[0] == f"{where}/"
@@ -217,7 +217,7 @@ def test_append_slash(client: Any, where: str) -> None:
 
 
 def test_append_slash_while_debugging(client: Any, settings: Any) -> None:
-    """K5: Nor what Django raises in its place."""
+    """K5: No warning on the error that Django raises instead, either."""
     settings.DEBUG = True
     for response in answers(client, "/unprotected"):
         assert response.status_code == 500
@@ -227,7 +227,7 @@ def test_append_slash_while_debugging(client: Any, settings: Any) -> None:
 
 @pytest.mark.parametrize("where", ["/function/", "/unprotected/", "/unprotected"])
 def test_prepend_www(client: Any, settings: Any, where: str) -> None:
-    """K5: Neither does a redirect to the other host."""
+    """K5: No warning on PREPEND_WWW's redirect."""
     settings.PREPEND_WWW = True
     for response in answers(client, where):
         assert response.status_code == 301
@@ -236,7 +236,7 @@ def test_prepend_www(client: Any, settings: Any, where: str) -> None:
 
 
 def test_localized(client: Any) -> None:
-    """K5: Neither does a redirect to the address in the client's language."""
+    """K5: No warning on a redirect to the URL in the client's language."""
     for response in answers(client, "/localized/"):
         assert response.status_code == 302
         assert_not_warned(response)
@@ -262,7 +262,7 @@ def test_options(client: Any, where: str) -> None:
 
 
 def test_options_of_a_decorated_function(client: Any) -> None:
-    """K5: Nor does one that a protected function answers itself."""
+    """K5: No warning on OPTIONS that a protected function handles itself."""
     for response in answers(client, "/own-options/", "options"):
         assert response.json() == {"key": None}
         assert_not_warned(response)
@@ -288,7 +288,7 @@ def test_method_not_allowed_but_post(client: Any, name: str) -> None:
 def test_method_not_allowed_in_other_words(
     client: Any, settings: Any, method: str, where: str
 ) -> None:
-    """K5: Nor does one that the project's EXCEPTION_HANDLER calls something else."""
+    """K5: No warning on a 405 to which EXCEPTION_HANDLER gives another status."""
     settings.REST_FRAMEWORK = {
         **settings.REST_FRAMEWORK,
         "EXCEPTION_HANDLER": f"{__name__}.found_instead",

@@ -79,7 +79,7 @@ def test_wrong_options_of_a_decorator(options: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_wrong_options_of_a_mixin(options: dict[str, Any], message: str) -> None:
-    """X2: So it is as an attribute, and as an argument of as_view()."""
+    """X2: It is refused as an attribute and as an argument of as_view(), too."""
     attributes = {f"idempotency_{name}": value for name, value in options.items()}
     with pytest.raises(ImproperlyConfigured, match=f"PayView: .*{message}"):
         type("PayView", (IdempotencyMixin, APIView), attributes)
@@ -160,7 +160,7 @@ def test_above_other_things() -> None:
 
 
 def test_mixin_above_coroutines() -> None:
-    """X2: So is the mixin on handlers that are coroutines, actions among them."""
+    """X2: The mixin on handlers that are coroutines is refused, too."""
 
     class Pay(IdempotencyMixin, APIView):
         async def post(self, request: Request) -> Response:
@@ -187,7 +187,7 @@ def test_mixin_above_coroutines() -> None:
 
 
 def test_outside_of_the_framework() -> None:
-    """X2: A view of plain Django is told what it lacks when it is called."""
+    """X2: A view of plain Django raises an error that names what it lacks."""
 
     class Plain(View):
         @idempotent

@@ -41,7 +41,7 @@ def test_crashes_of_a_database_that_is_missing(
 def test_races_of_a_database_that_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """E1: So does the one for races where a database does not answer."""
+    """E1: The race matrix fails if a database does not answer."""
     tally = race_matrix.Tally(
         requests=1, effects=1, doubled=0, lost=0, stuck=0, unexpected=0
     )
@@ -88,7 +88,7 @@ class TestCrashes:
         return [kind for kind, _why in outcome.faults()]
 
     def test_good(self) -> None:
-        """E1: Whoever was cut off and comes back is answered at once."""
+        """E1: A failed first request and a prompt retry are no fault."""
         assert self.faults() == self.faults(first=500) == self.faults(first=503) == []
 
     def test_waits(self) -> None:
@@ -97,7 +97,7 @@ class TestCrashes:
 
     @pytest.mark.parametrize("status", [200, 409, 422, 502])
     def test_first_answers(self, status: int) -> None:
-        """E1: Whoever was cut off is told nothing that did not happen."""
+        """E1: Any other status of a first request that was cut off is a fault."""
         assert self.faults(first=status) == ["unexpected"]
 
 
@@ -138,7 +138,7 @@ class TestVerdict:
         self.ledger.faults.append(Fault("connections cut", 0, 9))
 
     def test_in_progress(self) -> None:
-        """E3: Somebody else has to be executing the key, or may be."""
+        """E3: A 409 needs another request that may be running."""
         told = ["In progress, though nobody else asked"]
         assert self.judge(self.ask(5, 6, IN_PROGRESS)) == told
         self.ask(1, 2, (500, "on_purpose"))
@@ -148,13 +148,13 @@ class TestVerdict:
 
     @pytest.mark.parametrize("told", [None, (500, LOST)])
     def test_in_progress_after_a_cut(self, told: Any) -> None:
-        """E3: Nobody knows how long a request goes on that has lost its client."""
+        """E3: A request without its client may run on for any time."""
         self.cut()
         self.ask(1, 2, told)
         assert self.judge(self.ask(5, 6, IN_PROGRESS)) == []
 
     def test_in_progress_after_an_answer(self) -> None:
-        """R6: What could be replayed is not refused, whoever asks beside it."""
+        """R6: A 409 after the response was given is a fault."""
         self.ask(1, 2, (409, "idempotency_response_not_kept"))
         self.ask(4, 7, None)
         told = ["In progress, though its answer had been given before"]
@@ -183,7 +183,7 @@ class TestVerdict:
 
     @pytest.mark.parametrize("told", [IN_PROGRESS, FAILED, None])
     def test_last_retries(self, told: Any) -> None:
-        """E1: The last retry is the last, whatever it is told."""
+        """E1: The last retry is the last, whatever the response."""
         self.ask(1, 2, told, LAST_RETRY)
         effects = [Found(1, 0)]
         found = [*judge_story(self.story, effects, effects)]

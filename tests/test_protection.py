@@ -41,7 +41,7 @@ def described(request: Request) -> Response:
 
 
 VIEW_SET = views.MixinViewSet
-DOORS: dict[str, tuple[Any, str]] = {
+WAYS: dict[str, tuple[Any, str]] = {
     "mixin on a view": (views.MixinView.as_view(), "mixin"),
     "mixin on a view set": (VIEW_SET.as_view({"post": "create"}), "mixin"),
     "mixin, extra action": (VIEW_SET.as_view({"post": "extra"}), "mixin"),
@@ -54,11 +54,11 @@ DOORS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("callback", "door"), DOORS.values(), ids=DOORS)
-def test_every_door(callback: Any, door: str) -> None:
+@pytest.mark.parametrize(("callback", "via"), WAYS.values(), ids=WAYS)
+def test_every_way(callback: Any, via: str) -> None:
     protection = protection_of(callback, "POST")
     assert protection is not None
-    assert protection.via == door
+    assert protection.via == via
     assert protection.policy.atomic
     assert protection.policy.scope is None
     assert not is_exempt(callback, "POST")
@@ -100,7 +100,7 @@ def test_unprotected(callback: Any, exempt: bool) -> None:
 
 
 def test_a_decorator_is_stronger_than_an_exemption() -> None:
-    """So it is when a request comes: the decorator is what runs."""
+    """A handler with a decorator and an exemption is protected."""
 
     @api_view(["POST"])
     @idempotency_exempt

@@ -51,7 +51,7 @@ urlpatterns = [
 
 
 @pytest.fixture(params=["/mixin-view/", "/function/", "/waiting/", "/leased/"])
-def door(request: pytest.FixtureRequest) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -83,8 +83,8 @@ def allow(settings: Any) -> Any:
     return allow
 
 
-def post(client: APIClient, door: str, name: str, content: Any = None) -> Any:
-    return client.post(door, content or {}, **key(f"{KEY}-{name}"))
+def post(client: APIClient, url: str, name: str, content: Any = None) -> Any:
+    return client.post(url, content or {}, **key(f"{KEY}-{name}"))
 
 
 def assert_exceeded(answer: Any, wait: int) -> None:
@@ -99,53 +99,53 @@ def keys_kept() -> set[str]:
     return {value.removeprefix(f"{KEY}-") for value in found}
 
 
-def test_claims_count(client: Any, door: str, allow: Any, clock: Clock) -> None:
+def test_claims_count(client: Any, url: str, allow: Any, clock: Clock) -> None:
     """X1: One claim too many is undone before its handler runs, and free later."""
     allow("2/h")
-    first = post(client, door, "1")
+    first = post(client, url, "1")
     clock.now += 60
-    assert (first.status_code, post(client, door, "2").status_code) == (201, 201)
+    assert (first.status_code, post(client, url, "2").status_code) == (201, 201)
     for _ in range(2):
-        assert_exceeded(post(client, door, "3"), HOUR - 60)
+        assert_exceeded(post(client, url, "3"), HOUR - 60)
     assert Effect.objects.count() == 2
     assert keys_kept() == {"1", "2"}
     clock.now += HOUR - 60
-    assert post(client, door, "3").status_code == 201
-    assert_exceeded(post(client, door, "4"), 60)
+    assert post(client, url, "3").status_code == 201
+    assert_exceeded(post(client, url, "4"), 60)
     assert keys_kept() == {"1", "2", "3"}
 
 
-def test_what_does_not_count(client: Any, door: str, allow: Any) -> None:
+def test_what_does_not_count(client: Any, url: str, allow: Any) -> None:
     """X1: Replays and refusals take nothing of a quota, and need none."""
     allow("2/h")
-    first = post(client, door, "1")
+    first = post(client, url, "1")
     for _ in range(3):
-        retry = post(client, door, "1")
+        retry = post(client, url, "1")
         assert retry.content == first.content
         assert "Idempotent-Replayed" in retry
-        assert post(client, door, "1", {"other": 1}).status_code == 422
-        assert post(client, door, "ü").status_code == 400
-        assert client.post(door, {}).status_code == 201
-    assert post(client, door, "2").status_code == 201
-    assert_exceeded(post(client, door, "3"), HOUR)
-    assert post(client, door, "1").content == first.content
-    assert post(client, door, "1", {"other": 1}).status_code == 422
+        assert post(client, url, "1", {"other": 1}).status_code == 422
+        assert post(client, url, "ü").status_code == 400
+        assert client.post(url, {}).status_code == 201
+    assert post(client, url, "2").status_code == 201
+    assert_exceeded(post(client, url, "3"), HOUR)
+    assert post(client, url, "1").content == first.content
+    assert post(client, url, "1", {"other": 1}).status_code == 422
 
 
-def test_each_caller(client: Any, door: str, allow: Any) -> None:
+def test_each_caller(client: Any, url: str, allow: Any) -> None:
     """X1: A quota is a scope's, and the cache does not learn whose."""
     allow("1/h")
-    assert post(client, door, "1").status_code == 201
-    assert_exceeded(post(client, door, "2"), HOUR)
+    assert post(client, url, "1").status_code == 201
+    assert_exceeded(post(client, url, "2"), HOUR)
     client.credentials(HTTP_X_USER="grace")
-    assert post(client, door, "1").status_code == 201
+    assert post(client, url, "1").status_code == 201
     known = [name for name in cache._cache if "throttle_idempotency_" in name]
     assert len(known) == 2
     assert not any("ada" in name or "User" in name for name in known)
 
 
 def test_runs_that_leave_nothing(
-    client: Any, door: str, handle: Any, allow: Any
+    client: Any, url: str, handle: Any, allow: Any
 ) -> None:
     """X1: A claim counts whatever becomes of its run."""
 
@@ -154,48 +154,48 @@ def test_runs_that_leave_nothing(
 
     allow("1/h")
     handle(refuse)
-    assert post(client, door, "1").status_code == 400
+    assert post(client, url, "1").status_code == 400
     handle(create_effect)
-    assert_exceeded(post(client, door, "1"), HOUR)
+    assert_exceeded(post(client, url, "1"), HOUR)
     assert keys_kept() == set()
 
 
 def test_no_quota(
-    client: Any, door: str, allow: Any, monkeypatch: pytest.MonkeyPatch
+    client: Any, url: str, allow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X1: Without a rate no cache is asked."""
     monkeypatch.setattr(Quota, "cache", None)
-    assert post(client, door, "1").status_code == 201
+    assert post(client, url, "1").status_code == 201
     allow(None)
-    assert post(client, door, "2").status_code == 201
+    assert post(client, url, "2").status_code == 201
 
 
 @pytest.mark.parametrize(("rate", "wait"), [("1/h", HOUR - 60), ("0/d", 86400)])
 def test_lowered(
-    client: Any, door: str, allow: Any, clock: Clock, rate: str, wait: int
+    client: Any, url: str, allow: Any, clock: Clock, rate: str, wait: int
 ) -> None:
     """X1: Retry-After is right after the rate was lowered, too."""
     allow("3/h")
     for name in "12":
-        post(client, door, name)
+        post(client, url, name)
     clock.now += 60
     allow(rate)
-    assert_exceeded(post(client, door, "3"), wait)
+    assert_exceeded(post(client, url, "3"), wait)
 
 
 def answer_in_own_format(exc: Exception, context: Any) -> Response:
     return Response({"effects": Effect.objects.count()}, status=429)
 
 
-def test_own_format(client: Any, door: str, allow: Any, settings: Any) -> None:
+def test_own_format(client: Any, url: str, allow: Any, settings: Any) -> None:
     """X1: An EXCEPTION_HANDLER may ask the database, and say nothing of waiting."""
     allow("1/h")
     settings.REST_FRAMEWORK = {
         **settings.REST_FRAMEWORK,
         "EXCEPTION_HANDLER": f"{__name__}.answer_in_own_format",
     }
-    post(client, door, "1")
-    answer = post(client, door, "2")
+    post(client, url, "1")
+    answer = post(client, url, "2")
     assert (answer.status_code, answer.data) == (429, {"effects": 1})
     assert answer["Retry-After"] == str(HOUR)
     assert keys_kept() == {"1"}
@@ -207,15 +207,15 @@ class BrokenCache:
 
 
 def test_a_cache_that_fails(
-    client: Any, door: str, allow: Any, monkeypatch: pytest.MonkeyPatch
+    client: Any, url: str, allow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X1: Nothing has run, so the next retry does, in leased mode, too."""
     allow("1/h")
     with monkeypatch.context() as broken:
         broken.setattr(Quota, "cache", BrokenCache())
-        assert post(client, door, "1").status_code == 500
+        assert post(client, url, "1").status_code == 500
     assert IdempotencyRecord.objects.count() == 0
-    assert post(client, door, "1").status_code == 201
+    assert post(client, url, "1").status_code == 201
     assert Effect.objects.count() == 1
 
 

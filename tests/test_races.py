@@ -345,7 +345,7 @@ def test_purge_first(race: Race, finish: Finish) -> None:
 
 
 def is_waited_for() -> bool:
-    """Tell whether another session of PostgreSQL waits for this one."""
+    """Return whether another session of PostgreSQL waits for this one."""
     return bool(
         run(
             "SELECT 1 FROM pg_locks WHERE NOT granted "

@@ -71,7 +71,7 @@ def is_replay(answer: Any) -> bool:
 
 class TestPage:
     def test_every_recipe_has_a_test(self) -> None:
-        """No recipe is on the page whose code nobody runs."""
+        """Each recipe on the page has a test."""
         tests = "".join(
             test.read_text(encoding="utf-8")
             for test in Path(__file__).parent.glob("test_recipes*.py")
@@ -80,7 +80,7 @@ class TestPage:
             assert f'"{heading}"' in tests, heading
 
     def test_every_block_is_for_a_file(self) -> None:
-        """What is code says which file it is for, and is of a kind that tests run."""
+        """Each code block names its file and has a language that tests run."""
         for heading in sections():
             for each in blocks(heading):
                 kinds = {
@@ -590,7 +590,7 @@ class TestOutbox:
     def test_sent_again_under_the_same_key(
         self, recipe: Recipe, sent: list[tuple[Any, str]], monkeypatch: Any
     ) -> None:
-        """E10: Who dies after sending sends again, and the receiver can tell."""
+        """E10: A process that dies after sending sends again, under the same key."""
         recipe.models.OutboxMessage.objects.create(key="k", content=1)
         with monkeypatch.context() as patch:
             patch.setattr(recipe.tasks.timezone, "now", lambda: 1 / 0)

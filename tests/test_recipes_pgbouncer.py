@@ -194,15 +194,15 @@ def advisory_locks() -> int:
         return int(cursor.fetchone()[0])
 
 
-@pytest.mark.parametrize("door", ["/function/", "/leased/"])
-def test_run_and_replay(door: str) -> None:
+@pytest.mark.parametrize("url", ["/function/", "/leased/"])
+def test_run_and_replay(url: str) -> None:
     """E1, E7, R2: A retry is replayed, whichever connections both of them have had."""
     for number in range(10):  # more often than psycopg waits before it prepares
-        first = post(door, {"n": number}, f"key-{number}")
-        (retry,) = elsewhere(lambda n=number: post(door, {"n": n}, f"key-{n}"))
+        first = post(url, {"n": number}, f"key-{number}")
+        (retry,) = elsewhere(lambda n=number: post(url, {"n": n}, f"key-{n}"))
         assert (first.status_code, retry.content) == (201, first.content)
         assert retry["Idempotent-Replayed"] == "true"
-        reused = post(door, {"n": "other"}, f"key-{number}")
+        reused = post(url, {"n": "other"}, f"key-{number}")
         assert code_of(reused) == "idempotency_key_reused"
     assert Effect.objects.count() == IdempotencyRecord.objects.count() == 10
     assert advisory_locks() == 0

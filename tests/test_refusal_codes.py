@@ -109,8 +109,8 @@ def lose_claim(request: Request) -> Any:
     context_of(request).renew()
 
 
-def store_and_change(client: Any, door: str, **fields: Any) -> None:
-    assert client.post(door, {}, **key()).status_code == 201
+def store_and_change(client: Any, url: str, **fields: Any) -> None:
+    assert client.post(url, {}, **key()).status_code == 201
     IdempotencyRecord.objects.update(**fields)
 
 
@@ -118,63 +118,63 @@ NO_ANSWER = {"status_code": None, "headers": None, "body": None, "body_size": No
 IN_PROGRESS = {**NO_ANSWER, "state": State.IN_PROGRESS}
 
 
-def key_required(client: Any, handle: Handle, door: str) -> Any:
-    doors = {"/mixin-view/": "/required-view/", "/function/": "/required/"}
-    return client.post(doors.get(door, "/mixin-viewset/strict/"), {})
+def key_required(client: Any, handle: Handle, url: str) -> Any:
+    strict = {"/mixin-view/": "/required-view/", "/function/": "/required/"}
+    return client.post(strict.get(url, "/mixin-viewset/strict/"), {})
 
 
-def key_invalid(client: Any, handle: Handle, door: str) -> Any:
-    return client.post(door, {}, **key(""))
+def key_invalid(client: Any, handle: Handle, url: str) -> Any:
+    return client.post(url, {}, **key(""))
 
 
-def key_ambiguous(client: Any, handle: Handle, door: str) -> Any:
-    return client.post(f"{door}?$idempotency=another-key-of-mine", {}, **key())
+def key_ambiguous(client: Any, handle: Handle, url: str) -> Any:
+    return client.post(f"{url}?$idempotency=another-key-of-mine", {}, **key())
 
 
-def key_weak(client: Any, handle: Handle, door: str) -> Any:
+def key_weak(client: Any, handle: Handle, url: str) -> Any:
     client.credentials()
-    return client.post(door, {}, **key("weak"))
+    return client.post(url, {}, **key("weak"))
 
 
-def caller_unknown(client: Any, handle: Handle, door: str) -> Any:
+def caller_unknown(client: Any, handle: Handle, url: str) -> Any:
     client.credentials()
     with override_settings(IDEMPOTENCY={"ANONYMOUS": "refuse"}):
-        return client.post(door, {}, **key())
+        return client.post(url, {}, **key())
 
 
-def quota_exceeded(client: Any, handle: Handle, door: str) -> Any:
+def quota_exceeded(client: Any, handle: Handle, url: str) -> Any:
     rates = {"DEFAULT_THROTTLE_RATES": {"idempotency": "0/day"}}
     with override_settings(REST_FRAMEWORK={**django_settings.REST_FRAMEWORK, **rates}):
-        return client.post(door, {}, **key())
+        return client.post(url, {}, **key())
 
 
-def key_reused(client: Any, handle: Handle, door: str) -> Any:
-    client.post(door, {}, **key())
-    return client.post(door, {"other": 1}, **key())
+def key_reused(client: Any, handle: Handle, url: str) -> Any:
+    client.post(url, {}, **key())
+    return client.post(url, {"other": 1}, **key())
 
 
-def in_progress(client: Any, handle: Handle, door: str) -> Any:
+def in_progress(client: Any, handle: Handle, url: str) -> Any:
     lease = timezone.now() + timedelta(hours=1)
-    store_and_change(client, door, **IN_PROGRESS, lease_expires_at=lease)
-    return client.post(door, {}, **key())
+    store_and_change(client, url, **IN_PROGRESS, lease_expires_at=lease)
+    return client.post(url, {}, **key())
 
 
-def response_not_kept(client: Any, handle: Handle, door: str) -> Any:
-    store_and_change(client, door, body=None, body_size=None)
-    return client.post(door, {}, **key())
+def response_not_kept(client: Any, handle: Handle, url: str) -> Any:
+    store_and_change(client, url, body=None, body_size=None)
+    return client.post(url, {}, **key())
 
 
-def outcome_unknown(client: Any, handle: Handle, door: str) -> Any:
-    store_and_change(client, door, **IN_PROGRESS)
-    return client.post(door, {}, **key())
+def outcome_unknown(client: Any, handle: Handle, url: str) -> Any:
+    store_and_change(client, url, **IN_PROGRESS)
+    return client.post(url, {}, **key())
 
 
-def transaction_failed(client: Any, handle: Handle, door: str) -> Any:
+def transaction_failed(client: Any, handle: Handle, url: str) -> Any:
     handle(fail_in_handler)
-    return client.post(door, {}, **key())
+    return client.post(url, {}, **key())
 
 
-def claim_lost(client: Any, handle: Handle, door: str) -> Any:
+def claim_lost(client: Any, handle: Handle, url: str) -> Any:
     handle(lose_claim)
     return client.post("/leased/", {}, **key())
 
@@ -193,7 +193,7 @@ PROVOKED: list[Callable[[Any, Handle, str], Any]] = [
     transaction_failed,
     claim_lost,
 ]
-DOORS = [
+URLS = [
     "/mixin-view/",
     "/mixin-viewset/",
     "/mixin-viewset/extra/",
@@ -220,11 +220,11 @@ def retry_after(code: str) -> str | None:
     return None if refusal.wait is None else str(refusal.wait)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("provoke", PROVOKED)
-def test_drf_format(client: Any, handle: Handle, door: str, provoke: Any) -> None:
+def test_drf_format(client: Any, handle: Handle, url: str, provoke: Any) -> None:
     """X1: The header names the code, and so does the body, beside the detail."""
-    answer = provoke(client, handle, door)
+    answer = provoke(client, handle, url)
     code = f"idempotency_{provoke.__name__}"
     assert answer[HEADER] == code
     assert [*answer.json()] == ["detail", "code"]
@@ -232,17 +232,17 @@ def test_drf_format(client: Any, handle: Handle, door: str, provoke: Any) -> Non
     assert answer.get("Retry-After") == retry_after(code)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("provoke", PROVOKED)
 def test_own_format(
-    client: Any, handle: Handle, settings: Any, door: str, provoke: Any
+    client: Any, handle: Handle, settings: Any, url: str, provoke: Any
 ) -> None:
     """X1: In a format of the project's own the header says it, and when to retry."""
     settings.REST_FRAMEWORK = {
         **settings.REST_FRAMEWORK,
         "EXCEPTION_HANDLER": f"{__name__}.own_format",
     }
-    answer = provoke(client, handle, door)
+    answer = provoke(client, handle, url)
     code = f"idempotency_{provoke.__name__}"
     assert answer[HEADER] == code
     assert [*answer.json()] == ["problem"]
@@ -261,7 +261,7 @@ def test_amended_format(client: Any, settings: Any) -> None:
 
 
 def test_format_of_a_view(client: Any) -> None:
-    """X1: So is what a view makes of it."""
+    """X1: What a view makes of DRF's format is its own, too."""
     answer = client.post("/own-format/", {}, **key(""))
     assert [*answer.json()] == ["problem"]
     assert answer[HEADER] == "idempotency_key_invalid"

@@ -1,4 +1,4 @@
-"""What a release says of itself, told in one place or the same in each."""
+"""What a release says of itself is the same everywhere."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def extra(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ["celery", "beat", "demo", "test", "dev"])
 def test_extras_with_celery(name: str) -> None:
-    """P3: Whoever takes one of these extras can purge by Celery."""
+    """P3: Each of these extras installs Celery."""
     assert any(re.match(r"celery(\[redis\])?>=", each) for each in extra(name))
 
 

@@ -182,15 +182,15 @@ def create(request: Request) -> Response:
     return OwnResponse({"effect": Effect.objects.create().pk})
 
 
-@pytest.mark.parametrize("door", ["/foreign-view/", "/foreign-method/"])
-def test_foreign_style(client: Any, handle: Handle, settings: Any, door: str) -> None:
+@pytest.mark.parametrize("url", ["/foreign-view/", "/foreign-method/"])
+def test_foreign_style(client: Any, handle: Handle, settings: Any, url: str) -> None:
     """R2b: A project's base class and middleware see the first answer again."""
     settings.MIDDLEWARE = [f"{__name__}.Middleware"]
     handle(create)
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     seen_first = SEEN.copy()
     SEEN.clear()
-    retry = client.post(door, {}, **key())
+    retry = client.post(url, {}, **key())
     assert [name for name, _seen in seen_first] == [
         "finalize_response",
         "dispatch",
@@ -206,17 +206,17 @@ def test_foreign_style(client: Any, handle: Handle, settings: Any, door: str) ->
 
 
 @pytest.mark.parametrize(
-    "door", ["/foreign-view/", "/foreign-method/", "/foreign-leased/"]
+    "url", ["/foreign-view/", "/foreign-method/", "/foreign-leased/"]
 )
 def test_the_test_kit_in_foreign_style(
-    client: Any, handle: Handle, settings: Any, door: str
+    client: Any, handle: Handle, settings: Any, url: str
 ) -> None:
     """R2b, R6: The kit proves such endpoints, too: all see the same answer twice."""
     settings.MIDDLEWARE = [f"{__name__}.Middleware"]
     handle(create)
-    acted = assert_idempotent(client, "post", door, {"a": 1})
+    acted = assert_idempotent(client, "post", url, {"a": 1})
     assert type(acted) is OwnResponse
-    is_leased = door == "/foreign-leased/"
+    is_leased = url == "/foreign-leased/"
     for place in ("dispatch", "template-response middleware", "middleware"):
         seen = [each for name, each in SEEN if name == place]
         created = [each for each in seen if each["status"][0] == 201]
@@ -303,7 +303,7 @@ def test_without_body(client: Any, handle: Handle) -> None:
 
 
 def test_a_view_that_counts_on_its_handler(client: Any) -> None:
-    """R2b, R6: The view is not asked for what nobody wants; the handler has not run."""
+    """R2b, R6: renderer_context is made only on demand."""
     assert client.post("/counts/", {}, **key()).status_code == 201
     retry = client.post("/counts/", {}, **key())
     assert retry.status_code == 201
@@ -409,16 +409,16 @@ PLAIN: dict[str, Callable[[], HttpResponse]] = {
 }
 
 
-@pytest.mark.parametrize("door", ["/mixin-view/", "/function/"])
+@pytest.mark.parametrize("url", ["/mixin-view/", "/function/"])
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_answers(
-    client: Any, handle: Handle, settings: Any, door: str, kind: str
+    client: Any, handle: Handle, settings: Any, url: str, kind: str
 ) -> None:
     """R2b: What was no Response is none again, so nobody takes it for one."""
     settings.MIDDLEWARE = [f"{__name__}.Enveloping"]
     handle(lambda request: PLAIN[kind]())
-    first = client.post(door, {}, **key())
-    retry = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
+    retry = client.post(url, {}, **key())
     assert type(retry) is HttpResponse
     assert not hasattr(retry, "data")
     assert retry.content == first.content == PLAIN[kind]().content

@@ -47,7 +47,7 @@ def test_without_key(url: str | None, expected: str | None) -> None:
 
 
 def test_name_of_the_settings(settings: Any) -> None:
-    """K1: The parameter is the project's to name; where there is none, none goes."""
+    """K1: The setting names the parameter; without one nothing is removed."""
     settings.IDEMPOTENCY = {"QUERY_PARAM": "key"}
     assert without_key("/?key=a&$idempotency=b") == "/?$idempotency=b"
     settings.IDEMPOTENCY = {"QUERY_PARAM": None}

@@ -1,4 +1,4 @@
-"""What is kept of an answer, and what comes back."""
+"""Stored responses and their replays."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.urls import urlpatterns as usual_urls
 
 pytestmark = pytest.mark.usefixtures("atomic_requests")
 
-DOORS = ["/mixin-view/", "/function/"]
+URLS = ["/mixin-view/", "/function/"]
 
 
 class CSVRenderer(BaseRenderer):
@@ -155,9 +155,9 @@ KEPT: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("kind", KEPT)
-def test_kept(client: Any, handle: Callable[..., None], door: str, kind: str) -> None:
+def test_kept(client: Any, handle: Callable[..., None], url: str, kind: str) -> None:
     """R1, R2, R5: First answers are as without a key, replays repeat their bytes."""
     calls = []
 
@@ -166,9 +166,9 @@ def test_kept(client: Any, handle: Callable[..., None], door: str, kind: str) ->
         return KEPT[kind]()
 
     handle(handler)
-    bare = client.post(door, {})
-    first = client.post(door, {}, **key())
-    retry = client.post(door, {}, **key())
+    bare = client.post(url, {})
+    first = client.post(url, {}, **key())
+    retry = client.post(url, {}, **key())
     assert len(calls) == 2
     assert first.status_code == retry.status_code == bare.status_code
     assert first.content == retry.content == bare.content
@@ -259,7 +259,7 @@ def test_warnings_of_a_header(client: Any) -> None:
 
 
 def test_ignored_key_of_a_header(client: Any) -> None:
-    """K5, K7: So it does on a method on which its key means nothing."""
+    """K5, K7: The header alone warns of an ignored key, too."""
     response = client.get("/mixin-view/", **key())
     assert "$warnings" not in response.json()
     assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_IGNORED;")
@@ -370,12 +370,12 @@ NOT_KEPT: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("kind", NOT_KEPT)
 def test_not_kept(
-    client: Any, handle: Callable[..., None], settings: Any, door: str, kind: str
+    client: Any, handle: Callable[..., None], settings: Any, url: str, kind: str
 ) -> None:
-    """R4: What can't be kept goes out untouched, and the retry is told so."""
+    """R4: A response that can't be kept goes out unchanged; the retry gets a 409."""
     settings.IDEMPOTENCY = {"MAX_RESPONSE_BYTES": 11}
 
     def handler(request: Request) -> Any:
@@ -385,12 +385,12 @@ def test_not_kept(
         return response
 
     handle(handler)
-    first = client.post(door, {}, **key())
+    first = client.post(url, {}, **key())
     assert first.status_code == 201
     assert first.getvalue().startswith(b"ab")
     assert "Idempotency-Expires" in first
     for _ in range(2):
-        retry = client.post(door, {}, **key())
+        retry = client.post(url, {}, **key())
         assert (retry.status_code, code_of(retry)) == (
             409,
             "idempotency_response_not_kept",
@@ -399,7 +399,7 @@ def test_not_kept(
         assert retry["Location"] == "/reports/1"
         assert "Idempotency-Expires" in retry
         assert "Idempotent-Replayed" not in retry
-    assert client.post(door, {"other": 1}, **key()).status_code == 422
+    assert client.post(url, {"other": 1}, **key()).status_code == 422
     assert Effect.objects.count() == 1
     record = IdempotencyRecord.objects.get()
     assert (record.body, record.body_size, record.status_code) == (None, None, 201)
@@ -487,15 +487,15 @@ def language() -> Iterator[None]:
 
 @pytest.mark.usefixtures("language")
 @pytest.mark.parametrize("locale", [LOCALE, f"{__name__}.OwnLocaleMiddleware"])
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("url", URLS)
 def test_locale(
-    client: Any, handle: Callable[..., None], settings: Any, door: str, locale: str
+    client: Any, handle: Callable[..., None], settings: Any, url: str, locale: str
 ) -> None:
     """F1, R2: The language of the first answer is that of the replay, which says so."""
     settings.MIDDLEWARE = [f"{__name__}.no_class", locale]
     handle(lambda request: Response({"text": gettext("Monday")}))
-    first = client.post(door, {}, HTTP_ACCEPT_LANGUAGE="de", **key())
-    retry = client.post(door, {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
+    first = client.post(url, {}, HTTP_ACCEPT_LANGUAGE="de", **key())
+    retry = client.post(url, {}, HTTP_ACCEPT_LANGUAGE="fr", **key())
     with override("de"):
         assert first.json() == retry.json() == {"text": gettext("Monday")}
     assert first.content == retry.content
@@ -571,7 +571,7 @@ def test_language_of_refusals(
 
 @pytest.mark.usefixtures("language")
 def test_language_of_a_persons_answer(client: Any, settings: Any) -> None:
-    """R2, E9: Who resolves a record speaks another language than its answer may."""
+    """R2, E9: A resolved record does not get the language of the person."""
     settings.MIDDLEWARE = [LOCALE]
     client.post("/function/", {}, HTTP_ACCEPT_LANGUAGE="de", **key())
     IdempotencyRecord.objects.update(
@@ -619,7 +619,7 @@ def test_secrets_are_not_stored(client: Any) -> None:
 
 
 def test_round_trip_of_a_tombstone() -> None:
-    """R4: A tombstone is told by its missing body, an empty body is an answer."""
+    """R4: A tombstone has no body; an empty body is a response."""
     empty = StoredResponse.from_http(HttpResponse(b"", status=201), keep=True)
     assert empty.body == b""
     answer = HttpResponse(b"a", status=201, headers={"Location": "/a\0b"})

@@ -105,7 +105,7 @@ def places(operation: Json) -> set[tuple[str, str]]:
 
 
 def mentions(operation: Json) -> bool:
-    """Tell whether a client could read of idempotency at all."""
+    """Return whether a client could read of idempotency at all."""
     return "idempot" in json.dumps(operation).lower()
 
 
@@ -137,7 +137,7 @@ def described(request: Request) -> Response:
 
 
 VIEW_SET = views.MixinViewSet
-DOORS = {
+WAYS = {
     "mixin on a view": views.MixinView.as_view(),
     "mixin on a view set": VIEW_SET.as_view({"post": "create", "get": "list"}),
     "mixin, extra action": VIEW_SET.as_view({"post": "extra"}),
@@ -150,8 +150,8 @@ DOORS = {
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("callback", DOORS.values(), ids=DOORS)
-def test_every_door(callback: Any, version: str) -> None:
+@pytest.mark.parametrize("callback", WAYS.values(), ids=WAYS)
+def test_every_way(callback: Any, version: str) -> None:
     """POST shows keys, headers and refusals; what is beside it shows nothing."""
     found = schema_of(callback, OAS_VERSION=version)
     operations = resolved(found, found["paths"]["/here/"])
@@ -180,7 +180,7 @@ def test_unprotected(callback: Any) -> None:
     assert not mentions(schema_of(callback))
 
 
-@pytest.mark.parametrize("callback", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("callback", WAYS.values(), ids=WAYS)
 def test_not_enabled(callback: Any, settings: Any) -> None:
     settings.IDEMPOTENCY = {"ENABLED": False}
     assert not mentions(schema_of(callback))
@@ -665,7 +665,7 @@ def test_below_extend_schema() -> None:
 
 
 def test_operations_that_are_written_by_hand() -> None:
-    """Who writes or hides a whole operation has said all that there is to say."""
+    """An operation that is written by hand or hidden stays as it is."""
     own = {"operationId": "mine", "responses": {"200": {"description": "Mine."}}}
     by_hand = view_with(post(operation=own))
     assert operation_of(by_hand) == own

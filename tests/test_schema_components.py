@@ -152,7 +152,7 @@ def test_copies_stay_where_they_are() -> None:
 
 
 def test_names_that_are_taken() -> None:
-    """A project's components stay, and nobody is led to them."""
+    """A project's components stay, and the app does not refer to them."""
     own = {
         "responses": {"Refusal409": {"description": "Mine."}},
         "headers": {"Replay": {"schema": {"type": "string"}}},
@@ -317,6 +317,6 @@ def test_a_method_of_a_class() -> None:
 
 
 def test_a_schema_without_a_view() -> None:
-    """Whoever looks at the class of a view finds the method there."""
+    """Without a view the methods are drf-spectacular's own."""
     methods = (AutoSchema().get_operation, AutoSchema().get_description)
     assert {each.__module__ for each in methods} == {"drf_spectacular.openapi"}

@@ -101,7 +101,7 @@ def test_a_proxy_is_its_model() -> None:
 
 @pytest.mark.parametrize("pk", [uuid4, lambda: F("pk"), lambda: 7])
 def test_users_that_are_not_saved(pk: Any) -> None:
-    """S1: A primary key that was made up for this request names nobody."""
+    """S1: An unsaved user's primary key is no scope."""
     for _ in range(2):
         client = client_of(Device(pk=pk()))
         with pytest.raises(ImproperlyConfigured, match="option scope"):
@@ -118,7 +118,7 @@ def test_users_that_are_not_saved(pk: Any) -> None:
 
 @pytest.mark.parametrize("pk", [F("pk"), Mock(), object(), b"7", (7,), "", None])
 def test_keys_that_are_not_plain(pk: Any) -> None:
-    """S1: What may be written differently each time names nobody."""
+    """S1: A primary key without one spelling is no scope."""
     with pytest.raises(ImproperlyConfigured, match="option scope"):
         post(client_of(SimpleNamespace(pk=pk)))
     saved = Device(pk=pk)
@@ -154,7 +154,7 @@ def test_users_of_a_token(pk: Any) -> None:
 
 
 def test_a_header_that_nobody_accepted(settings: Any) -> None:
-    """S1: A header names nobody by itself: signatures change with each attempt."""
+    """S1: A header that no authenticator accepted is no scope."""
     settings.REST_FRAMEWORK = {**settings.REST_FRAMEWORK, "UNAUTHENTICATED_TOKEN": dict}
     client = APIClient()
     first = post(client, HTTP_AUTHORIZATION="Signature 1")
@@ -183,7 +183,7 @@ def test_basic_authentication() -> None:
 
 
 def test_a_user_whom_no_header_names() -> None:
-    """S1: Somebody else's header does not stand for a user who came without one."""
+    """S1: An unrelated Authorization header does not identify a user."""
     client = client_of(Nameless())
     with pytest.raises(ImproperlyConfigured, match="option scope"):
         post(client, HTTP_AUTHORIZATION="Basic of-the-gateway")
@@ -252,7 +252,7 @@ def test_strangers_are_refused(settings: Any) -> None:
 
 @pytest.mark.parametrize("scope", ["", "a" * 513, "a\0", "a\ud800", 1, None])
 def test_scopes_that_no_database_stores(scope: object) -> None:
-    """S1: A project's scope that can't be stored is told to be its mistake."""
+    """S1: A project's scope that can't be stored raises ImproperlyConfigured."""
     with pytest.raises(ImproperlyConfigured, match="lone surrogates"):
         validate_scope(scope)
 

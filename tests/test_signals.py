@@ -1,4 +1,4 @@
-"""What receivers and the log are told, and when."""
+"""What receivers and the log get, and when."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def post(client: APIClient, place: str, value: str = KEY, body: Any = None) -> A
 
 @BOTH
 def test_first_time_and_replay(client: APIClient, told: Told, place: str) -> None:
-    """A first request is told as claimed and, after its commit, as stored."""
+    """A first request sends key_claimed and, after the commit, response_stored."""
     first = post(client, place)
     record = IdempotencyRecord.objects.get()
     assert told.names() == ["key_claimed", "response_stored"]
@@ -191,7 +191,7 @@ def test_reused(client: APIClient, told: Told, place: str) -> None:
 
 
 def test_without_a_key(client: APIClient, told: Told) -> None:
-    """K4: Without a key nothing is told."""
+    """K4: Without a key no signal is sent."""
     assert client.post(ATOMIC, {}).status_code == 201
     assert told.events == []
 
@@ -222,7 +222,7 @@ def answer_with(status: int) -> Callable[[Request], Any]:
 def test_released(
     client: APIClient, told: Told, handle: Handle, handler: Any, status_code: int
 ) -> None:
-    """O2, O3: A run that leaves no record is told as released."""
+    """O2, O3: A run that leaves no record sends key_released."""
     handle(handler)
     post(client, ATOMIC)
     assert not IdempotencyRecord.objects.exists()
@@ -231,7 +231,7 @@ def test_released(
 
 
 def test_set_rollback(client: APIClient, told: Told, handle: Handle) -> None:
-    """E2: So is one that the handler wants undone."""
+    """E2: A run that the handler wants undone releases its key."""
 
     def undo(request: Request) -> Any:
         transaction.set_rollback(True)
@@ -260,7 +260,7 @@ def test_end_of_a_leased_run(
     end: str,
     status_code: int | None,
 ) -> None:
-    """E9: A leased run that failed is told as abandoned, a refusal as released."""
+    """E9: A failed leased run sends key_abandoned, a refusal key_released."""
     handle(handler)
     post(client, LEASED)
     assert told.names() == ["key_claimed", end]
@@ -304,7 +304,7 @@ def test_refusal_after_acting(client: APIClient, told: Told, handle: Handle) -> 
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_lost_claim(client: APIClient, told: Told, handle: Handle, fails: bool) -> None:
-    """E7: Of a run that has lost its claim only the refusal is told."""
+    """E7: A run that lost its claim sends request_refused alone."""
 
     def lose(request: Any) -> Any:
         IdempotencyRecord.objects.update(token="00000000-0000-5000-8000-000000000000")
@@ -328,7 +328,7 @@ def test_run_that_could_not_be_given_up(
 
 
 def test_outcome_unknown(client: APIClient, told: Told, handle: Handle) -> None:
-    """E9: A retry that is held is told as refused."""
+    """E9: A retry that is held sends request_refused."""
     handle(fail_with(ValueError()))
     post(client, LEASED)
     assert IdempotencyRecord.objects.get().state == State.ABANDONED
@@ -338,7 +338,7 @@ def test_outcome_unknown(client: APIClient, told: Told, handle: Handle) -> None:
 
 
 def test_claim_that_fails(client: APIClient, told: Told) -> None:
-    """E4: A key that nobody has had is not told to be free again."""
+    """E4: A claim that failed sends no key_released."""
     here = type(claims_in("default"))
     with (
         patch.object(here, "claim", side_effect=DatabaseError),
@@ -382,7 +382,7 @@ def test_commit_that_fails(
 def test_transient_failure_of_commit(
     client: APIClient, told: Told, atomic_requests: bool
 ) -> None:
-    """E4: A transaction that the database undid is told as released."""
+    """E4: A transaction that the database undid sends key_released."""
     claims = type(claims_in("default"))
     with (
         patch.object(claims, "is_transient", return_value=True),
@@ -406,7 +406,7 @@ def test_rollback_of_an_outer_transaction(client: APIClient, told: Told) -> None
 
 
 def test_purge(told: Told) -> None:
-    """P2: A purge is told once, with what it did."""
+    """P2: A purge sends one signal, with its report."""
     make_records(3, timedelta(days=31))
     report = IdempotencyRecord.objects.purge(batch_size=2)
     assert told.names() == ["records_purged"]
@@ -593,7 +593,7 @@ def test_lines_alone_escape() -> None:
 
 
 def test_silence(client: APIClient) -> None:
-    """Where nobody listens, no details are made."""
+    """Without a receiver no details are made."""
     logger = logging.getLogger("idempotency")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -119,7 +119,7 @@ def test_links(pages: dict[Path, Page]) -> None:
 
 
 def test_pictures_have_words(pages: dict[Path, Page]) -> None:
-    """Who does not see a picture is told what it shows."""
+    """Each picture has an alternative text."""
     for page in pages.values():
         assert page.wordless == [], page.path.name
 

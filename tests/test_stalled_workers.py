@@ -49,9 +49,9 @@ class Stage:
         self.late: Answer | None = None
 
     @contextmanager
-    def stalled(self, door: str, handler: str) -> Iterator[None]:
+    def stalled(self, url: str, handler: str) -> Iterator[None]:
         """Stop a handler past its lease for as long as the block lasts."""
-        self.request = (door, {"handler": handler})
+        self.request = (url, {"handler": handler})
         headers = {**self.rendezvous.header, **self.ledger.header}
         slow = self.first.start(*self.request, **headers)
         waiting = self.rendezvous.wait()
@@ -102,16 +102,16 @@ def stage(
 
 
 class TestStalledWorkers:
-    """E7: Whoever comes late changes nothing."""
+    """E7: A late handler changes nothing."""
 
-    @pytest.mark.parametrize("door", ["/rerun/", "/ask/"])
-    def test_taken_over(self, stage: Stage, door: str) -> None:
+    @pytest.mark.parametrize("url", ["/rerun/", "/ask/"])
+    def test_taken_over(self, stage: Stage, url: str) -> None:
         """E7, E9, E10: A retry takes over and is answered; the late answer is not kept.
 
         Both have acted outside, under the same derived key: a callable that finds
         nothing does not know what comes late.
         """
-        with stage.stalled(door, "paused"):
+        with stage.stalled(url, "paused"):
             rerun = stage.send()
             assert (rerun.status, is_replayed(rerun)) == (201, False)
             before = the_row()
@@ -169,7 +169,7 @@ class TestStalledWorkers:
 def test_ends_while_another_takes_over(
     database: None, two_servers: tuple[Server, Server], rendezvous: Rendezvous
 ) -> None:
-    """E7, E9: Who finds a late run, which then ends after all, does not run again."""
+    """E7, E9: A retry does not rerun a late handler that ends before the take-over."""
     late, other = (Crashes(server, rendezvous) for server in two_servers)
     charged = late.record("rerun", HANDLERS["plain"]).labels.index("charged") + 1
     taking_over = other.record("rerun", HANDLERS["failed-before"]).labels

@@ -189,7 +189,7 @@ def test_time_limits(limit: int | None, soft_limit: int, minutes: float) -> None
 
 
 def test_time_limit_of_the_budget(settings: Any) -> None:
-    """P3: The soft limit follows the budget, unless somebody sets another one."""
+    """P3: The soft limit follows the budget, unless the caller sets one."""
     app = Celery("project", broker="memory://", set_as_current=False)
     task: Any = app.tasks[PURGE_TASK]
     settings.IDEMPOTENCY = {"PURGE_TIME_BUDGET": timedelta(minutes=20)}

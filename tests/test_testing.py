@@ -65,7 +65,7 @@ from tests.urls import urlpatterns as usual_urls
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
 
 Handle = Callable[[Callable[[Request], Any]], None]
-DOORS = [
+URLS = [
     "/mixin-view/",
     "/mixin-viewset/",
     "/mixin-viewset/extra/",
@@ -444,10 +444,10 @@ def middleware(settings: Any) -> Callable[[type], None]:
 # assert_idempotent
 
 
-@pytest.mark.parametrize("url", DOORS)
+@pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("key_in", ["header", "query"])
 def test_sound_endpoints_pass(ada: APIClient, url: str, key_in: Any) -> None:
-    """E1, R2, F4: Every door is found to act once, and has acted once by then."""
+    """E1, R2, F4: Each kind of protected view passes, and has acted once."""
     answer = assert_idempotent(ada, "post", url, {"title": "x"}, key_in=key_in)
     assert answer.status_code == 201
     assert Effect.objects.get().pk == answer.json()["effect"]
@@ -545,7 +545,7 @@ def test_files_are_sent_whole_each_time(ada: APIClient) -> None:
 
 
 def test_a_setting_that_lets_no_key_in(ada: APIClient, settings: Any) -> None:
-    """A key is not put where nobody looks for it."""
+    """A key in a place that the settings switch off is refused."""
     settings.IDEMPOTENCY = {"HEADER": None}
     with pytest.raises(ValueError, match="allow no key in the header"):
         assert_idempotent(ada, "post", "/function/", {})
@@ -602,7 +602,7 @@ def test_switched_off(ada: APIClient, settings: Any) -> None:
 
 
 def test_another_scope_each_time(ada: APIClient) -> None:
-    """A stored answer that the duplicate does not find is told from none."""
+    """A scope that differs for each request is named as the likely cause."""
     message = refused(ada, "/any-scope/")
     assert "app.Effect: +1 by the first request, +1 by the duplicate" in message
     assert "does the scope change with each request?" in message
@@ -682,7 +682,7 @@ def test_leased_handlers_that_change_rows(ada: APIClient) -> None:
 def test_throttled_endpoints(
     ada: APIClient, url: str, rate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is sent away by a throttle is told so, whichever request it is."""
+    """A throttled request is reported, whichever it is."""
     monkeypatch.setattr(Often, "rate", f"{rate}/day")
     cache.clear()
     message = refused(ada, url)
@@ -836,7 +836,7 @@ def test_the_views_own_error_is_raised(ada: APIClient) -> None:
 def test_a_client_that_sees_errors_as_answers(
     client: APIClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The provoked error is nobody's business, the view's own is."""
+    """The provoked error is not logged, the view's own is."""
 
     def errors() -> list[logging.LogRecord]:
         return [r for r in caplog.records if r.levelno >= logging.ERROR]
@@ -909,7 +909,7 @@ def test_unprotected_endpoints_lose(ada: APIClient) -> None:
 
 
 def test_unprotected_endpoints_that_add_nothing_lose(ada: APIClient) -> None:
-    """Who answered all of them by its handler is not safe because rows are few."""
+    """An endpoint whose handler ran each time loses, however few its rows."""
     data, other = {"a": 1}, {"a": 2}
     Effect.objects.create(note=str(data))
     message = lost(ada, "/unprotected-by-nature/", data, other_data=other)
@@ -968,7 +968,7 @@ def test_answers_that_are_none_of_a_duplicates(ada: APIClient) -> None:
 def test_throttled_endpoints_lose(
     ada: APIClient, rate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is sent away by a throttle says so, in a thread and at last."""
+    """A throttled request is reported, among the threads and as the last."""
     monkeypatch.setattr(Often, "rate", f"{rate}/day")
     cache.clear()
     assert "'throttle_classes', []" in lost(ada, "/throttled/")
@@ -1037,7 +1037,7 @@ def test_no_race_in_memory(ada: APIClient) -> None:
 
 
 def test_a_thread_without_a_connection(ada: APIClient) -> None:
-    """A thread that can't take part lets nobody wait."""
+    """A thread that can't take part does not block the others."""
     kind: Any = type(connections["default"])
     left = count()
     ensure = kind.ensure_connection

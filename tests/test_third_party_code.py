@@ -164,7 +164,7 @@ def emptied(database: None) -> Any:
 
 
 @pytest.fixture(params=["/mixin-view/", "/function/"])
-def door(request: pytest.FixtureRequest) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     """Run a test at a mixin and at a decorator."""
     return str(request.param)
 
@@ -183,7 +183,7 @@ class TestSavepoints:
     def test_gone(
         self,
         client: Any,
-        door: str,
+        url: str,
         handle: Handle,
         monkeypatch: Any,
         status_code: int,
@@ -207,7 +207,7 @@ class TestSavepoints:
         commit = connection.savepoint_commit
         handle(handler)
         with transaction.atomic():
-            answer = client.post(door, {}, **key())
+            answer = client.post(url, {}, **key())
         if is_there and connection.vendor == "postgresql":
             # There Django's attempt to roll back to it ends the transaction.
             assert (answer.status_code, Effect.objects.count()) == (500, 0)
@@ -217,9 +217,9 @@ class TestSavepoints:
         assert Effect.objects.count() == is_there
 
     def test_lost_connection(
-        self, client: Any, door: str, handle: Handle, monkeypatch: Any
+        self, client: Any, url: str, handle: Handle, monkeypatch: Any
     ) -> None:
-        """E1: Whoever can't look is not told a success."""
+        """E1: If the app can't look the record up, the client gets an error."""
 
         def lose(sid: str) -> None:
             monkeypatch.undo()
@@ -238,19 +238,19 @@ class TestSavepoints:
 
         handle(handler)
         with transaction.atomic():
-            assert client.post(door, {}, **key()).status_code == 500
+            assert client.post(url, {}, **key()).status_code == 500
         assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
 
 
 class TestTracking:
-    """E2: whoever clears the mark of a rollback keeps nothing alive."""
+    """E2: clearing the mark of a rollback saves no effects."""
 
     @pytest.fixture(params=["/tracked/", "/tracked-method/"])
-    def door(self, request: pytest.FixtureRequest) -> str:
+    def url(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
     @pytest.mark.parametrize("how", ["raised", "returned", "lost"])
-    def test_failure(self, client: Any, handle: Handle, door: str, how: str) -> None:
+    def test_failure(self, client: Any, handle: Handle, url: str, how: str) -> None:
         """E2, O3, R1: A failure leaves neither effect nor claim, but its log."""
 
         def handler(request: Request) -> Any:
@@ -263,31 +263,31 @@ class TestTracking:
             return Response(status=201)
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert answer.status_code == (503 if how == "lost" else 500)
         assert Effect.objects.count() == 0
         assert IdempotencyRecord.objects.count() == 0
         assert APIRequestLog.objects.get().status_code == answer.status_code
         handle(create_effect)
-        assert client.post(door, {}, **key()).status_code == 201
-        assert client.post(door, {}, **key())["Idempotent-Replayed"] == "true"
+        assert client.post(url, {}, **key()).status_code == 201
+        assert client.post(url, {}, **key())["Idempotent-Replayed"] == "true"
         assert Effect.objects.count() == 1
 
-    def test_success(self, client: Any, door: str) -> None:
+    def test_success(self, client: Any, url: str) -> None:
         """E1: Its row and the effect share the transaction; a replay adds none."""
-        first = client.post(door, {}, **key())
-        assert client.post(door, {}, **key()).content == first.content
+        first = client.post(url, {}, **key())
+        assert client.post(url, {}, **key()).content == first.content
         assert Effect.objects.count() == APIRequestLog.objects.count() == 1
 
-    def test_name_of_the_view(self, client: Any, door: str) -> None:
+    def test_name_of_the_view(self, client: Any, url: str) -> None:
         """K4: It finds the view by the method that answers, key or no key."""
         for headers in ({}, key()):
-            assert client.post(door, {}, **headers).status_code == 201
-        name = "Tracked" if door == "/tracked/" else "TrackedMethod"
+            assert client.post(url, {}, **headers).status_code == 201
+        name = "Tracked" if url == "/tracked/" else "TrackedMethod"
         found = APIRequestLog.objects.values_list("view", flat=True)
         assert [*found] == [f"{__name__}.{name}"] * 2
 
-    def test_refusal(self, client: Any, handle: Handle, door: str) -> None:
+    def test_refusal(self, client: Any, handle: Handle, url: str) -> None:
         """O2: What a refused handler wrote is what it is without a key."""
 
         def handler(request: Request) -> Any:
@@ -297,7 +297,7 @@ class TestTracking:
         handle(handler)
         for headers in ({}, key()):
             Effect.objects.all().delete()
-            assert client.post(door, {}, **headers).status_code == 404
+            assert client.post(url, {}, **headers).status_code == 404
             # The mark that it clears is Django REST framework's own.
             assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.count() == 0
@@ -358,7 +358,7 @@ class TestUndoneAnswers:
     """R1, E2: an answer whose effects are undone goes out as without the app."""
 
     @pytest.fixture
-    def send(self, client: Any, handle: Handle, door: str) -> Any:
+    def send(self, client: Any, handle: Handle, url: str) -> Any:
         def send(status_code: int, doom: Callable[[], None]) -> Any:
             def handler(request: Request) -> Any:
                 Effect.objects.create(note="lost")
@@ -367,7 +367,7 @@ class TestUndoneAnswers:
                 return Response({"notes": notes}, status=status_code)
 
             handle(handler)
-            return client.post(door, {}, **key())
+            return client.post(url, {}, **key())
 
         return send
 
@@ -384,7 +384,7 @@ class TestUndoneAnswers:
     @pytest.mark.parametrize("status_code", [402, 404, 500])
     @pytest.mark.parametrize("doom", ["marked", "aborted"])
     def test_lost(self, send: Any, status_code: int, doom: str) -> None:
-        """E2: So it may after a database error that the handler answered."""
+        """E2: The same after a database error that the handler caught."""
 
         def fail() -> None:
             with suppress(DatabaseError), connection.cursor() as cursor:
@@ -397,7 +397,7 @@ class TestUndoneAnswers:
             assert answer.json() == {"notes": []}
             assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
 
-    def test_refused(self, client: Any, handle: Handle, door: str) -> None:
+    def test_refused(self, client: Any, handle: Handle, url: str) -> None:
         """O2: And so may the words of a refusal, whose effects are lost anyway."""
 
         def handler(request: Request) -> Any:
@@ -406,11 +406,11 @@ class TestUndoneAnswers:
             raise ValidationError("no")
 
         handle(handler)
-        assert client.post(door, {}, **key()).status_code == 400
+        assert client.post(url, {}, **key()).status_code == 400
         assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
 
     def test_seen_by_middleware(
-        self, client: Any, handle: Handle, door: str, monkeypatch: Any
+        self, client: Any, handle: Handle, url: str, monkeypatch: Any
     ) -> None:
         """R1: Middleware for template responses sees it before it is rendered."""
         seen: list[bool] = []
@@ -421,15 +421,15 @@ class TestUndoneAnswers:
             ),
         )
         handle(lambda request: Response({}, status=503))
-        assert client.post(door, {}, **key()).status_code == 503
+        assert client.post(url, {}, **key()).status_code == 503
         handle(lambda request: Response({}, status=201))
-        assert client.post(door, {}, **key()).status_code == 201
+        assert client.post(url, {}, **key()).status_code == 201
         assert seen == [False, True]
 
     def test_transaction_lost_while_rendering(
-        self, client: Any, handle: Handle, door: str
+        self, client: Any, handle: Handle, url: str
     ) -> None:
-        """E2: Rendering may lose the effects, too: no success is told."""
+        """E2: If rendering loses the effects, the client gets a 503."""
 
         def handler(request: Request) -> Any:
             response = create_effect(request)
@@ -437,7 +437,7 @@ class TestUndoneAnswers:
             return response
 
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert_refused(answer, 503, "idempotency_transaction_failed")
         assert Effect.objects.count() == 0
 
@@ -471,9 +471,9 @@ class TestMadeAnswers:
         assert client.post("/forgiving/", {}, **key()).status_code == 201
 
     def test_of_the_project(
-        self, client: Any, handle: Handle, door: str, monkeypatch: Any
+        self, client: Any, handle: Handle, url: str, monkeypatch: Any
     ) -> None:
-        """O3: So is one of its EXCEPTION_HANDLER, in the words of the project."""
+        """O3: A success made by EXCEPTION_HANDLER is replaced, too."""
 
         def answer_failures(exc: Exception, context: Any) -> Response:
             if isinstance(exc, ValueError):
@@ -488,13 +488,13 @@ class TestMadeAnswers:
             APIView, "get_exception_handler", lambda self: answer_failures
         )
         handle(handler)
-        answer = client.post(door, {}, **key())
+        answer = client.post(url, {}, **key())
         assert answer.status_code == 503
         assert answer.data == {"code": "idempotency_transaction_failed"}
-        assert client.post(door, {}).data == {"ok": False}
+        assert client.post(url, {}).data == {"ok": False}
 
     def test_refusals(self, client: Any, handle: Handle) -> None:
-        """O2, O3: Nothing is undone of a refusal, so it may be answered at will."""
+        """O2, O3: A refusal undoes nothing, so the view may make a success of it."""
 
         def handler(request: Request) -> Any:
             raise NotFound
@@ -517,7 +517,7 @@ class TestMadeAnswers:
     def test_before_the_handler(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:
-        """O3: Nor is a success made of a claim that failed."""
+        """O3: A claim that failed does not become a success."""
 
         def fail(*args: Any) -> Any:
             raise OperationalError("no such host")
@@ -583,7 +583,7 @@ class TestBatches:
     @pytest.mark.parametrize("matched", [False, True], ids=["own", "copied"])
     @pytest.mark.parametrize("how", ["returned", "raised", "answered"])
     def test_one_fails(
-        self, client: Any, handle: Handle, door: str, how: str, matched: bool
+        self, client: Any, handle: Handle, url: str, how: str, matched: bool
     ) -> None:
         """E2: A part that fails undoes itself, and no other part."""
 
@@ -599,7 +599,7 @@ class TestBatches:
 
         handle(handler)
         parts = [
-            (door, {"title": title}, f"{number}-{KEY}", matched)
+            (url, {"title": title}, f"{number}-{KEY}", matched)
             for number, title in enumerate(["right", "wrong", "right"])
         ]
         answer = self.send(client, "/batch/", *parts)
@@ -609,14 +609,14 @@ class TestBatches:
         assert self.send(client, "/batch/", *parts).data == statuses
         assert Effect.objects.count() == 2
 
-    def test_one_is_refused(self, client: Any, door: str) -> None:
-        """E2: Nor does a part that the app refuses: nothing of it has run."""
-        client.post(door, {"title": "another"}, **key("used-" + KEY))
+    def test_one_is_refused(self, client: Any, url: str) -> None:
+        """E2: A part that the app refuses undoes no other part, either."""
+        client.post(url, {"title": "another"}, **key("used-" + KEY))
         parts = [
-            (door, {"title": "right"}, "first-" + KEY),
-            (door, {"title": "wrong"}, "used-" + KEY),
-            (door, {"title": "wrong"}, "not a key"),
-            (door, {"title": "right"}, "last-" + KEY),
+            (url, {"title": "right"}, "first-" + KEY),
+            (url, {"title": "wrong"}, "used-" + KEY),
+            (url, {"title": "wrong"}, "not a key"),
+            (url, {"title": "right"}, "last-" + KEY),
         ]
         answer = self.send(client, "/batch/", *parts)
         assert answer.data == [201, 422, 400, 201]
@@ -643,9 +643,9 @@ class TestBatches:
             assert Effect.objects.count() == (0 if atomic_requests else 2)
             Effect.objects.all().delete()
 
-    @pytest.mark.parametrize("url", ["/keyed-batch/", "/leased-batch/"])
+    @pytest.mark.parametrize("batch", ["/keyed-batch/", "/leased-batch/"])
     def test_copied_headers(
-        self, client: Any, handle: Handle, door: str, url: str
+        self, client: Any, handle: Handle, url: str, batch: str
     ) -> None:
         """E6: Parts with the batch's own key run under its claim."""
         derived: list[str] = []
@@ -655,10 +655,10 @@ class TestBatches:
             return create_effect(request)
 
         handle(handler)
-        parts = [(door, {"title": title}, None) for title in ("one", "two")]
-        first = self.send(client, url, *parts, **key())
+        parts = [(url, {"title": title}, None) for title in ("one", "two")]
+        first = self.send(client, batch, *parts, **key())
         assert first.data == [201, 201]
-        replay = self.send(client, url, *parts, **key())
+        replay = self.send(client, batch, *parts, **key())
         assert replay.content == first.content
         assert replay["Idempotent-Replayed"] == "true"
         assert Effect.objects.count() == 2
@@ -666,7 +666,7 @@ class TestBatches:
         assert len({*derived}) == 2
 
     def test_part_that_fails_under_the_batch(
-        self, client: Any, handle: Handle, door: str
+        self, client: Any, handle: Handle, url: str
     ) -> None:
         """E6: What becomes of such a part is the batch's to say."""
 
@@ -675,7 +675,7 @@ class TestBatches:
             raise ValueError
 
         handle(handler)
-        parts = [(door, {}, None), ("/unprotected/", {}, None)]
+        parts = [(url, {}, None), ("/unprotected/", {}, None)]
         answer = self.send(client, "/keyed-batch/", *parts, **key())
         assert answer.data == [500, 500]
         assert Effect.objects.count() == 2
@@ -683,9 +683,9 @@ class TestBatches:
         assert replay.content == answer.content
         assert Effect.objects.count() == 2
 
-    def test_afterwards(self, client: Any, handle: Handle, door: str) -> None:
+    def test_afterwards(self, client: Any, handle: Handle, url: str) -> None:
         """E6, F4: When the batch is over, its key is that of its record alone."""
-        parts = [(door, {"title": "one"}, None)]
+        parts = [(url, {"title": "one"}, None)]
         self.send(client, "/keyed-batch/", *parts, **key())
-        answer = client.post(door, {"title": "one"}, **key())
+        answer = client.post(url, {"title": "one"}, **key())
         assert code_of(answer) == "idempotency_key_reused"

@@ -1,4 +1,4 @@
-"""Doors that can't protect: found by ``check``, not by the first client."""
+"""Views that can't be protected: ``check`` finds them before a client does."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def urlconf(settings: Any) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.parametrize(("callback", "name", "said"), WRONG.values(), ids=WRONG)
-def test_wrong_doors(urlconf: Any, callback: Any, name: str, said: str) -> None:
+def test_wrong_views(urlconf: Any, callback: Any, name: str, said: str) -> None:
     """X2: E013, what would fail with each request, once for each function."""
     urlconf(callback, callback)
     (message,) = check_decorators()
@@ -186,7 +186,7 @@ RIGHT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("callback", RIGHT.values(), ids=RIGHT)
-def test_right_doors(urlconf: Any, callback: Any) -> None:
+def test_right_views(urlconf: Any, callback: Any) -> None:
     """X2: What works, or is not decorated, is no mistake."""
     urlconf(callback)
     assert check_decorators() == []

@@ -80,7 +80,7 @@ ALPHANUMERIC = string.ascii_letters + DIGITS
     ],
 )
 def test_weak(key: str) -> None:
-    """K6: What somebody else may well choose, too."""
+    """K6: Keys that another client may well choose are weak."""
     assert is_weak(key)
 
 
@@ -158,14 +158,14 @@ def test_date_times_are_weak(
     zone: Callable[[str], str],
     case: Callable[[str], str],
 ) -> None:
-    """K6: So is a date with a time, to whatever precision and in whatever zone."""
+    """K6: A date with a time is weak, in any precision and zone."""
     spelled = moment.strftime(f"{date}{between}{time}") + zone(moment.strftime("%z"))
     assert is_weak(case(spelled))
 
 
 @given(MOMENTS)
 def test_what_languages_print_is_weak(moment: datetime) -> None:
-    """K6: So is what a programming language makes of a moment by itself."""
+    """K6: A moment as programming languages print it is weak."""
     for spelled in (
         moment.isoformat(),
         moment.isoformat(sep="_"),
@@ -180,7 +180,7 @@ def test_what_languages_print_is_weak(moment: datetime) -> None:
     st.integers(10**9, 9 * 10**9), st.sampled_from([1, 10**3, 10**6, 10**9]), st.data()
 )
 def test_clocks_are_weak(seconds: int, unit: int, data: st.DataObject) -> None:
-    """K6: So is a clock's time in seconds or in parts of one."""
+    """K6: A time in seconds or fractions of a second is weak."""
     assert is_weak(str(seconds * unit + data.draw(st.integers(0, unit - 1))))
 
 
@@ -204,7 +204,7 @@ def test_counters_are_weak(number: int, width: int, separator: str, group: int) 
     st.sampled_from(["", "-", "."]),
 )
 def test_one_character_repeated_is_weak(character: str, times: int, by: str) -> None:
-    """K6: However often it stands, and whatever separates it."""
+    """K6: One repeated character is weak, whatever the length and separators."""
     assert is_weak(by.join(character * times))
 
 
@@ -305,5 +305,5 @@ def test_uuids_of_digits_alone_are_strong(
     ],
 )
 def test_generators_of_python(generate: Callable[[], Any]) -> None:
-    """K6: So does what Python gives as it is."""
+    """K6: Random values of Python are strong as they are."""
     assert not any(is_weak(str(generate())) for _ in range(100))

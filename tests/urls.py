@@ -1,4 +1,4 @@
-"""Every door at an address of its own."""
+"""A URL for each view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every door of the app, before handlers that a test chooses."""
+"""Views for each way to protect a handler; a test chooses the handler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def create_effect(request: Request) -> Any:
 
 
 class Behaviour:
-    """The handler of every door."""
+    """The handler of all views."""
 
     handler: Callable[[Request], Any] = staticmethod(create_effect)
 

@@ -41,7 +41,7 @@ class Cost:
 
     @property
     def is_too_much(self) -> bool:
-        """Tell whether a key makes a weapon of the body, or a better one."""
+        """Return whether a key makes a weapon of the body, or a better one."""
         added = self.keyed - self.bare - self.hashing
         return added > MOST_TIMES * self.bare + SLACK
 
@@ -61,7 +61,7 @@ class Bill:
 
     @property
     def is_fair(self) -> bool:
-        """Tell whether the rule holds."""
+        """Return whether the rule holds."""
         too_much = any(cost.is_too_much for cost in self.costs)
         return not too_much and self.memory < MOST_MEMORY
 

@@ -151,7 +151,7 @@ class Run:
                 self.add("A replay with other bytes", f"{body!r}", sent)
 
     def fails_without_the_app(self, sent: Sent) -> bool:
-        """Tell whether the same bytes fail on an endpoint that is not protected."""
+        """Return whether the same bytes fail on an endpoint that is not protected."""
         address = self.addresses[sent.number % len(self.addresses)]
         statuses = STATUS.findall(exchange(address, sent, sent.elsewhere()))
         fails = b"500" in statuses
@@ -237,12 +237,12 @@ def status_of(answer: bytes) -> int | None:
 
 
 def is_busy(answer: bytes) -> bool:
-    """Tell whether SQLite's one writer may have been somebody else for too long."""
+    """Return whether SQLite's one writer may have been somebody else for too long."""
     return status_of(answer) == 409
 
 
 def names_no_view(line: bytes) -> bool:
-    """Tell whether Django says of a path that it has no view, and it has none."""
+    """Return whether Django says of a path that it has no view, and it has none."""
     told = BY_DJANGO.match(line)
     if told is None:
         return False

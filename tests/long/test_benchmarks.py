@@ -37,7 +37,7 @@ def test_others(module: str, arguments: list[str], said: str) -> None:
     ],
 )
 def test_on_postgresql(module: str, arguments: list[str], said: str) -> None:
-    """R6: So do those that ask a server of their own."""
+    """R6: So do the statements on a PostgreSQL of the benchmark's own."""
     small = ("--rounds=2", "--requests=5")
     assert said in run_on("postgresql", module, *small, *arguments)
 

@@ -121,7 +121,7 @@ class Fault:
     ended: float
 
     def met(self, attempt: Attempt) -> bool:
-        """Tell whether a request was under way meanwhile."""
+        """Return whether a request was under way meanwhile."""
         return attempt.started <= self.ended and self.started <= attempt.ended
 
     def __str__(self) -> str:

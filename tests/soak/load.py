@@ -17,7 +17,7 @@ from typing import Any
 from tests.soak.ledger import Attempt, Ledger, Story
 from tests.support.http_servers import UnixConnection
 
-DOORS = ("/function/", "/waiting/", "/method/", "/mixin/")
+URLS = ("/function/", "/waiting/", "/method/", "/mixin/")
 # What handlers do, and how often.
 HANDLERS = {
     "act": 55,
@@ -164,8 +164,8 @@ class Load:
         ):
             asked = {"do": "contend", "label": own, "number": 0, "seconds": 0}
             asked |= {"rows": rows, "partner": partner}
-            door = draw.choice(DOORS)
-            story = Story(label=own, path=door, keyed=True, payloads=[asked])
+            url = draw.choice(URLS)
+            story = Story(label=own, path=url, keyed=True, payloads=[asked])
             stories.append(self.ledger.open(story))
         self.send_at_once(draw, [(story, 0) for story in stories])
         for story in stories:
@@ -190,8 +190,8 @@ class Load:
     def without_key(self, draw: random.Random, label: str) -> None:
         """Ask without a key, once."""
         payload = {"do": "act", "label": label, "number": 0, "seconds": 0}
-        door = draw.choice([door for door in DOORS if door != "/method/"])
-        story = Story(label=label, path=door, keyed=False, payloads=[payload])
+        url = draw.choice([url for url in URLS if url != "/method/"])
+        story = Story(label=label, path=url, keyed=False, payloads=[payload])
         self.send(draw, self.ledger.open(story))
 
     # How they do it.
@@ -211,9 +211,9 @@ class Load:
             }
             for number in range(payloads)
         ]
-        door = draw.choice(DOORS)
+        url = draw.choice(URLS)
         return self.ledger.open(
-            Story(label=label, path=door, keyed=True, payloads=asked)
+            Story(label=label, path=url, keyed=True, payloads=asked)
         )
 
     def settle(self, draw: random.Random, story: Story) -> None:

@@ -146,7 +146,7 @@ def serving(folders: list[Path]) -> Iterator[None]:
 
 
 def is_up(address: Path) -> bool:
-    """Tell whether a server answers."""
+    """Return whether a server answers."""
     connection = UnixConnection(address)
     try:
         connection.request("GET", "/nowhere/")

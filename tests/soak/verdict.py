@@ -138,7 +138,7 @@ def judge_in_progress(story: Story, attempt: Attempt, ledger: Ledger) -> Iterato
 
 
 def was_cut(attempt: Attempt, ledger: Ledger) -> bool:
-    """Tell whether a request may have gone on after its client was left alone."""
+    """Return whether a request may have gone on after its client was left alone."""
     if attempt.status is None:
         return True
     return attempt.status >= 500 and bool(ledger.faults_met(attempt) & CUTS)
@@ -154,7 +154,7 @@ def judge_transaction_failed(
 
 
 def is_allowed(story: Story | None, attempt: Attempt) -> bool:
-    """Tell whether the rules know such an answer to such a request."""
+    """Return whether the rules know such an answer to such a request."""
     if story is None:
         return attempt.status == 200
     allowed = {(400, ON_PURPOSE)} if story.refuses else {(201, "")}

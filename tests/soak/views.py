@@ -1,4 +1,4 @@
-"""Handlers that do what the payload says, behind several doors of the app."""
+"""Handlers that do what the payload says, protected in several ways."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tests.support.faults import Cuts, Sending
 from tests.support.http_servers import Answer, is_replayed
 from tests.support.sleep_counter import waits_in
 
-DOOR = "/function/"
+URL = "/function/"
 COLUMNS = (
     *("boundaries", "doubled", "lost", "stuck", "unexpected"),
     *("replayed", "ran"),
@@ -215,7 +215,7 @@ class Crashes(Cuts):
 def request_of(handler: Handler) -> Sending:
     """Return what runs a handler; its effects are those of the key."""
     key = str(uuid4())
-    return Sending(DOOR, {"handler": handler.name, "note": key}, key)
+    return Sending(URL, {"handler": handler.name, "note": key}, key)
 
 
 def effects_of(key: str) -> set[int]:

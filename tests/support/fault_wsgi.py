@@ -1,6 +1,6 @@
 """Views that are cut at any boundary: ``gunicorn tests.support.fault_wsgi``.
 
-Every door does what the request's ``handler`` says; those in leased mode are of
+Every view does what the request's ``handler`` says; those in leased mode are of
 ``tests.support.charging_views``.
 """
 

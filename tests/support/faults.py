@@ -31,7 +31,7 @@ WORKER_TIMEOUT = 10 * PATIENCE
 class Sending:
     """A POST with a key."""
 
-    door: str
+    url: str
     data: dict[str, Any]
     key: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Cuts:
     def send(self, sending: Sending) -> Answer:
         """Send a request that nobody cuts."""
         return self.server.send(
-            sending.door, sending.data, sending.key, **sending.headers
+            sending.url, sending.data, sending.key, **sending.headers
         )
 
     def send_uncut(self, sending: Sending) -> tuple[Answer, Visit]:
@@ -96,7 +96,7 @@ class Cuts:
             **self.rendezvous.header,
             **sending.headers,
         }
-        request = self.server.start(sending.door, sending.data, sending.key, **headers)
+        request = self.server.start(sending.url, sending.data, sending.key, **headers)
         try:
             yield request
         finally:

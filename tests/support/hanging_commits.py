@@ -88,7 +88,7 @@ def _try(situation: str, folder: Path) -> Found:
             IdempotencyRecord.objects.update(expires_at=UTCNow())
         with commits_hang(connection):
             request = server.start(
-                sending.door, sending.data, sending.key, **sending.headers
+                sending.url, sending.data, sending.key, **sending.headers
             )
             wait_until(hanging, "a COMMIT that hangs")
             with connection.cursor() as cursor:

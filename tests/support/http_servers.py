@@ -73,7 +73,7 @@ class Server:
 
 
 def is_replayed(answer: Answer) -> bool:
-    """Tell whether an answer came from the record."""
+    """Return whether an answer came from the record."""
     return answer.headers.get("Idempotent-Replayed") == "true"
 
 
@@ -107,7 +107,7 @@ def serving(
 
 
 def is_up(server: Server) -> bool:
-    """Tell whether a server answers."""
+    """Return whether a server answers."""
     try:
         return server.send("/nowhere/", {}, None).status == 404
     except OSError:

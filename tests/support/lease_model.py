@@ -66,7 +66,7 @@ def row_of(found: IdempotencyRecord) -> Row:
 
 
 def looks_abandoned(seen: IdempotencyRecord) -> bool:
-    """Tell whether a request that has read this would be for recovering it (E9)."""
+    """Return whether a request that has read this would be for recovering it (E9)."""
     return seen.is_in_force and not (seen.state == State.COMPLETED or seen.is_leased)
 
 
@@ -94,11 +94,11 @@ class Judge:
         self.last_seen = row
 
     def owns(self, worker: Worker) -> bool:
-        """Tell whether the record is a worker's own, with or without a lease."""
+        """Return whether the record is a worker's own, with or without a lease."""
         return self.row is not None and self.row.token == worker.record.token
 
     def is_still(self, seen: IdempotencyRecord) -> bool:
-        """Tell whether the record is what somebody has seen, its lease aside."""
+        """Return whether the record is what somebody has seen, its lease aside."""
         row = self.row
         return row is not None and (row.token, row.state) == (seen.token, seen.state)
 

@@ -1,6 +1,6 @@
 """How often a server slept over an answer, and how long it took: told in headers.
 
-In the server's process ``watch_sleeps`` counts pauses, whoever makes them. A wait for
+In the server's process ``watch_sleeps`` counts all pauses. A wait for
 the database is none, and shows in the time alone.
 """
 
