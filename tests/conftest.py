@@ -30,6 +30,11 @@ pytest_plugins = [
 
 KEY = "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"
 
+# For tests that use no database of the suite's.
+once = pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="The same on every database."
+)
+
 
 @pytest.fixture(scope="session")
 def django_db_setup(

@@ -28,6 +28,7 @@ from idempotency.audit import Finding, audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.routes import find_routes
+from tests.conftest import once
 from tests.support.processes import ROOT, run_python
 
 PAGE = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
@@ -362,6 +363,7 @@ def test_a_project_without_addresses(settings: Any) -> None:
 
 
 @pytest.mark.usefixtures("database")
+@once
 def test_the_example_of_the_page() -> None:
     """docs/audit.md shows what the demo project says."""
     (example,) = re.findall(r"```console\n\$ python (.*)\n((?:.+\n)+)```", PAGE)

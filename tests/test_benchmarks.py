@@ -10,18 +10,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from django.db import connection
 
 from benchmarks import compare, publish, purge
 from benchmarks.__main__ import PARTS
 from benchmarks.publish import PUBLISHED
 from benchmarks.studies.peers import PEERS
+from tests.conftest import once
 from tests.support.processes import ROOT
 from tests.test_docs import table
 
-pytestmark = pytest.mark.skipif(
-    connection.vendor != "sqlite", reason="One database will do."
-)
+pytestmark = once
 # They start and fill databases.
 LONGER = 300
 

@@ -25,7 +25,6 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
 from rest_framework.authtoken.models import Token
 from rest_framework.exceptions import ValidationError
 from rest_framework.settings import api_settings
@@ -39,17 +38,12 @@ from testproject.school import provider as provider_client
 from testproject.school.exceptions import exception_handler
 from testproject.school.models import Assignment, SchoolClass
 from testproject.school.views import PaymentView
-from tests.conftest import KEY, key
+from tests.conftest import KEY, key, once
 from tests.support.processes import PATIENCE, ROOT, wait_until
 
 UNKNOWN = "7e54203d-d4d9-4eb5-8b05-60fd4539100d"
 
-# The demo, in processes of its own.
-
-once = pytest.mark.skipif(
-    connection.vendor != "sqlite",
-    reason="The demo brings its own database: the tests on SQLite run it.",
-)
+# The demo, in processes and on a database of its own.
 
 # What a shell may have set for other work must not reach the demo.
 ELSEWHERE = {
@@ -313,6 +307,7 @@ def pay(command: str) -> str:
         return body
 
 
+@once
 def test_demo_project_has_no_secret_key_without_debug() -> None:
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "testproject.settings"}
     env.pop("DJANGO_SECRET_KEY", None)

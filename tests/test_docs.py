@@ -11,6 +11,7 @@ import unittest
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from dataclasses import fields
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
 from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
-from tests.conftest import KEY
+from tests.conftest import KEY, once
 from tests.support.processes import PATIENCE, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
@@ -104,12 +105,15 @@ def refusals() -> list[type[exceptions.IdempotencyError]]:
     ]
 
 
-def docstrings_of_tests() -> Iterator[str]:
-    """Yield what tests, and the scenarios that they are made of, say of themselves."""
-    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                yield ast.get_docstring(node) or ""
+@cache
+def docstrings_of_tests() -> list[str]:
+    """Return the docstrings of tests and of their scenarios."""
+    return [
+        ast.get_docstring(node) or ""
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
 
 
 def blocks(language: str, *names: str) -> list[str]:
@@ -481,6 +485,7 @@ def test_development_targets() -> None:
     assert targets - parts == {*listed}
 
 
+@once
 @pytest.mark.parametrize("call", sorted({*calls_with_options()}), ids=" ".join)
 def test_options_of_commands(call: tuple[str, ...]) -> None:
     """Each option that the documents call a module with exists, and takes the value."""

@@ -30,7 +30,9 @@ from idempotency.fingerprints import (
     custom_fingerprint,
     default_fingerprint,
 )
+from tests.conftest import once
 
+pytestmark = once
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 

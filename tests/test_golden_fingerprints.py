@@ -16,6 +16,9 @@ from rest_framework.request import Request
 
 from idempotency.context import derive_key
 from idempotency.fingerprints import derivation_payload, fingerprint_in
+from tests.conftest import once
+
+pytestmark = once
 
 GOLDEN = json.loads(
     (Path(__file__).parent / "golden" / "fingerprint_1.json").read_text()

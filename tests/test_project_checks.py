@@ -56,6 +56,7 @@ from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from tests.conftest import once
 from tests.support.processes import ROOT, run_python
 from tests.test_docs import code, table
 
@@ -849,7 +850,11 @@ def test_a_purge_for_each_database_in_the_tables(project: Project) -> None:
 @pytest.mark.parametrize(
     "module", ["testproject.settings", "testproject.demo_settings"]
 )
-@pytest.mark.parametrize("is_deployed", [False, True], ids=["check", "check --deploy"])
+@pytest.mark.parametrize(
+    "is_deployed",
+    [False, pytest.param(True, marks=once)],
+    ids=["check", "check --deploy"],
+)
 def test_the_demo_project_is_clean(module: str, is_deployed: bool) -> None:
     """X2: Both checks find nothing; the second one where DEBUG is off."""
     deployed = {"DJANGO_DEBUG": "0", "DJANGO_SECRET_KEY": os.urandom(40).hex()}

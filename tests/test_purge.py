@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -725,30 +726,47 @@ def test_command_line() -> None:
 
 
 @contextmanager
-def stopped_in_a_batch(rendezvous: Rendezvous, log: Path) -> Iterator[tuple[Any, Any]]:
-    """Run the command, stopped before the end of its first batch of two."""
-    command = [sys.executable, "-m", "tests.support.interrupted_purge"]
-    options = [str(rendezvous.address), "--batch-size=2"]
+def stopping(
+    boundary: int, rendezvous: Rendezvous, log: Path
+) -> Iterator[tuple[Any, Any]]:
+    """Purge four records in two batches by the command, stopped at a boundary."""
     make_records(4, EXPIRED)
-    with running([*command, "0", *options], log) as process:
-        visit = wait_for_visit(rendezvous)
+    command = [sys.executable, "-m", "tests.support.interrupted_purge", str(boundary)]
+    options = [str(rendezvous.address), "--batch-size=2"]
+    with running([*command, *options], log) as process:
+        yield process, wait_for_visit(rendezvous)
+
+
+@pytest.fixture(scope="module")
+def in_a_batch(
+    django_db_setup: None, django_db_blocker: Any, tmp_path_factory: Any
+) -> int:
+    """Return the boundary before the end of the first batch."""
+    log = tmp_path_factory.mktemp("purge") / "log"
+    with (
+        django_db_blocker.unblock(),
+        TemporaryDirectory(prefix="idem") as place,
+        Rendezvous(Path(place)) as rendezvous,
+        stopping(0, rendezvous, log) as (process, visit),
+    ):
         visit.close()
         assert process.wait(PATIENCE) == 0
-    (place,) = [
+        connection.close()
+    (found,) = [
         number
         for number, label in enumerate(visit.labels, 1)
         if label.startswith("after DELETE") and number < len(visit.labels) / 2
     ]
-    make_records(4, EXPIRED)
-    with running([*command, str(place), *options], log) as process:
-        yield process, wait_for_visit(rendezvous)
+    return found
 
 
-def test_command_interrupted(rendezvous: Rendezvous, tmp_path: Path) -> None:
+def test_command_interrupted(
+    in_a_batch: int, rendezvous: Rendezvous, tmp_path: Path
+) -> None:
     """P3: Ctrl-C and SIGTERM end it between two batches, with the sum so far."""
     for number in (signal.SIGINT, signal.SIGTERM):
         log = tmp_path / "log"
-        with stopped_in_a_batch(rendezvous, log) as (process, visit):
+        with stopping(in_a_batch, rendezvous, log) as (process, visit):
             os.kill(process.pid, number)
             visit.close()
             assert process.wait(PATIENCE) == 128 + number
@@ -785,9 +803,11 @@ def test_command_interrupted_while_it_rests(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(left()) == 2
 
 
-def test_command_killed(rendezvous: Rendezvous, tmp_path: Path) -> None:
+def test_command_killed(
+    in_a_batch: int, rendezvous: Rendezvous, tmp_path: Path
+) -> None:
     """P2: A batch that was not committed is not deleted."""
-    with stopped_in_a_batch(rendezvous, tmp_path / "log") as (_process, visit):
+    with stopping(in_a_batch, rendezvous, tmp_path / "log") as (_process, visit):
         visit.waiting.kill()
     assert len(left()) == 4
     assert purge().deleted == 4

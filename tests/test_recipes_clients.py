@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,12 +50,13 @@ class TestPython:
             yield proxy
 
     @pytest.fixture
-    def waits(self) -> Iterator[list[float]]:
-        """What stamina has waited before each retry, in seconds."""
+    def waits(self, monkeypatch: Any) -> Iterator[list[float]]:
+        """Return how long stamina would have waited before each retry, in seconds."""
         instrumentation = pytest.importorskip(
             "stamina.instrumentation", reason="stamina is not installed"
         )
         found: list[float] = []
+        monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=bool))
         instrumentation.set_on_retry_hooks([lambda d: found.append(d.wait_for)])
         yield found
         instrumentation.set_on_retry_hooks(None)

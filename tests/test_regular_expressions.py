@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import once
 from tests.support.processes import ROOT
+
+pytestmark = once
 
 if sys.version_info >= (3, 11):
     from re import _constants as constants

@@ -16,8 +16,11 @@ import pytest
 import yaml
 
 import idempotency
+from tests.conftest import once
 from tests.support.processes import PATIENCE, ROOT
 from tests.test_docs import RULES
+
+pytestmark = once
 
 ENVIRONMENTS = {
     "py310-django52-drf316",

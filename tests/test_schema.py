@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import connection, connections, transaction
+from django.db import connections, transaction
 from django.test import Client, override_settings
 from django.urls import path
 from django.utils.module_loading import import_string
@@ -51,12 +51,11 @@ from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.schema.operations import IdempotencyErrorSerializer
 from tests.app import views
+from tests.conftest import once
 from tests.support.processes import PATIENCE, ROOT
 from tests.test_docs import table
 
-pytestmark = pytest.mark.skipif(
-    connection.vendor != "sqlite", reason="A schema asks no database."
-)
+pytestmark = once
 
 Json = dict[str, Any]
 

@@ -9,7 +9,6 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.urls import path
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
@@ -27,11 +26,10 @@ from rest_framework.views import APIView
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.schema.components import Shared, shared_of
+from tests.conftest import once
 from tests.test_schema import Json, Problem, post, resolved, view_with
 
-pytestmark = pytest.mark.skipif(
-    connection.vendor != "sqlite", reason="A schema asks no database."
-)
+pytestmark = once
 
 LEASED: Json = {"idempotency_atomic": False, "idempotency_on_abandoned": "hold"}
 

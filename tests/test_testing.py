@@ -56,7 +56,7 @@ from idempotency.testing.sending import SentRequest
 from testproject.school.models import Assignment, SchoolClass
 from tests.app.models import Effect
 from tests.app.views import create_effect
-from tests.conftest import KEY
+from tests.conftest import KEY, once
 from tests.support.processes import ROOT
 from tests.support.record_factories import make_record
 from tests.test_docs import run_case
@@ -1223,6 +1223,7 @@ def in_python(source: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env=known)
 
 
+@once
 def test_the_plugin_needs_no_settings() -> None:
     """pytest may load the fixtures before Django is set up."""
     in_python(
@@ -1231,6 +1232,7 @@ def test_the_plugin_needs_no_settings() -> None:
     )
 
 
+@once
 def test_the_kit_needs_no_pytest() -> None:
     """A project whose tests are unittest's can use it."""
     in_python(

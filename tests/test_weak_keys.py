@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idempotency.keys import is_weak
-from tests.conftest import KEY
+from tests.conftest import KEY, once
+
+pytestmark = once
 
 DIGITS = string.digits
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
