@@ -49,9 +49,10 @@ from django.contrib.auth.models import Group
 from django.test import Client
 
 headers = {"Idempotency-Key": "RfOScIg0JwGS5M7MPS6vCvGlDKkbj3Qc"}
-response = Client().post("/groups", {}, headers=headers)
-told = response.headers.get("Idempotent-Replayed"), response.content
-print(response.status_code, *told, Group.objects.count())
+for _attempt in range(2):
+    response = Client().post("/groups", {}, headers=headers)
+    told = response.headers.get("Idempotent-Replayed"), response.content
+    print(response.status_code, *told, Group.objects.count())
 """
 ADMIN = """
 from django.contrib.auth.models import User
@@ -94,10 +95,8 @@ def assert_works(manage: Manage) -> None:
     """One effect, the same bytes again, and everything that support has."""
     manage("check", "--fail-level", "WARNING", "--database", "default")
     manage("makemigrations", "--check", "--dry-run")
-    first, second = (manage("shell", "--verbosity=0", "-c", POST) for _ in range(2))
-    match = re.fullmatch(r"201 None (b'.+') 1\n", first)
-    assert match is not None, first
-    assert second == f"201 true {match[1]} 1\n"
+    told = manage("shell", "--verbosity=0", "-c", POST)
+    assert re.fullmatch(r"201 None (b'.+') 1\n201 true \1 1\n", told), told
     assert manage("shell", "--verbosity=0", "-c", ADMIN) == "200\n200\nTrue 0\n"
     manage("purge_idempotency_records")
     manage("idempotency_audit", "--fail-unprotected", "--exclude", "/admin/*")
