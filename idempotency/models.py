@@ -46,11 +46,11 @@ class Status(models.TextChoices):
     An expired record keeps its status until it is purged or taken over.
     """
 
+    # No response and no live lease: the outcome is unknown.
+    ABANDONED = "abandoned", _("abandoned")
     IN_PROGRESS = "in_progress", _("in progress")
     COMPLETED = "completed", _("completed")
     NOT_KEPT = "not_kept", _("completed, response not kept")
-    # No response and no live lease: the outcome is unknown.
-    ABANDONED = "abandoned", _("abandoned")
 
     @classmethod
     def of(cls, state: str, body_size: int | None, *, is_leased: bool) -> Status:

@@ -100,13 +100,7 @@ class StateFilter(RecordFilter):
     title = _("state")
     parameter_name = "state"
     CONDITIONS: ClassVar[Any] = {
-        status.value: (status.label, status.condition)
-        for status in (
-            Status.ABANDONED,
-            Status.IN_PROGRESS,
-            Status.COMPLETED,
-            Status.NOT_KEPT,
-        )
+        status.value: (status.label, status.condition) for status in Status
     }
 
     @property

@@ -20,7 +20,7 @@ SEE_BODY = "view_response_body"
 RELEASE, RESOLVE, PURGE = "release_key", "resolve_record", "purge_records"
 OVERVIEW = "view_overview"
 EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
-NO_PERMISSION = "You do not have the permission to read stored answers."
+NO_PERMISSION = "You do not have permission to view stored responses."
 
 Enter = Callable[..., Client]
 
