@@ -15,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
 
+from idempotency.checks.databases import check_pipelines
 from idempotency.claims import PostgreSQLClaims, claims_in
 from idempotency.claims.pipelines import why_not
 from idempotency.database import UTCNow
@@ -50,6 +51,13 @@ def way() -> str | None:
     claims = claims_in("default")
     assert isinstance(claims, PostgreSQLClaims)
     return claims.why_no_pipelines()
+
+
+def infos() -> list[str]:
+    """Return which isolation levels ``check --database default`` names."""
+    found = check_pipelines(databases=["default"])
+    assert {message.id for message in found} <= {"idempotency.I001"}
+    return [message.msg.rpartition(" is ")[2].rstrip(".") for message in found]
 
 
 @contextmanager
@@ -455,13 +463,17 @@ class TestConnections:
             name = level.lower().replace("_", " ")
             usual = level == "READ_COMMITTED"
             assert way() == (None if usual else f"the isolation level is {name}")
+            assert infos() == ([] if usual else [name])
             assert_acts_once(client)
 
     def test_isolation_level_of_the_server(self, client: APIClient) -> None:
         """E1: A level that the server has by default is noticed in the transaction."""
         with options(options="-c default_transaction_isolation=serializable"):
+            assert way() is None
             assert_acts_once(client)
             assert way() == "the isolation level is serializable"
+            connection.close()
+            assert infos() == ["serializable"]
             send(client, "the-next-key")
             assert Effect.objects.count() == 2
 

@@ -42,6 +42,7 @@ from idempotency.checks import (
     check_endpoints,
     check_leased_views,
     check_methods,
+    check_pipelines,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_quota,
@@ -52,6 +53,7 @@ from idempotency.checks import (
     check_tested_databases,
     check_views_without_the_mixin,
 )
+from idempotency.claims import PostgreSQLClaims
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
@@ -62,7 +64,7 @@ from tests.test_docs import code, table
 
 CHECKS = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
 Messages = list[CheckMessage]
-Levels = {"error": checks.ERROR, "warning": checks.WARNING}
+Levels = {"info": checks.INFO, "error": checks.ERROR, "warning": checks.WARNING}
 
 
 def ids(messages: Messages) -> list[str | None]:
@@ -349,6 +351,14 @@ def e014(project: Project) -> Messages:
     return check_quota()
 
 
+def i001(project: Project) -> Messages:
+    claims = MagicMock(spec=PostgreSQLClaims)
+    claims.why_no_pipelines.return_value = "the driver is not psycopg 3"
+    place = "idempotency.checks.databases.claims_in"
+    project.patch.setattr(place, lambda alias: claims)
+    return check_pipelines(databases=["default"])
+
+
 def w001(project: Project) -> Messages:
     project.without_beat_tables()
     current_app.conf.beat_schedule = {}
@@ -407,7 +417,7 @@ def w011(project: Project) -> Messages:
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
-    if re.fullmatch(r"[ew]\d{3}", name)
+    if re.fullmatch(r"[eiw]\d{3}", name)
 }
 
 
@@ -473,6 +483,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_purge_is_scheduled(),
         *check_enabled(),
         *check_tested_databases(),
+        *check_pipelines(),
         *check_servers(),
     ]
     assert found == []
@@ -487,12 +498,13 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("W002", "W004", "W007", "E012"):
+    for check_id in ("I001", "W002", "W004", "W007", "E012"):
         assert when.pop(f"idempotency.{check_id}") == "with a database"
     assert when.pop("idempotency.W001").startswith("always")
     assert {*when.values()} == {"always"}
     assert deployed == {check_enabled}
     assert databases == {
+        check_pipelines,
         check_tested_databases,
         check_servers,
         check_purge_is_scheduled_in_database,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
     check_databases,
+    check_pipelines,
     check_servers,
     check_tested_databases,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "check_endpoints",
     "check_leased_views",
     "check_methods",
+    "check_pipelines",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
     "check_quota",

@@ -10,6 +10,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import connections, router
 
 from idempotency.checks.endpoints import default_alias, find_endpoints
+from idempotency.claims import PostgreSQLClaims, claims_in
 from idempotency.models import IdempotencyRecord
 
 TESTED = ("postgresql", "sqlite")
@@ -28,6 +29,11 @@ def aliases_in_use() -> list[str]:
     """Return the databases that store records, the default one first."""
     used = (endpoint.alias for endpoint in find_endpoints())
     return list(dict.fromkeys([default_alias(), *used]))
+
+
+def _asked(databases: Collection[str] | None) -> list[str]:
+    """Return those of the databases in use that a check may query."""
+    return [alias for alias in aliases_in_use() if alias in (databases or ())]
 
 
 @checks.register("idempotency")
@@ -91,8 +97,33 @@ def check_tested_databases(
             ),
             id="idempotency.W004",
         )
-        for alias in aliases_in_use()
-        if alias in (databases or ()) and not _is_tested(alias)
+        for alias in _asked(databases)
+        if not _is_tested(alias)
+    ]
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_pipelines(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Report PostgreSQL databases where the app can't use pipelines, and why."""
+    claims = {alias: claims_in(alias) for alias in _asked(databases)}
+    reasons = {
+        alias: found.why_no_pipelines(ask_server=True)
+        for alias, found in claims.items()
+        if isinstance(found, PostgreSQLClaims)
+    }
+    return [
+        checks.Info(
+            f"In the database {alias!r} the app can't use pipelines: {reason}.",
+            hint=(
+                "A keyed request makes two round trips more than it could. "
+                "docs/databases.md says what pipelines need."
+            ),
+            id="idempotency.I001",
+        )
+        for alias, reason in reasons.items()
+        if reason
     ]
 
 
@@ -103,8 +134,8 @@ def check_servers(
     """Report settings of MySQL or MariaDB servers that harm records."""
     return [
         message
-        for alias in aliases_in_use()
-        if alias in (databases or ()) and connections[alias].vendor == "mysql"
+        for alias in _asked(databases)
+        if connections[alias].vendor == "mysql"
         for message in _mistakes_of_server(alias)
     ]
 

@@ -15,7 +15,7 @@ from idempotency.claims.mariadb import MariaDBClaims
 from idempotency.claims.postgresql import PostgreSQLClaims
 from idempotency.claims.sqlite import SQLiteClaims
 
-__all__ = ["Claims", "claims_in"]
+__all__ = ["Claims", "PostgreSQLClaims", "claims_in"]
 
 ATTRIBUTE = "_idempotency_claims"
 

@@ -170,8 +170,7 @@ class PipelinedTransaction(Transaction):
         is_locked, level, usual_level, began_at, now = lock.fetchone()
         row = look_up.fetchone()
         if level != READ_COMMITTED:
-            if usual_level != READ_COMMITTED:
-                claims.avoid_pipelines(f"the isolation level is {usual_level}")
+            claims.note_isolation(usual_level)
             return super().claim(new_record, retention, seen)
         record = None if row is None else claims.record_of(row)
         if record is not None and not record.is_in_force:

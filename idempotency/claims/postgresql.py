@@ -11,7 +11,7 @@ from django.db.backends.utils import CursorWrapper
 
 from idempotency.claims.base import TIMES, Claims
 from idempotency.claims.errors import causes
-from idempotency.claims.pipelines import PipelinedTransaction, why_not
+from idempotency.claims.pipelines import READ_COMMITTED, PipelinedTransaction, why_not
 from idempotency.claims.rows import ATTNAMES, FIELDS, TIME
 from idempotency.claims.transactions import Transaction
 from idempotency.models import IdempotencyRecord
@@ -82,16 +82,26 @@ class PostgreSQLClaims(Claims):
             self.avoid_pipelines("the cursors are not Django's")
         return super().transaction()
 
-    def why_no_pipelines(self) -> str | None:
+    def why_no_pipelines(self, *, ask_server: bool = False) -> str | None:
         """Return why this connection sends each statement by itself; else None.
 
-        Opens the connection; decides once for each, and asks no server.
+        Opens the connection, and decides once for each. Requests need not ask the
+        server for its isolation level: their first statement does.
         """
         self.connection.ensure_connection()
         driver = self.connection.connection
         if driver is not self._driver:
             self._driver, self._why = driver, why_not(self.connection)
+        if ask_server and self._why is None and driver.isolation_level is None:
+            with self.connection.cursor() as cursor:
+                cursor.execute("SHOW default_transaction_isolation")
+                self.note_isolation(cursor.fetchone()[0])
         return self._why
+
+    def note_isolation(self, level: str) -> None:
+        """Note at which level the connection's transactions begin."""
+        if level != READ_COMMITTED:
+            self.avoid_pipelines(f"the isolation level is {level}")
 
     def avoid_pipelines(self, why: str) -> None:
         """Send each statement by itself as long as the connection lasts."""
