@@ -124,7 +124,18 @@ class Finding:
 
 def audit() -> list[Finding]:
     """Return all routes for POST, and other protected ones, in the URLconf's order."""
-    return [finding for route in find_routes() for finding in _findings(route)]
+    return [
+        Finding(
+            method=method,
+            route=route,
+            protection=protection,
+            exempt=is_exempt(route.callback, method),
+        )
+        for route in find_routes()
+        for method in route.methods()
+        for protection in [protection_of(route.callback, method)]
+        if protection is not None or method == "POST"
+    ]
 
 
 def news(findings: list[Finding], *, all_kinds: bool) -> list[Finding]:
@@ -137,18 +148,6 @@ def news(findings: list[Finding], *, all_kinds: bool) -> list[Finding]:
     decided = [each for each in findings if not each.unprotected]
     others = [each for each in findings if each.unprotected and not each.is_drf]
     return [*undecided, *decided, *(others if all_kinds else ())]
-
-
-def _findings(route: Route) -> Iterator[Finding]:
-    for method in route.methods():
-        protection = protection_of(route.callback, method)
-        if protection is not None or method == "POST":
-            yield Finding(
-                method=method,
-                route=route,
-                protection=protection,
-                exempt=is_exempt(route.callback, method),
-            )
 
 
 def _mode(policy: Policy) -> str:

@@ -350,7 +350,7 @@ def test_not_enabled(settings: Any) -> None:
     settings.IDEMPOTENCY = {"ENABLED": False}
     told, complaint = run("--format", "json")
     assert json.loads(told)["enabled"] is False
-    assert complaint == "IDEMPOTENCY has ENABLED False: no key has an effect.\n"
+    assert complaint == "ENABLED is False: keys have no effect.\n"
     with pytest.raises(CommandError, match="ENABLED"):
         run("--fail-unprotected", "--exclude", "*")
 

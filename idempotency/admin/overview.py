@@ -1,4 +1,4 @@
-"""Sums over the records of one database in the last 30 days (contract A4)."""
+"""Figures about the records of one database, and a chart of 30 days (contract A4)."""
 
 from __future__ import annotations
 

@@ -154,14 +154,10 @@ class Pages(Permissions):
 
     def _facts(self, request: HttpRequest, record: Any) -> dict[str, Any]:
         """Return the template context about the record to change."""
-        shown = (
-            display.asked
-            if self.has_body_permission(request, record)
-            else display.route
-        )
+        is_whole = self.has_body_permission(request, record)
         return {
             "record": record,
-            "asked": shown(record),
+            "asked": display.asked(record) if is_whole else display.route(record),
             "record_address": self._address("change", record.pk),
         }
 

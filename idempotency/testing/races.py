@@ -82,14 +82,15 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
         fail(got, mend=NO_EFFECT)
     before = watch.count()
     key = new_key()
-    race = Race(request, _send_at_once(request, key, duplicates))
-    race.check_answers()
-    winner = race.check_last(request.send(key))
+    outcomes = _send_at_once(request, key, duplicates)
+    _refuse_strange_outcomes(request, outcomes)
+    outcomes.append(Outcome(response=request.send(key), error=None))
+    acted = _acted(request, outcomes)
     total = watch.changes_since(before)
-    if race.acted_twice or beyond(once, total):
+    if len(acted) > 1 or beyond(once, total):
         fail(
             f"{request}: of {duplicates} duplicates at once and a last one, "
-            f"{len(race.acted)} acted. Effects:",
+            f"{len(acted)} acted. Effects:",
             lines=compare_changes(once, "one request", total, "all of them"),
             mend="Protect the view with IdempotencyMixin, or its handler with "
             "@idempotent. Effects outside the record's transaction can happen more "
@@ -97,7 +98,7 @@ def assert_race_safe(  # noqa: PLR0913  # options of a test, each by its name
         )
     if not total:
         fail(f"{request}: the duplicates had no effect.", mend=TRY_OTHER_DATA)
-    return winner
+    return acted[0].response
 
 
 def _refuse_unreal_races() -> None:
@@ -118,7 +119,7 @@ def _refuse_unreal_races() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Outcome:
     """The response that one thread got, and its view's error, if any."""
 
     response: Any
@@ -149,63 +150,44 @@ class Answer:
         return f"{describe_response(self.response)}{cause}"
 
 
-class Race:
-    """The responses to concurrent requests."""
+def _refuse_strange_outcomes(request: SentRequest, outcomes: list[Outcome]) -> None:
+    strange = [
+        str(outcome)
+        for outcome in outcomes
+        if not (outcome.is_replay or outcome.is_refusal or outcome.has_acted)
+    ]
+    if strange:
+        fail(
+            f"{request}: concurrent duplicates got neither the first response nor 409 "
+            "or 503 with Retry-After:",
+            lines=strange,
+        )
 
-    def __init__(self, request: SentRequest, answers: list[Answer]) -> None:
-        self.request = request
-        self.answers = answers
-        self.acted = [answer for answer in answers if answer.has_acted]
 
-    @property
-    def acted_twice(self) -> bool:
-        """Whether more than one request has acted."""
-        return len(self.acted) > 1
-
-    def check_answers(self) -> None:
-        """Check that each response is one that a duplicate can get."""
-        strange = [
-            answer
-            for answer in self.answers
-            if not (answer.is_replay or answer.is_refusal or answer.has_acted)
-        ]
-        if strange:
+def _acted(request: SentRequest, outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the outcomes of runs that acted, after a comparison with the replays."""
+    acted = [outcome for outcome in outcomes if outcome.has_acted]
+    if not acted:
+        fail(f"{request}: no duplicate acted. The last one got {outcomes[-1]}")
+    for outcome in outcomes:
+        if outcome.is_replay and outcome.response.content != acted[0].response.content:
             fail(
-                f"{self.request}: concurrent duplicates got neither the first response "
-                "nor 409 or 503 with Retry-After:",
-                lines=(str(answer) for answer in strange),
+                f"{request}: a duplicate got another response:\n"
+                f"    first: {acted[0]}\n    duplicate: {outcome}"
             )
-
-    def check_last(self, response: Any) -> Any:
-        """Check the last duplicate, which acts if all others were refused.
-
-        Return the response of the run that acted.
-        """
-        last = Answer(response=response, error=None)
-        if last.has_acted:
-            self.acted.append(last)
-        if not self.acted:
-            fail(f"{self.request}: no duplicate acted. The last one got {last}")
-        first = self.acted[0].response
-        for answer in (*self.answers, last):
-            if answer.is_replay and answer.response.content != first.content:
-                fail(
-                    f"{self.request}: a duplicate got another response:\n"
-                    f"    first: {self.acted[0]}\n    duplicate: {answer}"
-                )
-        return first
+    return acted
 
 
-def _send_at_once(request: SentRequest, key: str, duplicates: int) -> list[Answer]:
+def _send_at_once(request: SentRequest, key: str, duplicates: int) -> list[Outcome]:
     barrier = Barrier(duplicates)
     aliases = usable_databases()
 
-    def send(own: SentRequest) -> Answer:
+    def send(own: SentRequest) -> Outcome:
         try:
             connect()
             barrier.wait(PATIENCE)
             response = own.send(key)
-            return Answer(response=response, error=errors.get(get_ident()))
+            return Outcome(response=response, error=errors.get(get_ident()))
         finally:
             connections.close_all()
 

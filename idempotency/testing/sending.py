@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.cookies import SimpleCookie
@@ -151,9 +151,9 @@ def describe_response(response: HttpResponseBase) -> str:
     return f"{response.status_code} {begin}{'...' * (len(body) > SHOWN_BYTES)}".strip()
 
 
-def fail(what: str, *, lines: Iterator[str] | None = None, mend: str = "") -> NoReturn:
+def fail(what: str, *, lines: Iterable[str] = (), mend: str = "") -> NoReturn:
     """Raise ``AssertionError`` with what is wrong, details, and how to fix it."""
-    details = "".join(f"\n    {line}" for line in lines or ())
+    details = "".join(f"\n    {line}" for line in lines)
     raise AssertionError(f"{what}{details}{mend and chr(10)}{mend}")
 
 

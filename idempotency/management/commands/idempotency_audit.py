@@ -74,7 +74,7 @@ class Command(BaseCommand):
                     f"--all lists {len(left) - len(listed)} more, of other kinds"
                 )
         if not enabled:
-            self.stderr.write("IDEMPOTENCY has ENABLED False: no key has an effect.")
+            self.stderr.write("ENABLED is False: keys have no effect.")
         if options["fail_unprotected"]:
             self.fail(listed, enabled=enabled)
 
