@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import storage
 from benchmarks.databases import NAMES
 from benchmarks.figures import shown, table
 from benchmarks.requests import BARE, BARE_ATOMIC, FLOOR, USUAL
@@ -29,8 +28,6 @@ PAGES = [
 MARKED = re.compile(r"(<!-- figure (\S+) -->).*?(<!-- / -->)", re.DOTALL)
 TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
 PURGED = ("postgresql", "mariadb")
-# Of storage, what operations.md shows: sizes of bodies with their fillfactors.
-STORED = {"200": ("100", "80"), "1024": ("100", "90", "80")}
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -50,7 +47,6 @@ def named(folder: Path) -> dict[str, str]:
         **_prepared(read(folder, "prepared")["prepared"]),
         **_times(read(folder, "breakdown")["breakdown"]),
         **_storms(read(folder, "http")["storm"]),
-        "storage": _stored(read(folder, "storage")["storage"]),
         **_purges({name: read(folder, f"purge-{name}") for name in PURGED}),
     }
 
@@ -142,17 +138,6 @@ def _storms(storms: dict[str, Any]) -> dict[str, str]:
         "storm-duplicates": shown(storms["duplicates of a slow request"]["p95"]),
         "storm-bare": shown(storms["bare requests"]["p95"]),
     }
-
-
-def _stored(found: dict[str, Any]) -> str:
-    rows = [
-        storage.row(int(size), fillfactor, found[size][fillfactor])
-        for size, fillfactors in STORED.items()
-        for fillfactor in fillfactors
-    ]
-    lines = table(storage.HEAD, rows).splitlines()
-    # In an item of a list.
-    return "\n" + "".join(f"  {line}\n" for line in lines) + "\n  "
 
 
 def _purges(found: dict[str, Any]) -> dict[str, str]:

@@ -254,9 +254,9 @@ class IdempotencyRecord(models.Model):
         verbose_name_plural = _("idempotency records")
         default_permissions = ("view",)
         permissions = (
-            ("view_response_body", _("Can view stored answers")),
+            ("view_response_body", _("Can view stored responses")),
             ("release_key", _("Can release a key: the next request acts again")),
-            ("resolve_record", _("Can store the answer of an abandoned record")),
+            ("resolve_record", _("Can store the response of an abandoned record")),
             ("purge_records", _("Can purge expired records")),
             ("view_overview", _("Can see sums over all records")),
         )

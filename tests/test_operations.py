@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
@@ -19,6 +19,7 @@ from django.db import connection
 from rest_framework.response import Response
 
 from benchmarks import purge
+from idempotency.database import compress_with_lz4
 from idempotency.models import IdempotencyRecord
 from tests.conftest import code_of, key
 from tests.support.record_factories import RETENTION, left, make_record, make_records
@@ -82,21 +83,25 @@ def test_settings_of_the_table(cursor: Any) -> None:
     assert "fillfactor=80" in cursor.fetchone()[0]
 
 
-@pytest.fixture
-def lz4(transactional_db: None, cursor: Any) -> Iterator[None]:
-    """Keep answers as the page says."""
-    cursor.execute(statements("lz4"))
-    yield
-    with connection.cursor() as again:
-        again.execute(
-            "ALTER TABLE idempotency_idempotencyrecord "
-            "ALTER COLUMN body SET COMPRESSION default"
-        )
+@pytest.mark.parametrize("found", [None, (False,)], ids=["13", "built without"])
+def test_servers_without_lz4(found: Any) -> None:
+    """R2: The migration leaves servers alone that know no lz4, and knows of it."""
+    server = MagicMock(vendor="postgresql")
+    cursor = server.cursor().__enter__()
+    cursor.fetchone.return_value = found
+    assert not compress_with_lz4(server, "records", "body")
+    assert cursor.execute.call_count == 1
+    assert compress_with_lz4(MagicMock(vendor="sqlite"), "records", "body")
 
 
 @pytest.mark.parametrize("is_beside", [False, True], ids=["literal", "parameter"])
 def test_large_answers(
-    lz4: None, is_beside: bool, client: Any, handle: Any, monkeypatch: Any
+    transactional_db: None,
+    cursor: Any,
+    is_beside: bool,
+    client: Any,
+    handle: Any,
+    monkeypatch: Any,
 ) -> None:
     """R2: The bytes are the same, whichever way they are sent and kept."""
     options = {**connection.settings_dict["OPTIONS"], "server_side_binding": is_beside}
@@ -108,12 +113,12 @@ def test_large_answers(
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[0].content == answers[1].content
     assert answers[1]["Idempotent-Replayed"] == "true"
-    with connection.cursor() as cursor:
-        cursor.execute(
+    with connection.cursor() as again:
+        again.execute(
             "SELECT pg_column_compression(body), pg_column_size(body) < body_size "
             "FROM idempotency_idempotencyrecord"
         )
-        assert cursor.fetchall() == [("lz4", True)]
+        assert again.fetchall() == [("lz4", True)]
     connection.close()
 
 
@@ -173,7 +178,6 @@ def test_hash_partitions(cursor: Any, client: Any) -> None:
     make_record(RETENTION + timedelta(seconds=1), key="an-expired-key")
     before = shape(cursor)
     cursor.execute(statements(SETTINGS))
-    cursor.execute(statements("lz4"))
     cursor.execute(STORAGE)
     assert cursor.fetchall() == [("idempotency_idempotencyrecord", OPTIONS, "l")]
     cursor.execute(statements("PARTITION BY HASH"))
