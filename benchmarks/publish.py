@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.databases import NAMES
 from benchmarks.figures import shown, table
-from benchmarks.requests import BARE, BARE_ATOMIC, FLOOR, USUAL
+from benchmarks.requests import BARE, BARE_ATOMIC, USUAL
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "docs" / "benchmarks"
@@ -43,7 +43,6 @@ def named(folder: Path) -> dict[str, str]:
     }
     return {
         **_requests(usual),
-        **_floors(read(folder, "floor")["floor"]),
         **_prepared(read(folder, "prepared")["prepared"]),
         **_times(read(folder, "breakdown")["breakdown"]),
         **_storms(read(folder, "http")["storm"]),
@@ -81,36 +80,12 @@ def _requests(usual: dict[str, Any]) -> dict[str, str]:
             f"calls-{name}": str(calls[name] - calls[BARE_ATOMIC])
             for name in ("first-time", "replay")
         },
-        **{
-            f"calls-{name}-floor": str(calls[name] - calls[f"{FLOOR} {name}"])
-            for name in ("first-time", "replay")
-        },
-        **{
-            f"floor-{name}": shown(found[f"{FLOOR} {name}"][atomic])
-            for name in ("first-time", "replay")
-        },
     }
 
 
 def _from_to(counts: Iterable[int]) -> str:
     least, *others = sorted({*counts})
     return f"{least} to {others[-1]}" if others else str(least)
-
-
-def _floors(floor: dict[str, Any]) -> dict[str, str]:
-    def logged(name: str) -> int:
-        # Without what the view's own row takes.
-        return int(floor[name]["log_bytes"]) - int(floor["bare"]["log_bytes"])
-
-    at_once = "one INSERT at the end"
-    return {
-        "statements-first-time": f"{floor['first-time']['ratio'][0]:.1f}",
-        "statements-first-time-prepared": (
-            f"{floor['first-time, prepared']['ratio'][0]:.1f}"
-        ),
-        "statements-at-once": f"{floor[at_once]['ratio'][0]:.1f}",
-        "log": f"{logged('first-time') / logged(at_once):.2f}",
-    }
 
 
 def _prepared(found: dict[str, Any]) -> dict[str, str]:

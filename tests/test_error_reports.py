@@ -319,13 +319,13 @@ class TestStatements:
         assert "Error" in reports.text
 
     def test_look_up(
-        self, door: str, client: APIClient, reports: Reports, handle: Handle
+        self, url: str, client: APIClient, reports: Reports, handle: Handle
     ) -> None:
         """X1: A look-up that the database refuses."""
         handle(answer)
         statements([f"ALTER TABLE {TABLE} RENAME COLUMN status_code TO status"])
         try:
-            assert post(client, door).status_code == 500
+            assert post(client, url).status_code == 500
         finally:
             statements([f"ALTER TABLE {TABLE} RENAME COLUMN status TO status_code"])
         assert_discreet(reports)
