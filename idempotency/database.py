@@ -149,25 +149,6 @@ class WhereNotNull(models.Index):
         return partial.create_sql(model, schema_editor, *args, **kw)
 
 
-def compress_with_lz4(connection: Any, table: str, column: str) -> bool:
-    """Let PostgreSQL compress a column's new values with lz4; return whether it can.
-
-    lz4 takes less time than pglz, the default. It needs PostgreSQL 14 that was built
-    with it. Nothing is done, nor missing, on other databases.
-    """
-    if connection.vendor != "postgresql":
-        return True
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT 'lz4' = ANY(enumvals) FROM pg_settings "
-            "WHERE name = 'default_toast_compression'"
-        )
-        if cursor.fetchone() != (True,):
-            return False
-        cursor.execute(f"ALTER TABLE {table} ALTER {column} SET COMPRESSION lz4")
-        return True
-
-
 def write_with_retry(
     connection: Any,
     once: Callable[[], Result],

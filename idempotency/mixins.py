@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 from django.views import View
+from rest_framework.exceptions import APIException
 from rest_framework.views import APIView
 
 from idempotency import keys
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, validate_options
-from idempotency.exceptions import IdempotencyError
 from idempotency.execution import execute, ignore_key
 from idempotency.fingerprints.bodies import record_body
 from idempotency.handlers import (
@@ -168,7 +168,7 @@ def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bo
     try:
         if not get_settings().ENABLED or keys.find_key(request.META) is None:
             return False
-    except IdempotencyError:
+    except APIException:
         return False  # to be refused
     protection = protection_of_request(view, request, *args, **kwargs)
     return protection is not None and not protection.policy.atomic

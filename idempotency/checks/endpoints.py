@@ -21,7 +21,6 @@ from idempotency.handlers import (
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks
-from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.leased import opt_out_of_atomic_requests
 from idempotency.protection import Protection, protection_of
@@ -98,7 +97,7 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
     without: dict[str, str] = {}
     for route in find_routes():
         parts = route.parts
-        if parts is not None and not issubclass(parts.cls, IdempotencyMixin):
+        if parts is not None and not issubclass(parts.cls, Hooks):
             names = [*ATTRIBUTES, *(HOOKS if [*_decorated(route)] else ())]
             own = attributes_of(parts.cls)
             found = [name for name in names if name in own]
