@@ -325,7 +325,8 @@ class TestStatements:
         handle(answer)
         statements([f"ALTER TABLE {TABLE} RENAME COLUMN status_code TO status"])
         try:
-            assert post(client, url).status_code == 500
+            # SQLite's has no code: it may be transient.
+            assert post(client, url).status_code in {500, 503}
         finally:
             statements([f"ALTER TABLE {TABLE} RENAME COLUMN status TO status_code"])
         assert_discreet(reports)
@@ -394,7 +395,7 @@ class TestStatements:
         finally:
             statements([change.format("LONGBLOB")])
         assert_discreet(reports)
-        assert f"(1366, '{HIDDEN}')" in reports.text
+        assert f"(1366, {HIDDEN!r})" in reports.text
 
     @pytest.mark.usefixtures("by_statements")
     def test_release(

@@ -7,7 +7,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext, override_settings
 from django.urls import path
 from rest_framework.decorators import api_view
@@ -317,6 +323,20 @@ class TestFailures:
             409,
             "idempotency_in_progress",
         )
+        assert Effect.objects.count() == 1
+
+    def test_no_savepoint(self, client: APIClient, monkeypatch: Any) -> None:
+        """E1: Where no savepoint can be set, nothing runs, and the rest goes on."""
+
+        def refuse() -> None:
+            raise OperationalError("no savepoint")
+
+        with transaction.atomic():
+            Effect.objects.create()
+            monkeypatch.setattr(connections["default"], "savepoint", refuse)
+            assert send(client).status_code == 500
+            monkeypatch.undo()
+            assert Effect.objects.count() == 1
         assert Effect.objects.count() == 1
 
     def test_dead_connection(self, client: APIClient) -> None:

@@ -20,6 +20,7 @@ from rest_framework.viewsets import ViewSet
 
 from idempotency.conf.policy import Policy
 from idempotency.decorators import idempotency_exempt, idempotent
+from idempotency.handlers import parts_of
 from idempotency.mixins import IdempotencyMixin
 from idempotency.protection import is_exempt, protection_of
 from tests.app import views
@@ -325,3 +326,22 @@ def test_options_of_an_action() -> None:
 
     assert not policy_of(ByAction.as_view({"post": "create"})).required
     assert policy_of(ByAction.as_view({"post": "extra"})).required
+
+
+class Methods(list[str]):
+    """A list of the project's own, whose content nobody should ask for early."""
+
+
+class AnyMethod(APIView):
+    http_method_names = Methods(["post"])
+
+    def post(self, request: Request) -> Response:
+        return Response()
+
+
+def test_methods_of_unknown_lists() -> None:
+    """K5: Where only a request could tell, a method with a handler is allowed."""
+    parts = parts_of(AnyMethod.as_view())
+    assert parts is not None
+    assert parts.answers("POST")
+    assert not parts.answers("PUT")

@@ -122,6 +122,7 @@ class TestPrometheus:
         assert exposed.count("idempotency_requests_total{") == 5
         assert KEY not in exposed
 
+    @pytest.mark.usefixtures("by_statements")
     def test_a_run_that_is_undone(self, recipe: Recipe, send: Any) -> None:
         """E5: It gives its key back and is refused: two events, as the page says."""
         from prometheus_client import generate_latest  # noqa: PLC0415  # may be missing

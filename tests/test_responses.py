@@ -265,6 +265,7 @@ def test_ignored_key_of_a_header(client: Any) -> None:
     assert response["Idempotency-Warning"].startswith("IDEMPOTENCY_KEY_IGNORED;")
 
 
+@pytest.mark.usefixtures("by_statements")
 def test_second_answer(
     client: Any, handle: Callable[..., None], monkeypatch: Any
 ) -> None:

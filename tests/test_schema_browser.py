@@ -56,7 +56,7 @@ def test_swagger_ui(browser: Any, address: str, tmp_path: Path) -> None:
         )
     ]
     assert names == ["$idempotency", "Idempotency-Key"]
-    assert "one of them is required" in payment
+    assert "Required in the query as" in payment
     for shown in (
         *("Idempotent-Replayed", "Idempotency-Expires", "Retry-After"),
         *("idempotency_key_required", "idempotency_in_progress"),

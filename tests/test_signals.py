@@ -337,6 +337,7 @@ def test_outcome_unknown(client: APIClient, told: Told, handle: Handle) -> None:
     assert told.last().code == "idempotency_outcome_unknown"
 
 
+@pytest.mark.usefixtures("by_statements")
 def test_claim_that_fails(client: APIClient, told: Told) -> None:
     """E4: A claim that failed sends no key_released."""
     here = type(claims_in("default"))
@@ -348,6 +349,7 @@ def test_claim_that_fails(client: APIClient, told: Told) -> None:
     assert told.names() == ["request_refused"]
 
 
+@pytest.mark.usefixtures("by_statements")
 def test_store_that_fails(client: APIClient, told: Told) -> None:
     """E5: Where the answer can't be stored, the key is free and the request refused."""
     with patch.object(type(claims_in("default")), "complete", side_effect=ClaimLost):

@@ -635,6 +635,7 @@ def test_rows_of_another_transaction(ada: APIClient) -> None:
     assert f"\n    {line}\n" in refused(ada, "/other-transaction/")
 
 
+@pytest.mark.usefixtures("by_statements")
 def test_a_handler_that_commits(ada: APIClient, atomic_requests: bool) -> None:
     """E5: A record that an error leaves is found out."""
     message = refused(ada, "/committing-itself/")

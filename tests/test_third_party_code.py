@@ -175,6 +175,7 @@ def lose_effects() -> None:
         raise OperationalError("a block that is left by an error")
 
 
+@pytest.mark.usefixtures("by_statements")
 class TestSavepoints:
     """E2, E5: the app's savepoint may be gone at its end."""
 
@@ -514,6 +515,7 @@ class TestMadeAnswers:
         assert client.post("/forgiving/", {}, **key()).status_code == 503
         assert Effect.objects.count() == 0
 
+    @pytest.mark.usefixtures("by_statements")
     def test_before_the_handler(
         self, client: Any, handle: Handle, monkeypatch: Any
     ) -> None:

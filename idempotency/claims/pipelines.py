@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from datetime import datetime, timedelta
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error
@@ -21,10 +23,8 @@ from idempotency.claims.transactions import Transaction
 from idempotency.database import UTC
 from idempotency.discretion import without_values
 
-try:
-    import psycopg
-except ImportError:  # Django works with psycopg2, too
-    psycopg = None  # type: ignore[assignment]
+# Django works with psycopg2, too.
+psycopg: Any = import_module("psycopg") if find_spec("psycopg") else None
 
 if TYPE_CHECKING:
     from idempotency.claims.postgresql import PostgreSQLClaims
@@ -46,19 +46,18 @@ def _obstacles(connection: Any) -> Iterator[str]:
     driver = connection.connection
     if psycopg is None or not isinstance(driver, psycopg.Connection):
         yield "the driver is not psycopg 3"
-        return
-    if not psycopg.Pipeline.is_supported():
+    elif not psycopg.Pipeline.is_supported():
         yield "libpq is older than version 14"
-    if not hasattr(driver, "_autocommit"):
+    elif not hasattr(driver, "_autocommit"):
         yield "this release of psycopg is not supported yet"
-    if hasattr(connection, "_start_transaction_under_autocommit"):
+    elif hasattr(connection, "_start_transaction_under_autocommit"):
         yield "the database backend begins transactions in a way of its own"
-    if driver.isolation_level not in (None, psycopg.IsolationLevel.READ_COMMITTED):
+    elif driver.isolation_level not in (None, psycopg.IsolationLevel.READ_COMMITTED):
         level = driver.isolation_level.name.lower().replace("_", " ")
         yield f"the isolation level is {level}"
-    if (driver.read_only, driver.deferrable) != (None, None):
+    elif (driver.read_only, driver.deferrable) != (None, None):
         yield "transactions begin with options of the project's own"
-    if not issubclass(driver.cursor_factory, psycopg.Cursor):
+    elif not issubclass(driver.cursor_factory, psycopg.Cursor):
         yield "the cursors are not psycopg's"
 
 
@@ -82,7 +81,7 @@ def _bound(factory: Any) -> Any:
 
 @lru_cache
 def _waiting_cursor() -> Any:
-    class WaitingCursor(psycopg.Cursor):
+    class WaitingCursor(psycopg.Cursor):  # type: ignore[misc]  # may not be there
         """Waits for the whole pipeline where its statement is the last one."""
 
         pipeline: ExitStack | None = None
