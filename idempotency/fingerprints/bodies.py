@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -86,18 +86,26 @@ class Recording(io.IOBase):
         self.copy.close()
         super().close()
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has been read so far."""
+        return not self.is_complete and self.copy.tell() == 0
+
     @contextmanager
-    def whole(self, http_request: Any) -> Iterator[IO[bytes]]:
+    def whole(
+        self, http_request: Any, listen: Callable[[bytes], object] = bool
+    ) -> Iterator[IO[bytes]]:
         """Give the whole body as a file, then restore the position of the reader.
 
+        ``listen`` gets what is read from the stream meanwhile, chunk by chunk.
         Raise ``OSError`` if the client is gone or the disk is full. The request then
         counts as read, because what came before is lost.
         """
         position = self.copy.tell()
         if not self.is_complete:
             was_read, http_request._read_started = http_request._read_started, True
-            while self._keep(self._read_chunk()):
-                pass
+            while chunk := self._keep(self._read_chunk()):
+                listen(chunk)
             http_request._read_started = was_read
             self.is_complete = True
         self.copy.seek(0)

@@ -16,7 +16,8 @@ from tests.hostile.measured import CPU_HEADER, MEMORY_HEADER
 from tests.support.http_servers import Server, UnixConnection, serving
 
 PATH, UNREAD = "/costs/", "/costs/?unread"
-TIMES = 3
+# The least of so many counts: what else the machine does only adds to it.
+TIMES = 5
 # The rule (F3): what a key adds is at most so many times the view's own parsing. Where
 # that takes nothing, so many milliseconds.
 MOST_TIMES, SLACK = 1.3, 10.0
