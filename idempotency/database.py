@@ -21,21 +21,21 @@ Result = TypeVar("Result")
 
 
 class InstantField(models.DateTimeField):  # type: ignore[type-arg]  # generic for the stubs alone
-    """A time that is the same whatever USE_TZ and TIME_ZONE are.
+    """A DateTimeField that does not depend on USE_TZ and TIME_ZONE.
 
-    Django's own field keeps local time where USE_TZ is False or the database has a
-    TIME_ZONE, and an hour a year comes twice in that. This one keeps UTC where the
-    database knows no zones, and always returns UTC. Times without a zone that it is
-    given are in the project's time zone. The column is as Django's own.
+    Django's field stores local time if USE_TZ is False or the database has a TIME_ZONE,
+    which is ambiguous for an hour a year. This field stores UTC in databases without
+    time zones, and always returns UTC. It takes naive times for times in the project's
+    time zone. Its column is that of Django's field.
     """
 
     def deconstruct(self) -> Any:
-        """Let migrations have Django's own field: nothing differs in the database."""
+        """Return Django's field for migrations, because the column is the same."""
         name, _path, args, kwargs = super().deconstruct()
         return name, "django.db.models.DateTimeField", args, kwargs
 
     def get_prep_value(self, value: Any) -> Any:
-        """Return a time with its zone."""
+        """Return an aware time."""
         value = super().get_prep_value(value)
         if value is not None and timezone.is_naive(value):
             value = timezone.make_aware(value, timezone.get_default_timezone())
@@ -44,20 +44,20 @@ class InstantField(models.DateTimeField):  # type: ignore[type-arg]  # generic f
     def get_db_prep_value(
         self, value: Any, connection: Any, prepared: bool = False
     ) -> Any:
-        """Return what the driver takes."""
+        """Return the value for the driver."""
         value = value if prepared else self.get_prep_value(value)
         if value is not None and not connection.features.supports_timezones:
             value = timezone.make_naive(value, UTC)
         return connection.ops.adapt_datetimefield_value(value)
 
     def select_format(self, compiler: Any, sql: str, params: Any) -> Any:
-        """Ask for UTC where Django's driver would leave out which zone it told."""
+        """Select UTC where the driver would return a local time without its zone."""
         if not settings.USE_TZ:
             sql = in_utc(sql, compiler.connection)
         return sql, params
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
-        """Return UTC, whatever zone Django has taken it for."""
+        """Return the time in UTC, even if Django has given it another zone."""
         if value is None:
             return None
         if connection.features.supports_timezones and timezone.is_aware(value):
@@ -66,25 +66,25 @@ class InstantField(models.DateTimeField):  # type: ignore[type-arg]  # generic f
 
 
 def in_utc(sql: str, connection: Any) -> str:
-    """Return an instant of the database's without its zone, in UTC."""
+    """Return SQL for an instant in UTC, without a zone."""
     if connection.features.supports_timezones:
         return f"({sql}) AT TIME ZONE 'UTC'"
     return sql
 
 
 class Duration(models.Value):
-    """A time that is as long wherever and whenever it is added."""
+    """A duration of the same length in every time zone and season."""
 
     def __init__(self, value: timedelta) -> None:
         super().__init__(value, output_field=models.DurationField())
 
     def as_postgresql(self, compiler: Any, connection: Any) -> Any:
-        """Return seconds: a day in the session's time zone may have 23 or 25 hours."""
+        """Return seconds, because a day of the session may have 23 or 25 hours."""
         return "MAKE_INTERVAL(secs => %s)", [self.value.total_seconds()]
 
 
 class UTCNow(models.Func):
-    """The database's clock in UTC, whatever the session's time zone."""
+    """The database's clock in UTC, independent of the session's time zone."""
 
     output_field = InstantField()
     arity = 0
@@ -97,17 +97,17 @@ class UTCNow(models.Func):
         return super().__sub__(Duration(other))
 
     def as_postgresql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the statement's time: the transaction's stands still."""
+        """Return the time of the statement, because the transaction's stands still."""
         template = "STATEMENT_TIMESTAMP()"
         return self.as_sql(compiler, connection, template=template, **kwargs)
 
     def as_mysql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the time in UTC: CURRENT_TIMESTAMP follows the session's zone."""
+        """Return UTC, because CURRENT_TIMESTAMP follows the session's time zone."""
         template = "UTC_TIMESTAMP(6)"
         return self.as_sql(compiler, connection, template=template, **kwargs)
 
     def as_sqlite(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
-        """Return the time in Django's own form: text is what is compared."""
+        """Return the time in Django's format, because SQLite compares texts."""
         template = (
             "REPLACE(STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW') || '000', "
             "'.000000', '')"
@@ -116,7 +116,7 @@ class UTCNow(models.Func):
 
 
 def now_in(alias: str) -> datetime:
-    """Ask a database for the time."""
+    """Return the time of a database's clock."""
     query = Query(None)
     query.add_annotation(UTCNow(), "now")
     (row,) = query.get_compiler(using=alias).results_iter()
@@ -125,22 +125,21 @@ def now_in(alias: str) -> datetime:
 
 
 class WhereNotNull(models.Index):
-    """Index the rows that have a value in one column; all rows where that can't be.
+    """An index of the rows with a value in a column, or of all rows if it must be.
 
-    Django's own ``condition`` warns of such databases (models.W037) whenever a project
-    is checked there.
+    Django's ``condition`` raises models.W037 on databases without partial indexes.
     """
 
     def __init__(self, field: str, *, name: str) -> None:
         super().__init__(fields=(field,), name=name)
 
     def deconstruct(self) -> Any:
-        """Return what a migration has to write."""
+        """Return the arguments for a migration."""
         path, _arguments, _options = super().deconstruct()
         return path, self.fields, {"name": self.name}
 
     def create_sql(self, model: Any, schema_editor: Any, *args: Any, **kw: Any) -> Any:
-        """Return the statement, with a condition where the database has such."""
+        """Return the statement, with a condition if the database supports it."""
         if not schema_editor.connection.features.supports_partial_indexes:
             return super().create_sql(model, schema_editor, *args, **kw)
         (field,) = self.fields
@@ -156,14 +155,14 @@ def write_with_retry(
     *,
     is_certain: Callable[[Error], bool] = lambda error: False,
 ) -> Result:
-    """Write, and once more on a new connection where the first one was lost.
+    """Write; repeat that once on a new connection if the connection was lost.
 
-    ``again`` is what to do then, by default the same. It has to recognise a write that
-    was done: its reply alone was lost. Whatever fails counts as lost unless
-    ``is_certain`` says that it failed for certain. In a transaction nothing is
-    repeated: no new connection has what came before.
+    ``again`` is the repetition, by default ``once``. It must recognise a write of which
+    only the reply was lost. Every error counts as a lost connection, unless
+    ``is_certain`` says that the write has failed. In a transaction nothing is repeated,
+    because a new connection does not have the earlier writes.
 
-    Raises what the database does.
+    Raise errors of the database.
     """
     try:
         return once()

@@ -921,7 +921,7 @@ class TestRollback:
         assert answer["Retry-After"] == "1"
         assert [*Effect.objects.values_list("name", flat=True)] == ["taken"]
         assert IdempotencyRecord.objects.count() == 0
-        assert "need a savepoint" in caplog.text
+        assert "needs a savepoint" in caplog.text
         assert KEY not in caplog.text
         handle(create_effect)
         assert client.post(url, {}, **key()).status_code == 201

@@ -598,7 +598,7 @@ class TestLostClaims:
         assert "Idempotency-Expires" not in answer
         (entry,) = [r for r in caplog.records if r.name == "idempotency"]
         assert entry.levelname == "WARNING"
-        told = "attempt 1, by now attempt " + ("None" if gone else "2")
+        told = "attempt 1, current attempt " + ("None" if gone else "2")
         assert told in entry.getMessage()
         if not gone:
             record = the_record()
@@ -635,7 +635,7 @@ class TestLostClaims:
         assert client.post("/leased/", {}, **key()).status_code == 500
         assert the_record().state == State.IN_PROGRESS
         (told,) = [r.getMessage() for r in caplog.records if r.name == "idempotency"]
-        assert "attempt 1, by now attempt 2" in told
+        assert "attempt 1, current attempt 2" in told
         assert "key_abandoned" not in caplog.text
 
 
@@ -913,7 +913,7 @@ class TestLostConnections:
             assert is_abandoned()
         else:
             assert IdempotencyRecord.objects.count() == 0
-        assert "could not be given up" not in caplog.text
+        assert "could not be updated" not in caplog.text
         handle(create_effect)
         assert client.post("/rerun/", {}, **key()).status_code == 201
 
@@ -990,7 +990,7 @@ class TestLostConnections:
         client.raise_request_exception = True
         with pytest.raises(Settled):
             client.post("/leased/", {}, **key())
-        assert "could not be given up" in caplog.text
+        assert "could not be updated" in caplog.text
 
     def test_lost_and_gone(
         self, client: Any, handle: Handle, monkeypatch: Any, caplog: Any
@@ -1005,7 +1005,7 @@ class TestLostConnections:
         handle(handler)
         answer = client.post("/leased/", {}, **key())
         assert code_of(answer) == "idempotency_claim_lost"
-        assert "by now attempt unknown" in caplog.text
+        assert "current attempt unknown" in caplog.text
 
     @pytest.mark.parametrize("url", ["/leased/", "/rerun/"])
     @pytest.mark.parametrize(

@@ -521,7 +521,7 @@ class TestConnections:
         connection.ensure_connection()
         connection.connection.read_only = False
         claims_in("default")._driver = None  # type: ignore[attr-defined]
-        assert way() == "transactions begin with options of the project's own"
+        assert way() == "the project sets options for its transactions"
         assert_acts_once(client)
 
     def test_refused(self, client: APIClient, monkeypatch: Any) -> None:
@@ -569,7 +569,7 @@ class TestConnections:
             (
                 "_start_transaction_under_autocommit",
                 None,
-                "begins transactions in a way of its own",
+                "begins transactions by itself",
             ),
             ("cursor_factory", object, "the cursors are not psycopg's"),
         ],

@@ -520,7 +520,7 @@ def test_log_of_lost_effects(
     assert error == "IntegrityError"
     assert driver_error.endswith(("IntegrityError", "UniqueViolation"))
     text = line.getMessage()
-    assert f"undone: IntegrityError, {driver_error}. " in text
+    assert f"rolled back: IntegrityError, {driver_error}. " in text
     assert text.endswith(f" Record {record_id}, POST {ATOMIC}")
     everything = json.dumps([vars(each) for each in caplog.records], default=str)
     assert card not in everything + caplog.text

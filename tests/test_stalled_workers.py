@@ -81,8 +81,8 @@ class Stage:
         assert (self.late.status, self.late.code) == (409, LOST)
         assert the_row() == before
         told = (
-            "A handler had lost its claim, and its answer was not stored: "
-            f"record {before['id']}, attempt 1, by now attempt {by_now}\n"
+            "A handler has lost its claim, so its response was not stored: "
+            f"record {before['id']}, attempt 1, current attempt {by_now}\n"
         )
         # The process is not ours: its log may come a moment after its answer.
         wait_until(lambda: told in self.log(), "the warning")

@@ -1,7 +1,7 @@
 """Claim, renew, complete, release: the one package with SQL of its own, by vendor.
 
-Every write carries the claim's token and must hit exactly one row (contract E5), so
-whoever lost a claim writes nothing.
+Every write names the claim's token and must change exactly one row (contract E5), so a
+run that has lost its claim writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ATTRIBUTE = "_idempotency_claims"
 
 
 def claims_in(alias: str) -> Claims:
-    """Return the claims of a database, in the statements that it is best at."""
+    """Return the claims of a database, with the best statements for its vendor."""
     connection = connections[alias]
     found: Claims | None = getattr(connection, ATTRIBUTE, None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Claims by statements that any of Django's databases has."""
+"""Claims by statements that every Django database supports."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
 
-# What a claim writes, beside the end of its lease; the answer comes later.
+# A claim leaves these fields empty; the response fills them.
 LATER = ("status_code", "headers", "body", "body_size", "completed_at")
-# Of a new record, by the clock of the database that writes it (P1).
+# Set by the database's clock (P1).
 TIMES = ["created_at", "expires_at"]
 CLAIMED = [f for f in ATTNAMES if f not in (*LATER, *TIMES, "lease_expires_at")]
 COMPLETED = ["state", "status_code", "headers", "body", "body_size"]
 CLAIM = ["id", "token"]
-# Stand in a statement for the ends of a lease and of a retention.
+# Placeholders in a statement for the ends of a lease and of a retention.
 LEASE, EXPIRY = "{lease}", "{expiry}"
 
 
 class Claims(Rows):
-    """Claims in one database, by statements that any of Django's databases has.
+    """Claims in one database, by statements that every Django database supports.
 
-    Claims with a ``lease`` are for leased mode, where each of these methods commits by
-    itself. All times are by the database's clock (E7, P1).
+    Claims with a ``lease`` are for leased mode, where each method commits. All times
+    are the database's (E7, P1).
     """
 
-    # Whether a look-up before the transaction spares replays the INSERT.
+    # Whether a look-up before the transaction saves replays the INSERT.
     select_before_insert = True
-    # What keeps a statement from waiting for another transaction.
+    # Prefix of a statement that must not wait for another transaction.
     AT_ONCE = ""
-    # A condition that keeps a take-over from waiting for another one.
+    # Condition of a take-over that must not wait for another one.
     UNLESS_HELD = ""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
-        # The fingerprints of the records whose handlers run on this connection.
+        # Fingerprints of the records whose handlers run on this connection, by id (E6).
         self.executing: dict[UUID, str] = {}
-        # Endpoints have few durations, and compiling takes a while.
+        # Endpoints have few durations, and compiling is slow.
         self.end_of = lru_cache(self._compile_end)
         quote = connection.ops.quote_name
         columns = {field.attname: quote(field.column) for field in FIELDS}
@@ -97,18 +97,17 @@ class Claims(Rows):
         *,
         lease: timedelta | None = None,
     ) -> IdempotencyRecord | None:
-        """Return the record that now stands for the key of ``new_record``.
+        """Return the record of the key of ``new_record``.
 
-        It has the token of ``new_record`` if the claim is won and another token if a
-        record is in force already. It is None while another transaction executes the
-        key.
-        ``seen`` is the record that a look-up found. What is claimed is in force for
-        ``retention`` from now (P1). Without a ``lease`` it must run
-        inside the transaction that is to hold the effects.
+        It has the token of ``new_record`` if the claim is won, and another token if the
+        key has a record in force. It is None while another transaction runs the
+        handler. ``seen`` is the record that a look-up found. The record is in force for
+        ``retention`` from now (P1). Without a ``lease``, call this inside the
+        transaction of the effects.
 
-        Raises ``DatabaseError``; ``is_busy`` tells the one that means None.
+        Raise ``DatabaseError``, which means None if ``is_busy()`` says so.
         """
-        # Again only after somebody purged, released or replaced what was seen.
+        # Repeated only if the record was purged, released or replaced meanwhile.
         for _turn in range(3):
             record = seen or self.insert(new_record, retention, lease)
             if record is None or record.token == new_record.token:
@@ -125,11 +124,11 @@ class Claims(Rows):
         return None
 
     def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
-        """Return the visible record, from the database that is written to."""
+        """Return the visible record from the write database."""
         return self._fetch(self.select_sql, self.primary_key(record_id))
 
     def read_again(self, record_id: UUID) -> IdempotencyRecord | None:
-        """Return the record as it is now, whatever the transaction saw before."""
+        """Return the record as it is now, even if the transaction has a snapshot."""
         return self.look_up(record_id)
 
     def insert(
@@ -138,7 +137,7 @@ class Claims(Rows):
         retention: timedelta,
         lease: timedelta | None,
     ) -> IdempotencyRecord | None:
-        """Insert ``new_record``, or quietly lose, and return the record that stands."""
+        """Insert ``new_record`` if the key has no record; return the key's record."""
         times: dict[str, Any] = {
             "created_at": UTCNow(),
             "expires_at": UTCNow() + retention,
@@ -161,10 +160,10 @@ class Claims(Rows):
         new_record: IdempotencyRecord,
         lease: timedelta | None,
     ) -> bool:
-        """Put ``new_record``, with its times, in the place of an earlier record.
+        """Replace an earlier record by ``new_record``, with its times.
 
-        False if it is no longer that one, has a live lease again, or was completed by
-        a late handler meanwhile: a stored answer is not replaced (E9).
+        Return False if the row is another record by now, has a live lease again, or was
+        completed by a late handler: a stored response is never replaced (E9).
         """
         sql, ends = self._with_lease(self.take_over_sql, lease)
         values = [*self._values(new_record, [*CLAIMED, *TIMES]), *ends]
@@ -172,9 +171,9 @@ class Claims(Rows):
         return self._execute(sql, values + self.lock_key(new_record)) == 1
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
-        """Let the lease end ``lease`` from now (E8).
+        """Extend the lease to ``lease`` from now (E8).
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         sql, ends = self._with_lease(self.renew_sql, lease)
         self._write(sql, [*ends, *self._values(claimed, CLAIM)])
@@ -182,29 +181,29 @@ class Claims(Rows):
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Store the response in the claimed record.
 
-        A body that the database can't take leaves a tombstone (R4).
+        A body that is too large for the database leaves a tombstone (R4).
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self.fill(claimed, stored)
         self._write(self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM]))
 
     def abandon(self, claimed: IdempotencyRecord) -> None:
-        """Give the claim up, its outcome unknown (E9).
+        """Mark the record as abandoned, its outcome unknown (E9).
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self._write(self.abandon_sql, self._values(claimed, CLAIM))
 
     def release(self, claimed: IdempotencyRecord) -> None:
-        """Give the key back with nothing stored.
+        """Delete the record, which frees the key.
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self._write(self.release_sql, self._values(claimed, CLAIM))
 
     def fill(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
-        """Set in the record what is to be stored."""
+        """Set the fields of a completed record."""
         if stored.body is not None and not self.can_store(stored.body):
             stored = stored.as_tombstone()
         claimed.state = State.COMPLETED
@@ -212,19 +211,19 @@ class Claims(Rows):
             setattr(claimed, name, value)
 
     def can_store(self, body: bytes) -> bool:
-        """Tell whether a body fits into a statement."""
+        """Return whether a body fits into a statement."""
         return True
 
     def is_busy(self, error: DatabaseError) -> bool:
-        """Tell whether a claim failed because another transaction holds the key."""
+        """Return whether a claim failed because another transaction holds the key."""
         return False
 
     def is_transient(self, error: DatabaseError) -> bool:
-        """Tell whether the database undid a transaction that may do well later (E4)."""
+        """Return whether the transaction was rolled back and may succeed later (E4)."""
         return False
 
     def is_aborted(self) -> bool:
-        """Tell, without asking the server, whether it refuses every statement (E2)."""
+        """Return whether the server refuses every statement, without asking it (E2)."""
         return False
 
     def _write(self, sql: str, values: list[Any]) -> None:
@@ -232,7 +231,7 @@ class Claims(Rows):
             raise ClaimLost
 
     def _with_lease(self, sql: str, lease: timedelta | None) -> tuple[str, list[Any]]:
-        """Return a statement with the end of a lease in it, and that end's values."""
+        """Return a statement with the end of a lease, and its parameters."""
         end, values = self.end_of(lease) if lease else ("NULL", [])
         return sql.format(lease=end), values
 
@@ -243,7 +242,7 @@ class Claims(Rows):
         retention: timedelta,
         lease: timedelta | None,
     ) -> tuple[str, list[Any]]:
-        """Return a statement that inserts, and the values for its marks."""
+        """Return a statement that inserts the record, and its parameters."""
         expiry, expiries = self.end_of(retention)
         end, ends = self.end_of(lease) if lease else ("NULL", [])
         values = [*self._values(new_record, CLAIMED), *expiries, *ends]
@@ -253,11 +252,12 @@ class Claims(Rows):
         return self._compile(UTCNow() + duration)
 
     def lock_key(self, record: IdempotencyRecord) -> list[Any]:
+        """Return the parameters of ``UNLESS_HELD``."""
         return []
 
 
 class ReturningClaims(Claims):
-    """Claims by one INSERT that returns the row if it wins."""
+    """Claims by an INSERT that returns its row, or none if the key has a record."""
 
     INSERT: str
 

@@ -1,4 +1,4 @@
-"""What the databases' errors are, whatever their drivers have wrapped them in."""
+"""Find out what a database error is, through the layers around it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ __all__ = ["causes", "error_classes"]
 def error_classes(error: BaseException) -> str:
     """Return the classes of an error and its causes.
 
-    For the log: databases put values of rows, and so of bodies, into what they say.
+    For the log, because messages of databases may quote values of rows.
     """
     return ", ".join(type(each).__name__ for each in causes(error))

@@ -1,4 +1,4 @@
-"""What leased mode writes: all of it outlives a lost connection (contract E7)."""
+"""Writes of leased mode, which survive a lost connection (contract E7)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 
-# Of a statement that the database has answered, and not done. The other classes of
-# errors have the drivers' own among them.
+# Errors of a statement that the database has certainly not executed. Other classes
+# include errors of the driver.
 REFUSED = (DataError, IntegrityError)
-# In seconds, before each look. The server may still be at work on what it was sent on a
-# connection that is lost, and hold the key meanwhile.
+# Seconds before each look-up. The server may still execute a statement of the lost
+# connection, and hold the key meanwhile.
 PAUSES = (0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
 class Leases:
-    """Claims with a lease. Each write commits by itself.
+    """Claims with a lease, whose writes commit one by one.
 
-    One whose connection was lost is tried once more on a new one, and one that was
-    done before its reply was lost counts as done.
+    After a lost connection a write is repeated once on a new one, unless it turns out
+    that only the reply was lost.
     """
 
     def __init__(self, claims: Claims) -> None:
@@ -43,7 +43,7 @@ class Leases:
     def claim(
         self, new_record: IdempotencyRecord, retention: timedelta, lease: timedelta
     ) -> IdempotencyRecord | None:
-        """Return the record that stands for the key, as ``Claims.claim`` does."""
+        """Return the key's record, as ``Claims.claim()`` does."""
 
         def claim() -> IdempotencyRecord | None:
             seen = None
@@ -59,7 +59,7 @@ class Leases:
         new_record: IdempotencyRecord,
         lease: timedelta,
     ) -> bool:
-        """Put ``new_record`` in the place of an abandoned record (E9)."""
+        """Replace an abandoned record by ``new_record`` (E9)."""
 
         def take_over() -> IdempotencyRecord | None:
             return (
@@ -71,7 +71,7 @@ class Leases:
         return self._win(take_over, new_record, lease) is not None
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
-        """Let the lease end ``lease`` from now (E8)."""
+        """Extend the lease to ``lease`` from now (E8)."""
         self._write(lambda: self.claims.renew(claimed, lease))
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
@@ -79,11 +79,11 @@ class Leases:
         self._write(lambda: self.claims.complete(claimed, stored))
 
     def abandon(self, claimed: IdempotencyRecord) -> None:
-        """Give the claim up, its outcome unknown (E9)."""
+        """Mark the record as abandoned, its outcome unknown (E9)."""
         self._write(lambda: self.claims.abandon(claimed))
 
     def release(self, claimed: IdempotencyRecord) -> None:
-        """Give the key back with nothing stored."""
+        """Delete the record, which frees the key."""
 
         def release_again() -> None:
             try:
@@ -105,7 +105,7 @@ class Leases:
         new_record: IdempotencyRecord,
         lease: timedelta,
     ) -> IdempotencyRecord | None:
-        """Claim, and look for the claim first if that has to be repeated."""
+        """Claim; before a repetition, look for the first claim."""
 
         def look_and_claim() -> IdempotencyRecord | None:
             found = self.claims.look_up(new_record.pk)
@@ -133,7 +133,7 @@ class Leases:
         )
 
     def _is_refused(self, error: Error) -> bool:
-        """Tell whether a claim failed for certain, with nothing done."""
+        """Return whether a claim has certainly failed, and changed nothing."""
         return isinstance(error, REFUSED) or (
             isinstance(error, DatabaseError)
             and (self.claims.is_busy(error) or self.claims.is_transient(error))

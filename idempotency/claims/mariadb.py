@@ -14,17 +14,17 @@ from idempotency.models import IdempotencyRecord
 
 
 class MariaDBClaims(ReturningClaims):
-    """MariaDB: the row's own lock tells at once whether somebody executes the key."""
+    """Claims by row locks: a statement that would have to wait fails at once."""
 
     AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout=0 FOR "
     INSERT = AT_ONCE + "INSERT IGNORE INTO {} ({}) VALUES ({})"
     LOCK_WAIT_TIMEOUT = 1205
-    # Deadlock, also a certification failure of Galera; changed since last read.
+    # Deadlock or certification failure of Galera; record changed since last read.
     TRANSIENT = (1213, 1020)
 
-    # A statement of this size need not be asked about: the default is 16 MiB.
+    # Fits into every sensible max_allowed_packet; the default is 16 MiB.
     SMALL = 1024 * 1024
-    # What a statement has beside the body, with room to spare.
+    # At least the size of a statement without its body.
     OVERHEAD = 64 * 1024
     ESCAPED = (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")
 
@@ -42,7 +42,7 @@ class MariaDBClaims(ReturningClaims):
         return self._fetch(sql, self.primary_key(record_id))
 
     def can_store(self, body: bytes) -> bool:
-        # The driver writes the body into the statement, these bytes as two.
+        # The driver writes the body into the statement, with these bytes doubled.
         if 2 * len(body) < self.SMALL:
             return True
         escaped = len(body) + sum(map(body.count, self.ESCAPED))
@@ -50,7 +50,7 @@ class MariaDBClaims(ReturningClaims):
 
     @cached_property
     def largest_statement(self) -> int:
-        """How many bytes the server takes at once."""
+        """The server's limit for a statement, in bytes."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @@max_allowed_packet")
             size: int = cursor.fetchone()[0]

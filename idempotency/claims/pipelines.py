@@ -1,9 +1,9 @@
-"""Atomic mode on PostgreSQL without round trips of its own, by psycopg's pipelines.
+"""Transactions in psycopg's pipelines, which need no extra round trips (E1, R6).
 
-BEGIN travels with the claim, and the record with COMMIT. The claim is a lock, taken
-before the look-up: under READ COMMITTED the look-up has a snapshot of its own, and
-PostgreSQL makes a commit visible before it frees the commit's locks. So whoever has the
-lock and sees no record is the only one to run, until its own COMMIT (E1, R6).
+The claim is sent with BEGIN, and the record with COMMIT. The claim is a lock, which is
+taken before the look-up. Under READ COMMITTED the look-up has its own snapshot, and
+PostgreSQL makes a commit visible before it releases its locks. So a transaction with
+the lock and no record in sight is the only one to run, until it commits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from idempotency.claims.transactions import Transaction
 from idempotency.database import UTC
 from idempotency.discretion import without_values
 
-# Django works with psycopg2, too.
+# Django also works with psycopg2.
 psycopg: Any = import_module("psycopg") if find_spec("psycopg") else None
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ READ_COMMITTED = "read committed"
 def why_not(connection: Any) -> str | None:
     """Return why an open connection can't use pipelines, or None if it can.
 
-    Asks no server.
+    This does not query the server.
     """
     return next(_obstacles(connection), None)
 
@@ -51,22 +51,23 @@ def _obstacles(connection: Any) -> Iterator[str]:
     elif not hasattr(driver, "_autocommit"):
         yield "this release of psycopg is not supported yet"
     elif hasattr(connection, "_start_transaction_under_autocommit"):
-        yield "the database backend begins transactions in a way of its own"
+        yield "the database backend begins transactions by itself"
     elif driver.isolation_level not in (None, psycopg.IsolationLevel.READ_COMMITTED):
         level = driver.isolation_level.name.lower().replace("_", " ")
         yield f"the isolation level is {level}"
     elif (driver.read_only, driver.deferrable) != (None, None):
-        yield "transactions begin with options of the project's own"
+        yield "the project sets options for its transactions"
     elif not issubclass(driver.cursor_factory, psycopg.Cursor):
         yield "the cursors are not psycopg's"
 
 
 @lru_cache
 def _bound(factory: Any) -> Any:
-    """Return a kind of cursor like the project's that binds parameters on the server.
+    """Return a subclass of the project's cursors that binds parameters on the server.
 
-    In the text of a statement each byte of a response is two characters. What traces
-    the project's cursors is above the part that waits, so it sees the real time.
+    Cursors that bind on the client write each byte of a body as two characters. The
+    waiting part is below the project's class in the MRO, so tracing that subclasses
+    psycopg's cursors measures the wait, too.
     """
     by_server = {
         name: getattr(psycopg.Cursor, name)
@@ -82,10 +83,10 @@ def _bound(factory: Any) -> Any:
 @lru_cache
 def _waiting_cursor() -> Any:
     class WaitingCursor(psycopg.Cursor):  # type: ignore[misc]  # may not be there
-        """Waits for the whole pipeline where its statement is the last one."""
+        """A cursor that can end the pipeline, and wait for it, after its statement."""
 
         pipeline: ExitStack | None = None
-        # What follows the statement, without a statement of the project's log.
+        # Sent after the statement; Django logs it elsewhere.
         command: str | None = None
 
         def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,21 +100,21 @@ def _waiting_cursor() -> Any:
 
 
 class PipelinedTransaction(Transaction):
-    """Begins with the claim and ends with the record, each in one round trip.
+    """A transaction with one round trip for BEGIN and claim, one for record and COMMIT.
 
-    Where the transaction turns out to have another isolation level, and for expired
-    records, the statements of ``PostgreSQLClaims`` do what is left.
+    For expired records, and if the transaction has another isolation level, the
+    statements of ``PostgreSQLClaims`` follow.
     """
 
     claims: PostgreSQLClaims
-    # When it began, if the claim is its lock alone: the record is not written yet.
+    # The transaction's start, while the claim is a lock without a record.
     began_at: datetime | None = None
     is_nested = is_pipelined = False
 
     def __init__(self, claims: PostgreSQLClaims) -> None:
         super().__init__(claims)
         self.pipeline = ExitStack()
-        # Some backends prepare each cursor, and must do so before the pipeline.
+        # Before the pipeline, because some backends send statements for each cursor.
         self.cursor = self.connection.cursor()
 
     def __enter__(self) -> Transaction:
@@ -132,7 +133,7 @@ class PipelinedTransaction(Transaction):
         except BaseException:
             self._leave_pipeline()
             if not self.is_nested:
-                connection.close()  # as Django does with what can't be rolled back
+                connection.close()  # as Django does if a rollback fails
             raise
         finally:
             vars(connection).pop("_start_transaction_under_autocommit", None)
@@ -148,7 +149,7 @@ class PipelinedTransaction(Transaction):
         retention: timedelta,
         seen: IdempotencyRecord | None,
     ) -> IdempotencyRecord | None:
-        """Take the lock, then look."""
+        """Take the lock, then look up the record."""
         claims = self.claims
         if not self.is_pipelined:
             return super().claim(new_record, retention, seen)
@@ -162,7 +163,7 @@ class PipelinedTransaction(Transaction):
         finally:
             self._leave_pipeline()
             if not self.is_nested:
-                # As Django has it in a transaction; psycopg's setter refuses there.
+                # As usual in Django's transactions; the public setter refuses by now.
                 self.connection.connection._autocommit = False
         if failure is not None:
             raise failure
@@ -201,24 +202,24 @@ class PipelinedTransaction(Transaction):
                 if savepoint is not None:
                     release = connection.ops.savepoint_commit_sql(savepoint)
                     self._send(self._bound_cursor(is_last=True), release)
-                    connection.savepoint_ids[-1] = None  # for Django it is done
+                    connection.savepoint_ids[-1] = None  # Django must not repeat it
         except Error as error:
             if insert.pgresult is None and not insert.connection.closed:
-                self.is_ending = False  # the server refused, and did not go on
+                self.is_ending = False  # the server has skipped the rest
             failure = without_values(error)
         else:
             return
         raise failure
 
     def release(self, claimed: IdempotencyRecord) -> None:
-        """Give the key back: nothing was written."""
+        """Free the key, for which nothing was written."""
         if self.began_at is None:
             super().release(claimed)
 
     def _leave_savepoint(self) -> None:
-        """Let the end of the transaction release it: nothing will be written in it.
+        """Leave the release of the savepoint to the end of the transaction.
 
-        One for each transaction, so that a batch of replays does not nest them.
+        Only once per transaction, so a batch of replays does not nest savepoints.
         """
         outermost = self.connection.atomic_blocks[0]
         if self.is_nested and self.claims.left_savepoint is not outermost:
@@ -239,7 +240,7 @@ class PipelinedTransaction(Transaction):
             self.pipeline.enter_context(self.connection.connection.pipeline())
 
     def _leave_pipeline(self) -> None:
-        """Leave it where an error has come before the last statement."""
+        """End the pipeline if an error prevented its last statement."""
         with suppress(psycopg.Error):
             self.pipeline.close()
 
@@ -251,6 +252,6 @@ class PipelinedTransaction(Transaction):
         return cursor
 
     def _send(self, cursor: Any, sql: str, values: Any = None) -> None:
-        """Execute a statement as the project's cursors do, for all that watch them."""
+        """Execute a statement through Django's cursor, with its wrappers and log."""
         self.cursor.cursor = cursor
         self.cursor.execute(sql, values)

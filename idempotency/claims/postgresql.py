@@ -19,11 +19,10 @@ from idempotency.responses import StoredResponse
 
 
 class PostgreSQLClaims(Claims):
-    """PostgreSQL: a transaction-level advisory lock tells who executes the key.
+    """Claims by advisory locks of the transaction, which are taken without waiting.
 
-    It lasts as long as the transaction and no longer, and asking for it never waits.
-    Its number is made from the table's own oid and 64 bits of the record's id, so that
-    equal keys in two schemas are two.
+    The lock's number is made from the table's oid and 64 bits of the record's id, so
+    equal keys in two schemas have different locks.
     """
 
     select_before_insert = False
@@ -40,16 +39,16 @@ class PostgreSQLClaims(Claims):
 
     # The outermost atomic block in which a savepoint was not released.
     left_savepoint: Any = None
-    # The driver's connection that the decision was made for.
+    # The driver's connection to which ``_why`` applies.
     _driver: Any = None
     _why: str | None = None
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
         times = ", ".join(map(self._selected, TIMES))
-        # The SELECT finds the record that was there before, lock or no lock: replays do
-        # not get in each other's way. A join, since parsing and planning is most of
-        # what the statement takes, and a UNION has every column twice.
+        # The SELECT finds an earlier record without the lock, so replays do not block
+        # each other. A join, because a UNION has every column twice, and parsing and
+        # planning take most of the statement's time.
         self.insert_sql = (
             f"WITH claim AS (INSERT INTO {self.table} ({self.inserted}) "
             f"SELECT {self.marks} WHERE {self.LOCK.format(table=self.table)} "
@@ -64,8 +63,8 @@ class PostgreSQLClaims(Claims):
             "CURRENT_SETTING('default_transaction_isolation'), "
             "TRANSACTION_TIMESTAMP(), STATEMENT_TIMESTAMP()"
         )
-        # A transaction that a handler has ended by itself had the claim's lock: in
-        # another one, the token is NULL, which the server refuses (E5).
+        # If the handler has ended the claim's transaction, its lock is gone. Then the
+        # token is NULL, which the server refuses (E5).
         marks = {
             "token": "CASE WHEN TRANSACTION_TIMESTAMP() = %s THEN %s::uuid END",
             "completed_at": "STATEMENT_TIMESTAMP()",
@@ -83,10 +82,10 @@ class PostgreSQLClaims(Claims):
         return super().transaction()
 
     def why_no_pipelines(self, *, ask_server: bool = False) -> str | None:
-        """Return why this connection sends each statement by itself; else None.
+        """Return why this connection can't use pipelines, or None if it can.
 
-        Opens the connection, and decides once for each. Requests need not ask the
-        server for its isolation level: their first statement does.
+        Open the connection if necessary. Requests need not ask the server for its
+        isolation level, because their first statement does.
         """
         self.connection.ensure_connection()
         driver = self.connection.connection
@@ -99,20 +98,20 @@ class PostgreSQLClaims(Claims):
         return self._why
 
     def note_isolation(self, level: str) -> None:
-        """Note at which level the connection's transactions begin."""
+        """Note the isolation level at which the connection's transactions begin."""
         if level != READ_COMMITTED:
             self.avoid_pipelines(f"the isolation level is {level}")
 
     def avoid_pipelines(self, why: str) -> None:
-        """Send each statement by itself as long as the connection lasts."""
+        """Use no pipelines on this connection any more."""
         self._why = why
 
     def insertion(
         self, claimed: IdempotencyRecord, stored: StoredResponse, began_at: datetime
     ) -> tuple[str, list[Any]]:
-        """Return the statement that stores a whole record, and its values.
+        """Return the statement that stores a whole record, and its parameters.
 
-        The server refuses it but in the transaction that began at ``began_at``.
+        The server accepts it only in the transaction that began at ``began_at``.
         """
         self.fill(claimed, stored)
         names = [name for name in ATTNAMES if name != "completed_at"]
@@ -130,7 +129,7 @@ class PostgreSQLClaims(Claims):
         values += [*self.lock_key(new_record), new_record.pk]
         row = self._fetch_row(sql, values)
         if row is None:
-            # Held by another transaction, or committed after the snapshot.
+            # Another transaction holds the key, or has committed after the snapshot.
             return self.look_up(new_record.pk)
         created_at, expires_at, *found = row
         if created_at is None:
@@ -147,7 +146,7 @@ class PostgreSQLClaims(Claims):
         return driver is None or driver.info.transaction_status in self.ABORTED
 
     def _selected(self, name: str) -> str:
-        # As text, in binary results, too: Django reads JSON itself.
+        # As text even in binary results, because Django parses the JSON.
         selected = super()._selected(name)
         return f"{selected}::text AS {selected}" if name == "headers" else selected
 
@@ -161,7 +160,7 @@ class PostgreSQLClaims(Claims):
         return [int.from_bytes(record.pk.bytes[8:], "big", signed=True)]
 
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
-        # The driver adapts everything but JSON by itself.
+        # The driver adapts all values except JSON.
         values = [getattr(record, name) for name in names]
         if "headers" in names:
             index = names.index("headers")

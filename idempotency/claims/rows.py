@@ -1,4 +1,4 @@
-"""Records as rows of one database: statements, their values, and what comes back."""
+"""Read and write records as rows of one database."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from idempotency.models import IdempotencyRecord
 
 FIELDS: Sequence[Any] = IdempotencyRecord._meta.concrete_fields
 ATTNAMES = [field.attname for field in FIELDS]
-# When a record was read comes back as its other times do.
+# Converts the time at which a record was read, too.
 TIME = FIELDS[ATTNAMES.index("expires_at")]
 
 
 def _in_utc(value: Any, column: Any, connection: Any) -> Any:
-    if isinstance(value, str):  # SQLite knows the type of columns alone
+    if isinstance(value, str):  # SQLite knows no type of an expression
         value = parse_datetime(value)
     return None if value is None else value.replace(tzinfo=UTC)
 
 
 class Rows:
-    """The table of the records in one database, by statements of one's own."""
+    """The table of the records in one database."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
@@ -41,7 +41,7 @@ class Rows:
         return sql, [*values]
 
     def _selected(self, name: str) -> str:
-        """Return a column as it is read: times are in UTC, whatever USE_TZ is."""
+        """Return the expression that selects a column; times in UTC despite USE_TZ."""
         field = FIELDS[ATTNAMES.index(name)]
         column: str = self.connection.ops.quote_name(field.column)
         if not isinstance(field, InstantField):
@@ -77,7 +77,7 @@ class Rows:
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(sql, values)
-                # All: a statement that writes has ended only then, in SQLite.
+                # All, because SQLite ends a writing statement only then.
                 rows: Sequence[Sequence[Any]] = cursor.fetchall()
                 return rows[0] if rows else None
         except Error as error:
@@ -96,15 +96,15 @@ class Rows:
         return record
 
     def _converters(self) -> Iterator[tuple[int, Any, Any]]:
-        """Yield what makes of a column's value what the model's field wants.
+        """Yield the converters from column values to field values.
 
-        Behind the fields comes the time at which the row was read.
+        The time at which the row was read comes after the fields.
         """
         for index, field in enumerate((*FIELDS, TIME)):
             column = field.get_col(IdempotencyRecord._meta.db_table)
             has_zones = self.connection.features.supports_timezones
             if isinstance(field, InstantField) and not has_zones:
-                yield index, column, _in_utc  # instead of five calls for the same
+                yield index, column, _in_utc  # one call instead of five
                 continue
             for convert in (
                 *self.connection.ops.get_db_converters(column),

@@ -8,7 +8,7 @@ from idempotency.claims.base import ReturningClaims
 
 
 class SQLiteClaims(ReturningClaims):
-    """SQLite: one writer at a time, so whoever waited finds the winner's record."""
+    """Claims under SQLite's write lock: a claim that waited finds the record."""
 
     INSERT = "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING"
 

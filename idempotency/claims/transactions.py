@@ -1,9 +1,8 @@
-"""The transaction of one run in atomic mode: it claims, stores and ends (E1)."""
+"""The transaction of one run in atomic mode (contract E1)."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Transaction:
-    """A transaction, or a savepoint of an open one, that holds claim and effects.
+    """A transaction, or a savepoint in an open one, for the claim and the effects.
 
-    This one sends each statement by itself, as every database can.
+    This class sends each statement in a round trip of its own.
     """
 
-    # Whether the response is written, so that an error is one of the COMMIT's.
+    # Whether an error may be one of the COMMIT, whose outcome is then unknown.
     is_ending = False
 
     def __init__(self, claims: Claims) -> None:
@@ -33,13 +32,8 @@ class Transaction:
         self.atomic.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.atomic.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self.atomic.__exit__(*error)
 
     def claim(
         self,
@@ -47,19 +41,19 @@ class Transaction:
         retention: timedelta,
         seen: IdempotencyRecord | None,
     ) -> IdempotencyRecord | None:
-        """Return the record that stands for the key, as ``Claims.claim()`` does."""
+        """Return the key's record, as ``Claims.claim()`` does."""
         return self.claims.claim(new_record, retention, seen)
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
-        """Store the response; nothing may be written after it.
+        """Store the response, as the last write of the transaction.
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self.claims.complete(claimed, stored)
 
     def release(self, claimed: IdempotencyRecord) -> None:
-        """Give the key back with nothing stored.
+        """Free the key.
 
-        Raises ``ClaimLost`` if the record no longer has the claim's token.
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self.claims.release(claimed)

@@ -1,4 +1,4 @@
-"""The two modes of executing a handler under a claim (contract E and O)."""
+"""The two modes of running a handler under a claim (contract E and O)."""
 
 from __future__ import annotations
 

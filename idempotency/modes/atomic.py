@@ -1,4 +1,4 @@
-"""Atomic mode: claim, effects and response are one transaction (contract E1 to E5)."""
+"""Atomic mode: one transaction for claim, effects and response (contract E1 to E5)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ logger = logging.getLogger("idempotency")
 
 
 class AtomicMode(Mode):
-    """The handler's effects and its stored answer are committed together, or not."""
+    """Commits the handler's effects and the stored response together, or neither."""
 
-    # Whether somebody else's transaction is open around this one's savepoint.
+    # Whether a transaction was open, so that this mode uses a savepoint.
     is_nested = False
-    # Whether the transaction of the request's own was committed.
+    # Whether this mode's own transaction has been committed.
     is_committed = False
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
-        """Do all in one transaction, or in one savepoint of an open one (E1, E2)."""
+        """Claim and run in a transaction, or in a savepoint of an open one (E1, E2)."""
         seen = ran = None
         self.is_nested = self.connection.in_atomic_block
         try:
@@ -64,15 +64,15 @@ class AtomicMode(Mode):
     def recover(
         self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
     ) -> Busy | Ran:
-        """Refuse: the run committed behind the app's back (E5)."""
+        """Raise ``OutcomeUnknown``: the handler has committed by itself (E5)."""
         raise OutcomeUnknown
 
     def _end_of(
         self, ran: Ran, error: DatabaseError
     ) -> HttpResponseBase | BaseException:
-        """Return the outcome of a run that a database error has ended."""
+        """Return the outcome of a run that ended in a database error."""
         if self.is_committed:
-            return error  # by an on_commit hook (O5)
+            return error  # of an on_commit function (O5)
         if ran.outcome is not None and self._outlived_savepoint(ran):
             return ran.outcome
         if self.claims.is_transient(error):
@@ -81,15 +81,15 @@ class AtomicMode(Mode):
             failure.__cause__ = error
             return failure
         if ran.fate is Fate.STORED:
-            ran.fate = None  # nobody knows how the COMMIT ended
+            ran.fate = None  # the outcome of COMMIT is unknown
         return error
 
     def _run_handler(self, ran: Ran) -> HttpResponseBase | Exception:
-        """Run the handler under its claim; decide what becomes of both (O1 to O4)."""
+        """Run the handler, and decide about its effects and the record (O1 to O4)."""
         self.begin(ran)
         claimed = ran.record
         if not self.is_nested:
-            # Before all hooks of the handler's.
+            # Before the handler's own on_commit functions.
             transaction.on_commit(self._note_commit, using=self.alias)
         with RollbackWish(self.connection) as wish:
             try:
@@ -102,17 +102,16 @@ class AtomicMode(Mode):
                 else:
                     self._release(claimed)
                 return error
-            # A response whose effects are undone is not finished in a transaction that
-            # may refuse every query, and undoes what is written there: Django REST
-            # framework and Django do it afterwards (R1).
+            # If the effects are undone, the response is finalized and rendered after
+            # the transaction, which may refuse every query (R1).
             if self._is_lost(response):
-                return self._answer_undone(response, wish, claimed)
+                return self._undone(response, wish, claimed)
             response = self.finalizer.finalize(response)
             if self._is_lost(response):
-                return self._answer_undone(response, wish, claimed)
+                return self._undone(response, wish, claimed)
             response = self.finalizer.render(response)
             if self._is_lost(response):
-                return self._answer_undone(response, wish, claimed)
+                return self._undone(response, wish, claimed)
         if self.is_released_by(response):
             self._release(claimed)
         else:
@@ -123,23 +122,23 @@ class AtomicMode(Mode):
         self.is_committed = True
 
     def _is_lost(self, response: HttpResponseBase) -> bool:
-        """Tell whether an answer's effects are to be undone, or are already (O3)."""
+        """Return whether a response's effects are undone, or must be (O3)."""
         return response.status_code >= 500 or self._can_only_roll_back()
 
     def _can_only_roll_back(self) -> bool:
-        """Tell whether the transaction can only be rolled back."""
+        """Return whether the transaction can only be rolled back."""
         return self.connection.needs_rollback or self.claims.is_aborted()
 
     def _undo(self, *, is_wanted: bool) -> None:
-        """Let the savepoint, or the transaction, be rolled back at its end (E2)."""
+        """Mark the savepoint or transaction for rollback at its end (E2)."""
         transaction.set_rollback(True, using=self.alias)
         if not is_wanted:
             self.finalizer.refuse_success()
 
-    def _answer_undone(
+    def _undone(
         self, response: HttpResponseBase, wish: RollbackWish, claimed: IdempotencyRecord
     ) -> HttpResponseBase:
-        """Let an answer through whose effects are undone, unless it claims them."""
+        """Return a response whose effects are undone, unless it reports a success."""
         if response.status_code < 400 and not wish.is_wanted:
             lost = self.connection.rollback_exc or TransactionManagementError()
             self._undo_because_of(lost, claimed)
@@ -162,8 +161,9 @@ class AtomicMode(Mode):
     ) -> NoReturn:
         kind = error_classes(error)
         logger.error(
-            "An answer could not be stored with its effects, and all was undone: %s. "
-            "Handlers that catch database errors need a savepoint. Record %s, %s %s",
+            "The response could not be stored, so its effects were rolled back: %s. "
+            "A handler that catches database errors needs a savepoint. "
+            "Record %s, %s %s",
             kind,
             claimed.pk,
             self.keyed.method,
@@ -184,10 +184,10 @@ class AtomicMode(Mode):
             raise TransactionFailed from error  # E5
 
     def _outlived_savepoint(self, ran: Ran) -> bool:
-        """Tell whether a savepoint is gone, and what was written under it is there.
+        """Return whether the savepoint is gone, but not the writes after it.
 
-        A handler that commits by itself ends every savepoint: DDL does on MariaDB (E5).
-        What came later is in the transaction around it.
+        A handler that commits by itself, as by DDL on MariaDB, ends all savepoints
+        (E5). Later writes then belong to the outer transaction.
         """
         if not self.is_nested:
             return False

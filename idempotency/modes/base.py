@@ -1,4 +1,4 @@
-"""What both modes share."""
+"""The common base of both modes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from idempotency.modes.quotas import within_quota
 from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
 
-# What a handler raises to refuse. From status 500 up it is a failure instead.
+# A handler refuses a request by these, unless their status is 500 or more.
 REFUSALS = (APIException, Http404, PermissionDenied)
 
 
 class Fate(Enum):
-    """What has become of a claim."""
+    """What became of a claim."""
 
     STORED = auto()
     RELEASED = auto()
@@ -37,24 +37,24 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another request executes the key."""
+    """Another request runs the handler for the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The key has a record already, which decides what the client gets."""
+    """The key has a record, which decides the response."""
 
     record: IdempotencyRecord
 
 
-# Without the outcome's repr: a response may say the key (X1).
+# No repr: the repr of a response may contain the key (X1).
 @dataclass(slots=True, repr=False)
 class Ran:
     """The handler has run under this request's claim.
 
-    ``outcome`` is its finished response, or the error to raise. ``fate`` is None where
-    another run took the claim, or where the end of a COMMIT is unknown. ``is_undone``
-    says that an error has left none of the handler's effects (O3).
+    ``outcome`` is the finished response, or the error to raise. ``fate`` is None if
+    another run has taken over the claim, or if the outcome of COMMIT is unknown.
+    ``is_undone`` means that the handler's effects were rolled back (O3).
     """
 
     record: IdempotencyRecord
@@ -65,7 +65,7 @@ class Ran:
 
 @dataclass(kw_only=True, repr=False)
 class Mode(ABC):
-    """How the handler of one keyed request is executed."""
+    """Runs the handler of one keyed request."""
 
     keyed: KeyedRequest
     handler: Handler
@@ -84,19 +84,19 @@ class Mode(ABC):
 
     @abstractmethod
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
-        """Claim the key and run the handler, or find the record that is in force."""
+        """Claim the key and run the handler, or return the record in force."""
 
     @abstractmethod
     def recover(
         self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
     ) -> Busy | Ran:
-        """Do what the policy says of a record whose outcome is unknown.
+        """Handle a record with an unknown outcome as the policy says.
 
-        Raises ``OutcomeUnknown`` if it is to be left alone.
+        Raise ``OutcomeUnknown`` if it must stay as it is.
         """
 
     def begin(self, ran: Ran) -> None:
-        """Note that the claim is won and the handler is about to run."""
+        """Note that this request has won the claim and runs the handler next."""
         record = ran.record
         self.context.attempt = record.attempt
         self.claims.executing[record.pk] = record.fingerprint
@@ -104,7 +104,7 @@ class Mode(ABC):
         self.reporter.claimed()
 
     def leave(self) -> None:
-        """Note that the handler does not run any more, however it ended."""
+        """Note that the handler has ended."""
         if self.executing is not None:
             self.claims.executing.pop(self.executing, None)
 
@@ -119,11 +119,11 @@ class Mode(ABC):
             self.reporter.abandoned(status_code)
 
     def is_released_by(self, response: HttpResponseBase) -> bool:
-        """Tell whether an answer gives the key back (O2)."""
+        """Return whether a response frees the key (O2)."""
         return response.status_code in self.policy.released_statuses
 
     def to_store(self, response: HttpResponseBase) -> StoredResponse:
-        """Return what is to be kept of an answer (O4, R4)."""
+        """Return what to store of a response (O4, R4)."""
         stored = StoredResponse.from_http(
             response,
             keep=self.keyed.may_store(response),
@@ -136,5 +136,5 @@ class Mode(ABC):
 
 
 def is_failure(error: Exception) -> bool:
-    """Tell whether a handler failed, instead of refusing the request (O3)."""
+    """Return whether a handler has failed, instead of refusing the request (O3)."""
     return not isinstance(error, REFUSALS) or getattr(error, "status_code", 0) >= 500

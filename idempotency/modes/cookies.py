@@ -1,4 +1,4 @@
-"""Cookies beside a stored response: its replays do not set them (contract R2)."""
+"""Warn about cookies, which replays do not set (contract R2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("idempotency")
 
-# Endpoints of which the log has it by now, in this process.
+# Endpoints that this process has warned about.
 _warned_of: set[tuple[str, str | None, str]] = set()
 
 
@@ -30,9 +30,8 @@ def warn_of_cookies(keyed: KeyedRequest, response: HttpResponseBase) -> None:
         return
     _warned_of.add(endpoint)
     logger.warning(
-        "An answer that sets a cookie was stored, and its replays do not set it: "
-        "view=%s action=%s method=%s. Endpoints of credentials are better left "
-        "without keys",
+        "A response with a cookie was stored, but its replays do not set the cookie: "
+        "view=%s action=%s method=%s. Exempt endpoints that return credentials",
         name,
         action,
         method,
@@ -41,13 +40,13 @@ def warn_of_cookies(keyed: KeyedRequest, response: HttpResponseBase) -> None:
 
 
 def _has_new_session(request: Request) -> bool:
-    """Tell whether Django's middleware is going to send, or take, a session's cookie.
+    """Return whether SessionMiddleware will set or delete the session's cookie.
 
-    It does so after the view: nothing of it is in the response yet.
+    It does that after the view, so the response does not show it yet.
     """
     session: Any = getattr(request, "session", None)
     if session is None or not session.modified:
         return False
     sent = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    # A new session may get its key when the middleware saves it.
+    # A new session may get its key only when the middleware saves it.
     return (None if session.is_empty() else session.session_key or "") != sent

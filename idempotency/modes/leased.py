@@ -34,8 +34,8 @@ Without it, opt the view out:
     class Pay(APIView): ..."""
 
 LEFT_OPEN = """\
-What leased mode writes about its claim must be committed at once, and the handler has \
-a transaction open. End it before request.idempotency.renew(), and before the answer."""
+Leased mode must commit its writes about the claim at once, but the handler has \
+a transaction open. End it before request.idempotency.renew(), and before you return."""
 
 
 def opt_out_of_atomic_requests(alias: str) -> str:
@@ -45,7 +45,7 @@ def opt_out_of_atomic_requests(alias: str) -> str:
 
 
 class LeasedMode(Mode):
-    """The claim has a lease; whatever it says later carries its token."""
+    """Commits a claim with a lease before the handler runs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class LeasedMode(Mode):
     def recover(
         self, abandoned: IdempotencyRecord, new_record: IdempotencyRecord
     ) -> Busy | Ran:
-        """Take over, unless a person is to decide (E9)."""
+        """Take over the record, unless a person must decide (E9)."""
         if self.policy.on_abandoned == "hold":
             raise OutcomeUnknown
         new_record.attempt = abandoned.attempt + 1
@@ -81,14 +81,14 @@ class LeasedMode(Mode):
         except DatabaseError as error:
             return self._not_claimed(error)
         if not is_taken:
-            return Busy()  # another retry was faster
+            return Busy()  # another retry has taken over
         return self._run_under(new_record, abandoned)
 
     def _is_in_transaction(self) -> bool:
-        """Tell where ``atomic(durable=True)`` would refuse to begin."""
+        """Return whether ``atomic(durable=True)`` would be refused."""
         blocks = self.connection.atomic_blocks
         if blocks:
-            # Django's own mark of a TestCase's transactions; there is no public one.
+            # Django's private mark of a TestCase's transaction; there is no public one.
             return not blocks[-1]._from_testcase
         return not self.connection.get_autocommit()
 
@@ -105,16 +105,16 @@ class LeasedMode(Mode):
         ran = Ran(claimed, Fate.ABANDONED)
         try:
             ran.outcome = self._run_handler(ran, abandoned)
-        except BaseException as error:  # noqa: BLE001  # raised by who ends the run
+        except BaseException as error:  # noqa: BLE001  # the caller raises it
             ran.outcome = error
         return ran
 
     def _run_handler(
         self, ran: Ran, abandoned: IdempotencyRecord | None
     ) -> HttpResponseBase | Exception:
-        """Run the handler under its lease; decide what becomes of both (O1 to O4, E9).
+        """Run the handler, and decide about the record (O1 to O4, E9).
 
-        After an abandoned run the outcome stays unknown until a response is stored.
+        After an abandoned run, the outcome is unknown until a response is stored.
         """
         context = self.context
         self.begin(ran)
@@ -133,7 +133,7 @@ class LeasedMode(Mode):
             self._end_in_error(ran)
             return error
         except BaseException:
-            self._give_up(ran)  # the process is being ended
+            self._give_up(ran)  # the process ends
             raise
         try:
             response = self.finalizer.finish(response)
@@ -143,7 +143,7 @@ class LeasedMode(Mode):
             is_stored = not (is_error or context.is_released)
             stored = self.to_store(response) if is_stored else None
         except BaseException:
-            self._give_up(ran)  # whatever it is, it is no refusal of the handler's
+            self._give_up(ran)  # not a refusal by the handler
             raise
         if stored is not None:
             self._write(ran, lambda: self.leases.complete(ran.record, stored))
@@ -155,7 +155,7 @@ class LeasedMode(Mode):
         return response
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
-        """Ask the policy's callable what became of an abandoned run."""
+        """Return what the policy's callable finds out about an abandoned run."""
         ask = self.policy.on_abandoned
         if abandoned is None or not callable(ask):
             return None
@@ -167,7 +167,7 @@ class LeasedMode(Mode):
         self._write(ran, lambda: self.leases.renew(ran.record, lease))
 
     def _end_in_error(self, ran: Ran) -> None:
-        """Give the key back, unless the handler may have acted outside (O2, E9)."""
+        """Free the key, unless the handler may have had external effects (O2, E9)."""
         if self.context.has_side_effects and not self.context.is_released:
             self._write(ran, lambda: self.leases.abandon(ran.record))
             return
@@ -175,17 +175,18 @@ class LeasedMode(Mode):
         ran.fate = Fate.RELEASED
 
     def _give_up(self, ran: Ran) -> None:
-        """After a failure: the answer is the failure's own, whatever is written."""
-        self.context.has_side_effects = True  # for all that anybody knows
+        """End the claim after a failure, whose response the client gets in any case."""
+        self.context.has_side_effects = True  # it may have had some
         try:
             self._end_in_error(ran)
         except ClaimLost:
-            pass  # the log has it
+            pass  # already logged
         except (Error, RuntimeError) as error:
-            # Where the record can't be written, its lease ends by itself.
+            # If the record can't be written, its lease ends by itself.
             kind = error_classes(error)
             logger.warning(
-                "A failed run could not be given up: record %s, attempt %d: %s",
+                "The record of a failed run could not be updated: "
+                "record %s, attempt %d: %s",
                 ran.record.pk,
                 ran.record.attempt,
                 kind,
@@ -198,10 +199,10 @@ class LeasedMode(Mode):
             )
 
     def _write(self, ran: Ran, write: Callable[[], None]) -> None:
-        """Write under the claim's token.
+        """Write to the record of the claim.
 
-        Raises ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
-        transaction, and what the database does.
+        Raise ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
+        transaction, and errors of the database.
         """
         if self._is_in_transaction():
             raise RuntimeError(LEFT_OPEN)
@@ -218,8 +219,8 @@ class LeasedMode(Mode):
             found = self.leases.look_up(claimed.pk)
             current = None if found is None else found.attempt
         logger.warning(
-            "A handler had lost its claim, and its answer was not stored: "
-            "record %s, attempt %d, by now attempt %s",
+            "A handler has lost its claim, so its response was not stored: "
+            "record %s, attempt %d, current attempt %s",
             claimed.pk,
             claimed.attempt,
             current,

@@ -1,4 +1,4 @@
-"""How many claims a caller may win in a time (contract X1)."""
+"""Limit how many claims a caller may win in a period (contract X1)."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 
 class Quota(SimpleRateThrottle):
-    """A rate in Django REST framework's form and cache, for each idempotency scope.
+    """A throttle of Django REST framework for each idempotency scope.
 
     Like every throttle of that kind, it may let more through of what comes at the same
     moment.
     """
 
     scope = "idempotency"
-    if TYPE_CHECKING:  # set by the base class; the stubs know neither
+    if TYPE_CHECKING:  # set by the base class, but not in the stubs
         num_requests: int
         duration: float
 
     @classmethod
     def is_wrong(cls) -> bool:
-        """Tell whether the project has a rate that can't be worked with."""
+        """Return whether the project's rate is malformed."""
         try:
             return cls.is_set() and cls().num_requests < 0
-        except Exception:  # noqa: BLE001  # each mistake has an error of its own
+        except Exception:  # noqa: BLE001  # each mistake raises another error
             return True
 
     @classmethod
     def is_set(cls) -> bool:
-        """Tell whether the project wants any quota."""
+        """Return whether the project has set a rate."""
         return api_settings.DEFAULT_THROTTLE_RATES.get(cls.scope) is not None
 
     def get_rate(self) -> Any:
-        """Return the rate as it is now, so ``override_settings`` works."""
+        """Return the current rate, so ``override_settings`` works."""
         return api_settings.DEFAULT_THROTTLE_RATES[self.scope]
 
     def get_cache_key(self, request: Any, view: Any) -> str:
-        """Return where a caller's claims are counted; the cache does not learn whose.
+        """Return the cache key of a caller's claims, which does not contain the scope.
 
         Takes the request of an execution, whose scope is known.
         """
@@ -56,7 +56,7 @@ class Quota(SimpleRateThrottle):
     def wait(self) -> int:
         """Return after how many seconds another claim may be won.
 
-        The usual answer is None where a rate was lowered.
+        The base class returns None if the project has lowered the rate.
         """
         left = self.duration
         if self.num_requests:
@@ -65,10 +65,9 @@ class Quota(SimpleRateThrottle):
 
 
 def within_quota(handler: Handler, keyed: KeyedRequest) -> Handler:
-    """Return a handler that counts its claim first, and refuses one too many.
+    """Return a handler that first counts its claim, and refuses it beyond the rate.
 
-    For the mode, that refusal is one of the handler's own before it acted: the claim
-    is undone, and nothing is stored.
+    To the mode, this is a refusal by a handler without effects: it frees the key.
     """
 
     def run() -> HttpResponseBase:
@@ -82,8 +81,8 @@ def within_quota(handler: Handler, keyed: KeyedRequest) -> Handler:
 def _count(keyed: KeyedRequest) -> None:
     context, quota = keyed.context, Quota()
     is_released = context.is_released
-    # Whatever fails here, this run has not acted outside. What an abandoned one before
-    # it did, nobody knows.
+    # An error here is no external effect of this run; an abandoned run before it may
+    # have had some.
     context.is_released = is_released or not context.has_side_effects
     if not quota.allow_request(keyed.request, keyed.view):
         raise QuotaExceeded(quota.wait())

@@ -1,4 +1,4 @@
-"""Whether a rollback is what the handler wants, or what has happened to it."""
+"""Find out whether the handler asked for a rollback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class RollbackWish:
-    """Notes whether a handler calls ``set_rollback(True)`` for its whole transaction.
+    """Note whether a handler calls ``set_rollback(True)`` for its whole transaction.
 
     Django marks a transaction whose effects are lost without that call, and keeps no
     other sign of the difference: ``rollback_exc`` is set by some errors only, and stays
@@ -19,7 +19,7 @@ class RollbackWish:
         self.is_wanted = False
         self._depth = len(connection.savepoint_ids)
         self._set_rollback = connection.set_rollback
-        # Of a request around this one, in the same thread.
+        # Set by an outer request in the same thread.
         self._outer = vars(connection).get("set_rollback")
 
     def __enter__(self) -> RollbackWish:
@@ -39,6 +39,6 @@ class RollbackWish:
     def __call__(self, rollback: bool) -> None:
         """Stand in for the connection's own ``set_rollback``."""
         self._set_rollback(rollback)
-        # A savepoint keeps the mark to itself.
+        # Inside a savepoint, the mark does not reach the transaction.
         if not any(self.connection.savepoint_ids[self._depth :]):
             self.is_wanted = rollback
