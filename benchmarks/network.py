@@ -3,8 +3,8 @@
     python -m benchmarks.network --database postgresql
 
 Requests in process, through a relay that delays, turn by turn with the bare view in a
-transaction (ATOMIC_REQUESTS). Round trips are counted by the relay. On PostgreSQL the
-app's statements are also sent one by one, as they are where there are no pipelines.
+transaction (ATOMIC_REQUESTS). Round trips are counted by the relay. The app's
+statements are also sent one by one, as without pipelines and multi-statements.
 """
 
 from __future__ import annotations
@@ -49,24 +49,20 @@ def wanted(size: int) -> list[Kind]:
         make=lambda number: post(f"/refusing/{size}/", f"refused-{size}-{number}"),
     )
     found = [every[name] for name in KINDS]
-    if connection.vendor == "postgresql":
-        first = every["first-time"]
-        found.append(
-            Kind(
-                name=BY_STATEMENTS,
-                status=201,
-                make=first.make,
-                meanwhile=by_statements,
-            )
-        )
+    first = every["first-time"]
+    found.append(
+        Kind(name=BY_STATEMENTS, status=201, make=first.make, meanwhile=by_statements)
+    )
     return found
 
 
 @contextmanager
 def by_statements() -> Iterator[None]:
     """Let the app send each statement by itself."""
-    place = "idempotency.claims.postgresql.PostgreSQLClaims.why_no_pipelines"
-    with patch(place, lambda self: "the benchmark says so"):
+    from idempotency.claims import claims_in
+
+    claims = type(claims_in("default"))
+    with patch.object(claims, "why_one_by_one", lambda self: "the benchmark says so"):
         yield
 
 

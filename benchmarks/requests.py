@@ -151,7 +151,9 @@ def held(record: Any) -> Iterator[None]:
     other.set_autocommit(False)
     try:
         claims = type(claims_in("default"))(other)
-        assert claims.insert(record, timedelta(days=30), None) is record
+        claimed = claims.insert(record, timedelta(days=30), None)
+        assert claimed is not None
+        assert claimed.token == record.token
         yield
     finally:
         other.rollback()

@@ -76,17 +76,18 @@ def atomic_requests(request: pytest.FixtureRequest, database: None) -> Iterator[
 
 @pytest.fixture
 def by_statements(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the app send each statement by itself, as where there are no pipelines."""
-    monkeypatch.setattr(
-        "idempotency.claims.postgresql.why_not", lambda connection: "a test says so"
-    )
+    """Let the app send each statement by itself, as it can on every database."""
+    for module in ("postgresql", "mariadb"):
+        monkeypatch.setattr(
+            f"idempotency.claims.{module}.why_not", lambda connection: "a test says so"
+        )
     connections.close_all()
 
 
-WAYS = ["pipelined", "by_statements"]
+WAYS = ["batched", "by_statements"]
 
 
-@pytest.fixture(params=WAYS if connection.vendor == "postgresql" else WAYS[1:])
+@pytest.fixture(params=WAYS[1:] if connection.vendor == "sqlite" else WAYS)
 def each_way(request: pytest.FixtureRequest) -> None:
     """Run a test in each way that the app's statements can take on this database."""
     if request.param == "by_statements":

@@ -31,9 +31,12 @@ REST_FRAMEWORK = {
 DATABASES["default"].setdefault("TEST", {})
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["TEST"]["NAME"] = str(VAR_DIR / "test.sqlite3")
-# The way of the app's statements where psycopg's pipelines can't be used.
+# Each statement in a round trip of its own.
 if os.environ.get("TEST_BY_STATEMENTS"):
-    DATABASES["default"]["ENGINE"] = "tests.support.by_statements"
+    if DATABASES["default"]["ENGINE"].endswith("mysql"):
+        DATABASES["default"].setdefault("OPTIONS", {})["multi_statements"] = False
+    else:
+        DATABASES["default"]["ENGINE"] = "tests.support.by_statements"
 # A connection of its own to the same database, for routers and ``using``.
 DATABASES["other"] = {
     **DATABASES["default"],

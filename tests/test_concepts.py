@@ -19,6 +19,7 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency.claims import claims_in
+from idempotency.claims.multi_statements import MultiStatementTransaction
 from idempotency.claims.pipelines import PipelinedTransaction
 from idempotency.database import UTCNow
 from idempotency.execution import Execution
@@ -83,6 +84,7 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Let a test say at which moment the worker dies."""
     claims = type(claims_in("default"))
     claim, complete = claims.claim, claims.complete
+    complete_and_commit = MultiStatementTransaction.complete
     name_expiry, commit = Execution._name_expiry, connection.commit
 
     def dying_claim(self: Any, *args: Any, **options: Any) -> Any:
@@ -92,6 +94,10 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def dying_complete(self: Any, *args: Any) -> None:
         complete(self, *args)
         World.reach("before the COMMIT")
+
+    def dying_batch(self: Any, *args: Any) -> None:
+        World.reach("before the COMMIT")  # which has the record with it
+        complete_and_commit(self, *args)
 
     def dying_commit() -> None:
         commit()
@@ -105,6 +111,7 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.setattr(claims, "complete", dying_complete)
     if connection.vendor == "postgresql":
         die_in_pipelines(monkeypatch)
+    monkeypatch.setattr(MultiStatementTransaction, "complete", dying_batch)
     monkeypatch.setattr(connection, "commit", dying_commit)
     monkeypatch.setattr(Execution, "_name_expiry", dying_later)
     # A process that is killed gives nothing up.

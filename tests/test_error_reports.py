@@ -42,6 +42,7 @@ from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
 from tests.app.views import behave
 from tests.support.admin_pages import LIST, RELEASE, RESOLVE, VIEW, Enter
+from tests.support.failing_commits import commit_fails_with
 from tests.support.record_factories import make_record
 from tests.urls import urlpatterns as usual_urls
 
@@ -555,12 +556,9 @@ class TestOtherSteps:
     def test_commit(self, client: APIClient, reports: Reports, handle: Handle) -> None:
         """X1: Nobody knows whether the COMMIT succeeded."""
 
-        def lose() -> None:
-            raise connection.Database.OperationalError("the reply is lost")
-
+        lost = connection.Database.OperationalError(2013, "the reply is lost")
         handle(answer)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(connection, "_commit", lose)
+        with commit_fails_with(lost):
             assert post(client, "/atomic/").status_code == 500
         assert_discreet(reports)
         assert "the reply is lost" in reports.text

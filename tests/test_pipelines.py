@@ -21,7 +21,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
 
-from idempotency.checks.databases import check_pipelines
+from idempotency.checks.databases import check_round_trips
 from idempotency.claims import PostgreSQLClaims, claims_in
 from idempotency.claims.pipelines import why_not
 from idempotency.database import UTCNow
@@ -56,12 +56,12 @@ urlpatterns = [*usual_urls, path("bare/", bare)]
 def way() -> str | None:
     claims = claims_in("default")
     assert isinstance(claims, PostgreSQLClaims)
-    return claims.why_no_pipelines()
+    return claims.why_one_by_one()
 
 
 def infos() -> list[str]:
     """Return which isolation levels ``check --database default`` names."""
-    found = check_pipelines(databases=["default"])
+    found = check_round_trips(databases=["default"])
     assert {message.id for message in found} <= {"idempotency.I001"}
     return [message.msg.rpartition(" is ")[2].rstrip(".") for message in found]
 
@@ -673,7 +673,7 @@ def test_tenants(tenants: Any, client: APIClient, handle: Handle) -> None:
             assert send(client).status_code == 201
     claims = claims_in("tenants")
     assert isinstance(claims, PostgreSQLClaims)
-    assert claims.why_no_pipelines() is None
+    assert claims.why_one_by_one() is None
     with connection.cursor() as cursor:
         for name in ("north", "south"):
             cursor.execute(

@@ -42,11 +42,11 @@ from idempotency.checks import (
     check_endpoints,
     check_leased_views,
     check_methods,
-    check_pipelines,
     check_purge_is_scheduled,
     check_purge_is_scheduled_in_database,
     check_quota,
     check_reading,
+    check_round_trips,
     check_servers,
     check_settings,
     check_settings_of_their_own,
@@ -353,10 +353,10 @@ def e014(project: Project) -> Messages:
 
 def i001(project: Project) -> Messages:
     claims = MagicMock(spec=PostgreSQLClaims)
-    claims.why_no_pipelines.return_value = "the driver is not psycopg 3"
+    claims.why_one_by_one.return_value = "the driver is not psycopg 3"
     place = "idempotency.checks.databases.claims_in"
     project.patch.setattr(place, lambda alias: claims)
-    return check_pipelines(databases=["default"])
+    return check_round_trips(databases=["default"])
 
 
 def w001(project: Project) -> Messages:
@@ -483,7 +483,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_purge_is_scheduled(),
         *check_enabled(),
         *check_tested_databases(),
-        *check_pipelines(),
+        *check_round_trips(),
         *check_servers(),
     ]
     assert found == []
@@ -504,7 +504,7 @@ def test_when_the_checks_run(project: Project) -> None:
     assert {*when.values()} == {"always"}
     assert deployed == {check_enabled}
     assert databases == {
-        check_pipelines,
+        check_round_trips,
         check_tested_databases,
         check_servers,
         check_purge_is_scheduled_in_database,

@@ -38,6 +38,7 @@ from idempotency.signals import LoggedSignal
 from tests.app.models import Effect
 from tests.app.views import MixinView, create_effect
 from tests.conftest import KEY, key
+from tests.support.failing_commits import commit_fails_with
 from tests.support.processes import ROOT
 from tests.support.record_factories import make_records
 from tests.test_docs import code, table
@@ -359,23 +360,11 @@ def test_store_that_fails(client: APIClient, told: Told) -> None:
     assert not Effect.objects.exists()
 
 
-def commit_fails_with(error: Exception, *, is_done: bool) -> Any:
-    """Return a COMMIT that fails, before or after it has been done."""
-    commit = connection._commit
-
-    def fail() -> None:
-        if is_done:
-            commit()
-        raise error
-
-    return patch.object(connection, "_commit", fail)
-
-
 def test_commit_that_fails(
     client: APIClient, told: Told, atomic_requests: bool
 ) -> None:
     """An answer is not told as stored before it is; nor released, if nobody knows."""
-    with commit_fails_with(OperationalError("gone"), is_done=True):
+    with commit_fails_with(OperationalError(2013, "gone"), is_done=True):
         assert post(client, ATOMIC).status_code == 500
     assert told.names() == ["key_claimed"]
     assert IdempotencyRecord.objects.count() == 1
@@ -388,7 +377,7 @@ def test_transient_failure_of_commit(
     claims = type(claims_in("default"))
     with (
         patch.object(claims, "is_transient", return_value=True),
-        commit_fails_with(OperationalError("deadlock"), is_done=False),
+        commit_fails_with(OperationalError("deadlock")),
     ):
         status = post(client, ATOMIC).status_code
     if atomic_requests:  # its own COMMIT, and its own 500

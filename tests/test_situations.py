@@ -25,6 +25,7 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 from rest_framework.throttling import BaseThrottle
 
+from idempotency.claims import claims_in
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
@@ -558,8 +559,8 @@ def outcome_unknown(world: World) -> Callable[[], Any]:
         connection.connection.commit()
         raise ZeroDivisionError
 
-    by_statements = "idempotency.claims.postgresql.why_not"
-    world.monkeypatch.setattr(by_statements, lambda connection: "a test says so")
+    claims = type(claims_in("default"))
+    world.monkeypatch.setattr(claims, "why_one_by_one", lambda _: "a test says so")
     connection.close()
     world.work = work
     assert world.send().status_code == 500

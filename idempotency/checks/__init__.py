@@ -8,7 +8,7 @@ from __future__ import annotations
 from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
     check_databases,
-    check_pipelines,
+    check_round_trips,
     check_servers,
     check_tested_databases,
 )
@@ -38,11 +38,11 @@ __all__ = [
     "check_endpoints",
     "check_leased_views",
     "check_methods",
-    "check_pipelines",
     "check_purge_is_scheduled",
     "check_purge_is_scheduled_in_database",
     "check_quota",
     "check_reading",
+    "check_round_trips",
     "check_servers",
     "check_settings",
     "check_settings_of_their_own",

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import connections, router
 
 from idempotency.checks.endpoints import default_alias, find_endpoints
-from idempotency.claims import PostgreSQLClaims, claims_in
+from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord
 
 TESTED = ("postgresql", "sqlite")
@@ -103,27 +103,22 @@ def check_tested_databases(
 
 
 @checks.register("idempotency", checks.Tags.database)
-def check_pipelines(
+def check_round_trips(
     databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Report PostgreSQL databases where the app can't use pipelines, and why."""
+    """Report databases where atomic mode makes extra round trips, and why."""
     claims = {alias: claims_in(alias) for alias in _asked(databases)}
-    reasons = {
-        alias: found.why_no_pipelines(ask_server=True)
-        for alias, found in claims.items()
-        if isinstance(found, PostgreSQLClaims)
-    }
     return [
         checks.Info(
-            f"In the database {alias!r} the app can't use pipelines: {reason}.",
+            f"In the database {alias!r} the app can't use {found.BATCHES}: {reason}.",
             hint=(
-                "A keyed request makes two round trips more than it could. "
-                "docs/databases.md says what pipelines need."
+                "A keyed request makes two or three round trips more than it could. "
+                f"docs/databases.md says what {found.BATCHES} need."
             ),
             id="idempotency.I001",
         )
-        for alias, reason in reasons.items()
-        if reason
+        for alias, found in claims.items()
+        if (reason := found.why_one_by_one(ask_server=True))
     ]
 
 

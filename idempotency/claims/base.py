@@ -36,6 +36,8 @@ class Claims(Rows):
     are the database's (E7, P1).
     """
 
+    # How several statements travel in one round trip.
+    BATCHES = ""
     # Whether a look-up before the transaction saves replays the INSERT.
     select_before_insert = True
     # Prefix of a statement that must not wait for another transaction.
@@ -88,6 +90,15 @@ class Claims(Rows):
     def transaction(self) -> Transaction:
         """Return the transaction of a run in atomic mode."""
         return Transaction(self)
+
+    def why_one_by_one(self, *, ask_server: bool = False) -> str | None:
+        """Return why atomic mode sends each statement in a round trip of its own.
+
+        Return None if it does not, or if the database is not behind a network. Open
+        the connection if necessary. Requests need not ``ask_server``, because their
+        first statement does.
+        """
+        return None
 
     def claim(
         self,
@@ -176,7 +187,7 @@ class Claims(Rows):
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         sql, ends = self._with_lease(self.renew_sql, lease)
-        self._write(sql, [*ends, *self._values(claimed, CLAIM)])
+        self.write(sql, [*ends, *self._values(claimed, CLAIM)])
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Store the response in the claimed record.
@@ -185,22 +196,32 @@ class Claims(Rows):
 
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
+        self.write(*self.completion(claimed, stored))
+
+    def completion(
+        self, claimed: IdempotencyRecord, stored: StoredResponse
+    ) -> tuple[str, list[Any]]:
+        """Return the statement that stores the response, and its parameters."""
         self.fill(claimed, stored)
-        self._write(self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM]))
+        return self.complete_sql, self._values(claimed, [*COMPLETED, *CLAIM])
 
     def abandon(self, claimed: IdempotencyRecord) -> None:
         """Mark the record as abandoned, its outcome unknown (E9).
 
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
-        self._write(self.abandon_sql, self._values(claimed, CLAIM))
+        self.write(self.abandon_sql, self._values(claimed, CLAIM))
 
     def release(self, claimed: IdempotencyRecord) -> None:
         """Delete the record, which frees the key.
 
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
-        self._write(self.release_sql, self._values(claimed, CLAIM))
+        self.write(*self.deletion(claimed))
+
+    def deletion(self, claimed: IdempotencyRecord) -> tuple[str, list[Any]]:
+        """Return the statement that deletes the record, and its parameters."""
+        return self.release_sql, self._values(claimed, CLAIM)
 
     def fill(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Set the fields of a completed record."""
@@ -226,7 +247,8 @@ class Claims(Rows):
         """Return whether the server refuses every statement, without asking it (E2)."""
         return False
 
-    def _write(self, sql: str, values: list[Any]) -> None:
+    def write(self, sql: str, values: list[Any]) -> None:
+        """Execute a statement that must change one row, or raise ``ClaimLost`` (E5)."""
         if self._execute(sql, values) != 1:
             raise ClaimLost
 

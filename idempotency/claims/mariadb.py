@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError
+from django.db import DatabaseError, Error, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
 from idempotency.claims.base import ReturningClaims
 from idempotency.claims.errors import causes
+from idempotency.claims.multi_statements import (
+    BEGIN,
+    MultiStatementTransaction,
+    why_not,
+)
+from idempotency.claims.transactions import Transaction
 from idempotency.models import IdempotencyRecord
 
 
 class MariaDBClaims(ReturningClaims):
     """Claims by row locks: a statement that would have to wait fails at once."""
 
+    BATCHES = "multi-statements"
     AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout=0 FOR "
     INSERT = AT_ONCE + "INSERT IGNORE INTO {} ({}) VALUES ({})"
-    LOCK_WAIT_TIMEOUT = 1205
+    LOCK_WAIT_TIMEOUT, SYNTAX_ERROR = 1205, 1064
     # Deadlock or certification failure of Galera; record changed since last read.
     TRANSIENT = (1213, 1020)
+
+    # Errors of the client, after which a statement may be executed or not, and
+    # the one after which it is not, because it was not sent.
+    CLIENT_ERRORS, NOT_SENT = range(2000, 3000), 2006
+
+    # Whether the transaction of atomic mode begins with the next statement.
+    begins_with_next = False
+    # Whether the server has refused a multi-statement.
+    refuses_batches = False
 
     # Fits into every sensible max_allowed_packet; the default is 16 MiB.
     SMALL = 1024 * 1024
@@ -32,6 +49,19 @@ class MariaDBClaims(ReturningClaims):
         super().__init__(connection)
         # Under SERIALIZABLE each SELECT in a transaction waits for writers.
         self.select_at_once_sql = self.AT_ONCE + self.select_sql
+
+    def transaction(self) -> Transaction:
+        connection: Any = self.connection
+        is_nested = connection.in_atomic_block or not connection.autocommit
+        if is_nested or self.why_one_by_one() is not None:
+            return super().transaction()
+        return MultiStatementTransaction(self)
+
+    def why_one_by_one(self, *, ask_server: bool = False) -> str | None:
+        self.connection.ensure_connection()
+        if self.refuses_batches:
+            return "the server refuses them"
+        return why_not(self.connection)
 
     def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
         return self._fetch(self.select_at_once_sql, self.primary_key(record_id))
@@ -61,6 +91,28 @@ class MariaDBClaims(ReturningClaims):
 
     def is_transient(self, error: DatabaseError) -> bool:
         return any(self._number(cause) in self.TRANSIENT for cause in causes(error))
+
+    def is_refused(self, error: Error) -> bool:
+        """Return whether the server has certainly not executed a statement."""
+        number = self._number(error)
+        return bool(number) and (
+            number == self.NOT_SENT or number not in self.CLIENT_ERRORS
+        )
+
+    def _send(self, cursor: Any, sql: str, values: list[Any]) -> None:
+        if self.begins_with_next:
+            self.begins_with_next = False
+            try:
+                cursor.execute(f"{BEGIN}; {sql}", values)
+            except ProgrammingError as error:
+                if self._number(error) != self.SYNTAX_ERROR:
+                    raise
+                self.refuses_batches = True
+                cursor.execute(BEGIN)
+            else:
+                cursor.nextset()
+                return
+        super()._send(cursor, sql, values)
 
     def _number(self, error: BaseException) -> int | None:
         return error.args[0] if error.args else None

@@ -25,6 +25,7 @@ class PostgreSQLClaims(Claims):
     equal keys in two schemas have different locks.
     """
 
+    BATCHES = "pipelines"
     select_before_insert = False
     LOCK = (
         "pg_try_advisory_xact_lock("
@@ -74,19 +75,14 @@ class PostgreSQLClaims(Claims):
         self.store_sql = f"INSERT INTO {self.table} ({columns}) VALUES ({values})"
 
     def transaction(self) -> Transaction:
-        if self.why_no_pipelines() is None:
+        if self.why_one_by_one() is None:
             transaction = PipelinedTransaction(self)
             if isinstance(transaction.cursor, CursorWrapper):
                 return transaction
             self.avoid_pipelines("the cursors are not Django's")
         return super().transaction()
 
-    def why_no_pipelines(self, *, ask_server: bool = False) -> str | None:
-        """Return why this connection can't use pipelines, or None if it can.
-
-        Open the connection if necessary. Requests need not ask the server for its
-        isolation level, because their first statement does.
-        """
+    def why_one_by_one(self, *, ask_server: bool = False) -> str | None:
         self.connection.ensure_connection()
         driver = self.connection.connection
         if driver is not self._driver:

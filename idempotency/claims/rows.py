@@ -62,12 +62,15 @@ class Rows:
     def _execute(self, sql: str, values: list[Any]) -> int:
         try:
             with self.connection.cursor() as cursor:
-                cursor.execute(sql, values)
+                self._send(cursor, sql, values)
                 rows: int = cursor.rowcount
                 return rows
         except Error as error:
             failure = without_values(error)
         raise failure
+
+    def _send(self, cursor: Any, sql: str, values: list[Any]) -> None:
+        cursor.execute(sql, values)
 
     def _fetch(self, sql: str, values: list[Any]) -> IdempotencyRecord | None:
         row = self._fetch_row(sql, values)
@@ -76,7 +79,7 @@ class Rows:
     def _fetch_row(self, sql: str, values: list[Any]) -> Sequence[Any] | None:
         try:
             with self.connection.cursor() as cursor:
-                cursor.execute(sql, values)
+                self._send(cursor, sql, values)
                 # All, because SQLite ends a writing statement only then.
                 rows: Sequence[Sequence[Any]] = cursor.fetchall()
                 return rows[0] if rows else None
