@@ -41,10 +41,15 @@ def function_of(value: Any) -> Any:
             return value
         if kind is MethodType or kind is staticmethod or kind is classmethod:
             value = value.__func__
-        elif any(name in PROXIES for _module, name in places_of(kind)):
+        elif is_proxy(kind):
             value = value.__wrapped__
         else:
             return None
+
+
+def is_proxy(kind: type) -> bool:
+    """Return whether a class is that of a tracer's proxies."""
+    return any(name in PROXIES for _module, name in places_of(kind))
 
 
 def places_of(cls: type) -> Iterator[tuple[str, str]]:

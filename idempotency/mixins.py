@@ -67,11 +67,11 @@ class IdempotencyMixin(Hooks):
                 "IdempotencyMixin protects views of Django REST framework only, and "
                 f"{cls.__qualname__} is not one. Derive it from APIView or a subclass."
             )
-        _refuse_coroutines(cls, *args, **initkwargs)
+        refuse_coroutines(cls, *args, **initkwargs)
         options = _options(cls, initkwargs)
         validate_options(options, where=f"{cls.__qualname__}.as_view()")
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
-        return _opted_out(view) if _has_leased_handler(cls, options) else view
+        return opted_out_if_leased(view, cls, initkwargs)
 
     def initialize_request(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -114,7 +114,7 @@ def _keep_body(request: HttpRequest) -> None:
         record_body(request)
 
 
-def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
+def refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
     """Raise ``TypeError`` if a handler of a view or ViewSet is a coroutine."""
     for name in (actions or {}).values() or View.http_method_names:
         handler = answering(cls, attribute_of(cls, name))
@@ -123,6 +123,12 @@ def _refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> Non
                 f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
                 "coroutine, and Django's transactions are synchronous."
             )
+
+
+def opted_out_if_leased(view: Any, cls: type, initkwargs: Options) -> Any:
+    """Exempt a view with a leased handler from ATOMIC_REQUESTS (E11)."""
+    options = _options(cls, initkwargs)
+    return _opted_out(view) if _has_leased_handler(cls, options) else view
 
 
 def _has_leased_handler(cls: type, options: Options) -> bool:

@@ -13,7 +13,9 @@ from idempotency.hooks import Hooks, options_of
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
-Via: TypeAlias = Literal["mixin", "decorator"]
+Via: TypeAlias = Literal["mixin", "decorator", "routing"]
+# The attribute of a class that was protected in another way than by the mixin.
+VIA = "_idempotency_via"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +50,9 @@ def protection_of_view(view: Any, method: str) -> Protection | None:
 
 
 def is_exempt(callback: Any, method: str) -> bool:
-    """Return whether a handler is unprotected because of ``@idempotency_exempt``."""
-    marks = map(mark_of, handlers_of(parts_of(callback), method))
+    """Return whether a handler is unprotected because somebody has exempted it."""
+    handlers = [callback, *handlers_of(parts_of(callback), method)]
+    marks = map(mark_of, handlers)
     return protection_of(callback, method) is None and any(
         mark is not None and mark.options is None for mark in marks
     )
@@ -80,6 +83,6 @@ def _via_of(parts: Parts, handlers: list[Any]) -> tuple[Via, Options | None]:
     marks = [mark_of(handler) for handler in handlers]
     # The mixin looks at the outermost handler alone, and protects all within (E6).
     if issubclass(parts.cls, Hooks) and marks[0] is None:
-        return "mixin", {}
+        return attribute_of(parts.cls, VIA) or "mixin", {}
     decorated = (mark.options for mark in marks if mark is not None)
     return "decorator", next((own for own in decorated if own is not None), None)

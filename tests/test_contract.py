@@ -31,9 +31,15 @@ URLS = {
     "decorated method": "/method/",
     "decorated method of a mixin view": "/mixin-viewset/strict/",
     "decorated action": "/action/",
+    "protected() view": "/routed/view/",
+    "protected() ViewSet": "/routed/viewset/",
+    "protected() function": "/routed/function/",
 }
 EVERY_VIEW = [*URLS]
-SEES_EVERY_METHOD = ["mixin on APIView", "mixin on ViewSet", "decorated function"]
+SEES_EVERY_METHOD = [
+    *("mixin on APIView", "mixin on ViewSet", "decorated function"),
+    *("protected() view", "protected() function"),
+]
 
 # Where each rule holds.
 RULES = {

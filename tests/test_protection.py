@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.http import HttpRequest, HttpResponse
+from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework import generics
@@ -23,6 +24,7 @@ from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.handlers import parts_of
 from idempotency.mixins import IdempotencyMixin
 from idempotency.protection import is_exempt, protection_of
+from idempotency.routing import protected
 from tests.app import views
 
 
@@ -41,6 +43,11 @@ def described(request: Request) -> Response:
     return Response()
 
 
+def routed(view: Any) -> Any:
+    (pattern,) = protected([path("", view)])
+    return pattern.callback
+
+
 VIEW_SET = views.MixinViewSet
 WAYS: dict[str, tuple[Any, str]] = {
     "mixin on a view": (views.MixinView.as_view(), "mixin"),
@@ -50,6 +57,9 @@ WAYS: dict[str, tuple[Any, str]] = {
     "function": (views.function, "decorator"),
     "method": (views.MethodView.as_view(), "decorator"),
     "action": (views.ActionViewSet.as_view({"post": "act"}), "decorator"),
+    "view of a protected URLconf": (routed(views.PlainView.as_view()), "routing"),
+    "function of a protected URLconf": (routed(views.unprotected), "routing"),
+    "decorated function of a protected URLconf": (routed(views.function), "decorator"),
     "function below a decorator": (csrf_exempt(views.function), "decorator"),
     "function below its description": (described, "decorator"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.contrib import admin
 from django.urls import include, path
 
+from idempotency.routing import protected
 from tests.app import views
 
 MIXIN_VIEW_SET = views.MixinViewSet
@@ -21,6 +22,18 @@ urlpatterns = [
     path("method/", views.MethodView.as_view()),
     path("action/", views.ActionViewSet.as_view({"post": "act"})),
     path("unprotected/", views.unprotected),
+    path(
+        "routed/",
+        include(
+            protected(
+                [
+                    path("view/", views.PlainView.as_view()),
+                    path("viewset/", views.PlainViewSet.as_view({"post": "create"})),
+                    path("function/", views.unprotected),
+                ]
+            )
+        ),
+    ),
     path("required/", views.required),
     path("waiting/", views.waiting),
     path("rendezvous/", views.rendezvous),

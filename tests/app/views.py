@@ -89,6 +89,26 @@ class ActionViewSet(ViewSet):
         return behave(request)
 
 
+class PlainView(APIView):
+    """A view of somebody else's."""
+
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+    def get(self, request: Request) -> Any:
+        return behave(request)
+
+
+class FormatView(APIView):
+    def post(self, request: Request, format: str | None = None) -> Any:  # noqa: A002
+        return behave(request)
+
+
+class PlainViewSet(ViewSet):
+    def create(self, request: Request) -> Any:
+        return behave(request)
+
+
 @api_view(["GET", "POST"])
 def unprotected(request: Request) -> Any:
     return behave(request)
