@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
+from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.middleware.csrf import CsrfViewMiddleware
 from rest_framework.request import Request
 
-from idempotency.conf.policy import Policy, validate_options
+from idempotency.conf.policy import Options, Policy, validate_options
 from idempotency.execution import execute
 from idempotency.handlers import (
     Mark,
+    contents_of,
     dotted_name,
     function_of,
+    hidden_in,
     is_class,
     is_coroutine_function,
     leave_mark,
@@ -22,6 +27,10 @@ from idempotency.handlers import (
     parts_of,
 )
 from idempotency.hooks import options_of
+from idempotency.plain import execute_plain
+
+REQUESTS = (Request, HttpRequest)
+CHECKS_OF_USERS = "django.contrib.auth.decorators"
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 TypedOptions = ParamSpec("TypedOptions")
@@ -46,7 +55,10 @@ def _typed_by(
 
 @_typed_by(Policy)
 def idempotent(handler: Any = None, /, **options: Any) -> Any:
-    """Protect a function under ``@api_view``, a view's method or a ViewSet's action.
+    """Protect a view function, a view's method, or a ViewSet's action.
+
+    It belongs below ``@api_view``, and on a plain Django view below ``@login_required``
+    and other decorators that check the request.
 
     All options are optional and override those of the view and of the settings:
 
@@ -86,20 +98,37 @@ def _protect(handler: Any, options: dict[str, Any]) -> Any:
 
     @wraps(handler)
     def protected(*args: Any, **kwargs: Any) -> Any:
-        request = next((arg for arg in args[:2] if isinstance(arg, Request)), None)
+        request = next((arg for arg in args[:2] if isinstance(arg, REQUESTS)), None)
+        run = partial(handler, *args, **kwargs)
+        if isinstance(request, HttpRequest):
+            return _run_plain(handler, request, run, options, args)
         view = request.parser_context.get("view") if request is not None else None
         if request is None or view is None:
             raise ImproperlyConfigured(
-                "@idempotent protects handlers of Django REST framework only, and "
-                f"{dotted_name(handler)} was called without its request. Put @api_view "
-                "above @idempotent, or decorate a method of an APIView that takes the "
-                "request, such as post() or create()."
+                "@idempotent protects views, and "
+                f"{dotted_name(handler)} was called without its request. Decorate the "
+                "view function below @api_view, or a method that takes the request, "
+                "such as post() or create()."
             )
-        run = partial(handler, *args, **kwargs)
         return execute(view, request, run, {**options_of(view), **options})
 
     leave_mark(protected, Mark(options))
     return protected
+
+
+def _run_plain(
+    handler: Any, request: HttpRequest, run: Any, options: Options, args: Any
+) -> Any:
+    """Run a plain view's function, or a method of its class."""
+    if getattr(handler, "__name__", "") == "dispatch":
+        raise ImproperlyConfigured(
+            "@idempotent can't protect dispatch(), which checks the request only after "
+            "the key. Decorate post() or another handler."
+        )
+    owner = args[0] if args[0] is not request else getattr(handler, "__self__", None)
+    own = options_of(owner) if owner is not None else {}
+    name = dotted_name(handler)
+    return execute_plain(request, run, {**own, **options}, name=name, owner=owner)
 
 
 def idempotency_exempt(handler: Handler) -> Handler:
@@ -131,8 +160,24 @@ def _check_place(handler: Any, decorator: str) -> None:
             f"@{decorator} decorates handlers only, and {handler!r} is not one. "
             "For a whole view, use IdempotencyMixin."
         )
+    if decorator == "idempotent":
+        _check_inner(handler)
     if is_coroutine_function(handler):
         raise TypeError(
             f"@{decorator} can't protect {dotted_name(handler)}: it is a coroutine, "
             "and Django's transactions are synchronous."
         )
+
+
+def _check_inner(handler: Any) -> None:
+    """Raise ``TypeError`` if a decorator below checks requests after the key (S2)."""
+    for function in [function_of(handler), *hidden_in(handler)]:
+        place = getattr(function, "__globals__", {}).get("__name__")
+        held = contents_of(function) if type(function) is FunctionType else []
+        is_csrf = any(isinstance(each, CsrfViewMiddleware) for each in held)
+        if place == CHECKS_OF_USERS or is_csrf:
+            name = "csrf_protect" if is_csrf else "login_required and the like"
+            raise TypeError(
+                f"@idempotent must be below {name}, so that {dotted_name(handler)} is "
+                "checked before its key is used."
+            )

@@ -32,7 +32,7 @@ from idempotency.fingerprints import (
     derivation_payload,
     fingerprint_in,
 )
-from idempotency.keyed_request import Handler, KeyedRequest
+from idempotency.keyed_request import Handler, KeyedRequest, http_request_of
 from idempotency.models import (
     IdempotencyRecord,
     State,
@@ -41,7 +41,7 @@ from idempotency.models import (
     record_id,
 )
 from idempotency.modes import AtomicMode, LeasedMode
-from idempotency.modes.base import Busy, Fate, InForce, Ran, is_failure
+from idempotency.modes.base import Busy, Fate, InForce, Ran
 from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
@@ -66,7 +66,7 @@ def execute(
 
     Raise the refusals of ``idempotency.exceptions`` and any error of the handler.
     """
-    http_request: Any = request._request
+    http_request = http_request_of(request)
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return handler()  # protected by the outer handler (E6)
@@ -102,7 +102,7 @@ def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
 
     Don't warn if nothing can act: on OPTIONS, or without a handler.
     """
-    http_request: Any = request._request
+    http_request = http_request_of(request)
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return  # the key has an effect on the outer handler (E6)
@@ -201,7 +201,7 @@ class Execution:
                 return self.handler()
             result = self._wait_for_result()
         except Exception as error:
-            if is_failure(error) and not is_part:
+            if self.keyed.is_failure(error) and not is_part:
                 self.finalizer.refuse_success()  # nothing has run
             raise
         finally:
@@ -212,7 +212,8 @@ class Execution:
         self.mode.report(ran)
         outcome: Any = ran.outcome
         if isinstance(outcome, BaseException):
-            if isinstance(outcome, Exception) and ran.is_undone and is_failure(outcome):
+            is_failure = self.keyed.is_failure(outcome)
+            if isinstance(outcome, Exception) and ran.is_undone and is_failure:
                 self.finalizer.refuse_success()
             raise outcome
         if ran.fate is Fate.STORED:

@@ -111,7 +111,7 @@ class ResponseFinalizer:
         The effects of this handler are undone already. But Django REST framework marks
         every transaction of ATOMIC_REQUESTS for rollback after an error.
         """
-        match = self.keyed.request._request.resolver_match
+        match = self.keyed.http_request.resolver_match
         parts = None if match is None else parts_of(match.func)
         # A part has no match, or that of the batch.
         if match is not None and (parts is None or parts.cls is type(self.view)):

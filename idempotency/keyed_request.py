@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from django.http import HttpResponseBase
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpResponseBase
+from rest_framework.exceptions import APIException
 from rest_framework.generics import GenericAPIView
 
 from idempotency.conf.policy import Policy
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecord
 
 Handler = Callable[[], HttpResponseBase]
+# A handler of Django REST framework refuses a request by these, unless their status is
+# 500 or more.
+REFUSALS = (APIException, Http404, PermissionDenied)
+
+
+def http_request_of(request: Any) -> Any:
+    """Return Django's request, which Django REST framework's wraps."""
+    return getattr(request, "_request", request)
 
 
 # No repr: the request's repr has the query, which may have the key (X1).
@@ -36,11 +46,20 @@ class KeyedRequest:
     @property
     def hooks(self) -> Hooks:
         """The view's own hooks if it has the mixin, else the default ones."""
-        return self.view if isinstance(self.view, Hooks) else DEFAULT_HOOKS
+        view = getattr(self.view, "owner", self.view)
+        return view if isinstance(view, Hooks) else DEFAULT_HOOKS
+
+    @property
+    def http_request(self) -> Any:
+        """Django's request."""
+        return http_request_of(self.request)
 
     @property
     def view_name(self) -> str:
-        """The dotted name of the view's class."""
+        """The dotted name of the view's class, or of a plain view's function."""
+        name: str | None = getattr(self.view, "idempotency_name", None)
+        if name is not None:
+            return name
         cls = type(self.view)
         return f"{cls.__module__}.{cls.__name__}"
 
@@ -53,6 +72,12 @@ class KeyedRequest:
     def method(self) -> str:
         """The HTTP method."""
         return self.request.method or ""
+
+    def is_failure(self, error: BaseException) -> bool:
+        """Return whether a handler has failed, instead of refusing the request (O3)."""
+        refusals = getattr(self.view, "idempotency_refusals", REFUSALS)
+        status_code = getattr(error, "status_code", 0)
+        return not isinstance(error, refusals) or status_code >= 500
 
     def scope(self) -> str:
         """Return whose key it is, from the option or the hook (S1)."""

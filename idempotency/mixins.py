@@ -26,6 +26,7 @@ from idempotency.handlers import (
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks, options_of
+from idempotency.plain import execute_plain
 from idempotency.protection import protection_of_request
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class IdempotencyMixin(Hooks):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         mro = cls.__mro__
-        if APIView in mro and mro.index(APIView) < mro.index(IdempotencyMixin):
+        if View in mro and mro.index(View) < mro.index(IdempotencyMixin):
             bases = [base for base in cls.__bases__ if base is not IdempotencyMixin]
             names = ", ".join(base.__name__ for base in [IdempotencyMixin, *bases])
             raise TypeError(
@@ -59,13 +60,13 @@ class IdempotencyMixin(Hooks):
         """Return the view, after a check of the options among ``initkwargs``.
 
         Exempt a view with a leased handler from ATOMIC_REQUESTS (E11), and give its
-        other requests their transaction. Raise ``TypeError`` for a view that is not an
-        APIView, and for a coroutine.
+        other requests their transaction. Raise ``TypeError`` for a class that is not a
+        view, and for a coroutine.
         """
-        if not issubclass(cls, APIView):
+        if not issubclass(cls, View):
             raise TypeError(
-                "IdempotencyMixin protects views of Django REST framework only, and "
-                f"{cls.__qualname__} is not one. Derive it from APIView or a subclass."
+                f"IdempotencyMixin protects views, and {cls.__qualname__} is not one. "
+                "Derive it from APIView or from Django's View."
             )
         refuse_coroutines(cls, *args, **initkwargs)
         options = _options(cls, initkwargs)
@@ -95,6 +96,29 @@ class IdempotencyMixin(Hooks):
             _keep_body(request)
             setattr(self, name, self._protect(handler, options))
         return drf_request
+
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        """Wrap the handler of a plain Django view."""
+        super().setup(request, *args, **kwargs)  # type: ignore[misc]  # of the view class
+        if isinstance(self, APIView):
+            return  # initialize_request() does it for a view of DRF
+        name = (request.method or "").lower()
+        handler = getattr(self, name, None)
+        if handler is not None and mark_of(handler) is None:
+            setattr(self, name, self._protect_plain(handler))
+
+    def _protect_plain(self, handler: Any) -> Any:
+        owner: Any = self
+
+        @wraps(handler.__func__ if type(handler) is MethodType else handler)
+        def protected(request: HttpRequest, /, *args: Any, **kwargs: Any) -> Any:
+            run = partial(handler, request, *args, **kwargs)
+            name = dotted_name(type(self))
+            return execute_plain(
+                request, run, options_of(owner), name=name, owner=owner
+            )
+
+        return protected
 
     def _protect(self, handler: Any, options: Options) -> Any:
         # A bound method with the handler's attributes, because permissions and schemas

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, Policy
-from idempotency.handlers import Parts, attribute_of, handlers_of, mark_of, parts_of
+from idempotency.handlers import (
+    Parts,
+    attribute_of,
+    handlers_of,
+    hidden_in,
+    mark_of,
+    parts_of,
+)
 from idempotency.hooks import Hooks, options_of
 
 if TYPE_CHECKING:
@@ -31,7 +38,10 @@ def protection_of(callback: Any, method: str) -> Protection | None:
 
     ``method`` is an HTTP method in capitals. The setting ``ENABLED`` is ignored.
     """
-    return _protection(parts_of(callback), method)
+    parts = parts_of(callback)
+    return (
+        _of_function(callback, method) if parts is None else _protection(parts, method)
+    )
 
 
 def protection_of_request(
@@ -58,6 +68,19 @@ def is_exempt(callback: Any, method: str) -> bool:
     )
 
 
+def _of_function(callback: Any, method: str) -> Protection | None:
+    """Return how a plain Django view, a function, is protected."""
+    marks = [mark_of(function) for function in [callback, *hidden_in(callback)]]
+    decorated = (mark.options for mark in marks if mark is not None)
+    options = next((own for own in decorated if own is not None), None)
+    return None if options is None else _resolved("decorator", options, method)
+
+
+def _resolved(via: Via, options: Options, method: str) -> Protection | None:
+    policy = get_settings().policy.with_options(options)
+    return Protection(via=via, policy=policy) if method in policy.methods else None
+
+
 def _protection(
     parts: Parts | None, method: str, view: Any = None, **attributes: Any
 ) -> Protection | None:
@@ -74,8 +97,7 @@ def _protection(
             setattr(view, name, value)
         if parts.actions:
             view.action = parts.actions.get(method.lower())
-    policy = get_settings().policy.with_options({**options_of(view), **options})
-    return Protection(via=via, policy=policy) if method in policy.methods else None
+    return _resolved(via, {**options_of(view), **options}, method)
 
 
 def _via_of(parts: Parts, handlers: list[Any]) -> tuple[Via, Options | None]:

@@ -34,7 +34,7 @@ def default_scope(request: Request) -> str:
 
     Raise ``ImproperlyConfigured`` for a caller that has neither.
     """
-    user: Any = request.user
+    user: Any = getattr(request, "user", None)
     is_known = user is not None and getattr(user, "is_authenticated", True)
     scope = user_scope(user) if is_known else None
     if scope is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections
+from django.http import JsonResponse
 from django.test.utils import setup_databases, teardown_databases
 from rest_framework.request import Request
 from rest_framework.test import APIClient
@@ -151,7 +152,9 @@ def assert_refused(response: Any, status_code: int, code: str) -> None:
 
 
 def code_of(response: Any) -> str:
-    """Return the code of the exception that DRF answered for."""
+    """Return the code of the refusal that became a response."""
+    if isinstance(response, JsonResponse):
+        return str(response.headers["Idempotency-Error"])
     return str(response.data["detail"].code)
 
 

@@ -153,7 +153,9 @@ def test_marks_of_dispatch(decorate: Any, kind: type, mode: dict[str, Any]) -> N
 def test_what_the_mixin_overrides() -> None:
     """K4: Of what others read of a view there is nothing that it hides."""
     of_views = {name for name in dir(ViewSet) if not name.startswith("__")}
-    assert {*dir(IdempotencyMixin)} & of_views == {"as_view", "initialize_request"}
+    assert {*dir(IdempotencyMixin)} & of_views == {
+        *("as_view", "initialize_request", "setup")
+    }
 
 
 @pytest.mark.parametrize("name", ["base", "protected", "leased", "later"])

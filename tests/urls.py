@@ -34,6 +34,9 @@ urlpatterns = [
             )
         ),
     ),
+    path("plain/function/", views.plain_function),
+    path("plain/view/", views.with_user(views.PlainDjangoView.as_view())),
+    path("plain/method/", views.with_user(views.PlainMethodView.as_view())),
     path("required/", views.required),
     path("waiting/", views.waiting),
     path("rendezvous/", views.rendezvous),

@@ -14,20 +14,16 @@ from idempotency.handlers import (
     contents_of,
     dotted_name,
     function_of,
-    handlers_of,
     hidden_in,
     mark_of,
     places_of,
 )
 from idempotency.routes import Route, find_routes
 
-# Methods that get no request of Django REST framework.
+# Methods that are called before the view's checks, or without a request.
 NO_HANDLERS = ("dispatch", "perform_create", "perform_update", "perform_destroy")
 
-NOT_DRF = "not a view of Django REST framework"
-BELOW_API_VIEW = 'Write @api_view(["POST"]) above @idempotent.'
-ON_API_VIEW = "Derive its class from rest_framework.views.APIView."
-NOT_NINJA = "Rewrite it with Django REST framework: the app protects only its handlers."
+NOT_NINJA = "Rewrite it with Django or Django REST framework."
 ON_HANDLER = (
     "Decorate a method that gets the request, such as post() or create(). To protect "
     "the whole view, use IdempotencyMixin."
@@ -45,7 +41,7 @@ class Misplaced(NamedTuple):
 
 @checks.register("idempotency")
 def check_decorators(**kwargs: Any) -> list[CheckMessage]:
-    """Report decorated functions that get no request of Django REST framework."""
+    """Report decorated functions that are no handlers."""
     found: dict[str, Misplaced] = {}
     for route in find_routes():
         for each in _places(route):
@@ -67,24 +63,14 @@ def check_decorators(**kwargs: Any) -> list[CheckMessage]:
 def _places(route: Route) -> Iterator[Misplaced]:
     parts = route.parts
     if parts is None:
-        call = attribute_of(type(route.callback), "__call__")
-        for handler in (route.callback, call):
-            yield Misplaced(handler, NOT_DRF, BELOW_API_VIEW)
         for operation in _ninja_operations(route.callback):
             yield Misplaced(operation, "an operation of Django Ninja", NOT_NINJA)
-    elif parts.is_drf:
-        for name in NO_HANDLERS:
-            # Name the view: the function may be inherited or renamed by a decorator.
-            own_name = f"{dotted_name(parts.cls)}.{name}"
-            handler = attribute_of(parts.cls, name)
-            yield Misplaced(handler, "not a handler", ON_HANDLER, own_name)
-    else:
-        own_name = f"{dotted_name(parts.cls)}.dispatch"
-        handler = attribute_of(parts.cls, "dispatch")
-        yield Misplaced(handler, NOT_DRF, ON_API_VIEW, own_name)
-        for method in route.methods():
-            for handler in handlers_of(parts, method):
-                yield Misplaced(handler, NOT_DRF, ON_API_VIEW)
+        return
+    for name in NO_HANDLERS if parts.is_drf else NO_HANDLERS[:1]:
+        # Name the view: the function may be inherited or renamed by a decorator.
+        own_name = f"{dotted_name(parts.cls)}.{name}"
+        handler = attribute_of(parts.cls, name)
+        yield Misplaced(handler, "not a handler", ON_HANDLER, own_name)
 
 
 def _ninja_operations(callback: Any) -> Iterator[Any]:

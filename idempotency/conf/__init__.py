@@ -63,6 +63,7 @@ class Settings:
     QUERY_PARAM: Annotated[str | None, PARAMETER_NAME] = "$idempotency"
     HEADER: Annotated[str | None, HEADER_NAME] = "Idempotency-Key"
     ANONYMOUS: Annotated[str, one_of("allow", "refuse")] = "allow"
+    REFUSAL_RESPONSE: Annotated[str | Callable[..., Any] | None, FUNCTION] = None
     FINGERPRINT: Annotated[str | Callable[[Request], Any] | None, FUNCTION] = None
     WARNINGS: Annotated[Collection[str], WARNING_PLACES] = ("body", "header")
     UNSTORED_HEADERS: Annotated[Collection[str], HEADER_NAMES] = ()

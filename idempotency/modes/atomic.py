@@ -12,7 +12,7 @@ from django.http import HttpResponseBase
 from idempotency.claims.errors import error_classes
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran, is_failure
+from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
 from idempotency.modes.rollbacks import RollbackWish
 from idempotency.signals import escaped, extras
 
@@ -95,7 +95,7 @@ class AtomicMode(Mode):
             try:
                 response = self.handler()
             except Exception as error:
-                if is_failure(error):
+                if self.keyed.is_failure(error):
                     raise
                 if self._can_only_roll_back():
                     self._undo(is_wanted=wish.is_wanted)

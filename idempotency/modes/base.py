@@ -8,10 +8,8 @@ from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import PermissionDenied
 from django.db import connections
-from django.http import Http404, HttpResponseBase
-from rest_framework.exceptions import APIException
+from django.http import HttpResponseBase
 from rest_framework.response import Response
 
 from idempotency.claims import claims_in
@@ -22,9 +20,6 @@ from idempotency.modes.cookies import warn_of_cookies
 from idempotency.modes.quotas import within_quota
 from idempotency.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
-
-# A handler refuses a request by these, unless their status is 500 or more.
-REFUSALS = (APIException, Http404, PermissionDenied)
 
 
 class Fate(Enum):
@@ -133,8 +128,3 @@ class Mode(ABC):
         if stored.body is not None:
             warn_of_cookies(self.keyed, response)
         return stored
-
-
-def is_failure(error: Exception) -> bool:
-    """Return whether a handler has failed, instead of refusing the request (O3)."""
-    return not isinstance(error, REFUSALS) or getattr(error, "status_code", 0) >= 500

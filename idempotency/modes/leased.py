@@ -15,7 +15,7 @@ from idempotency.claims.errors import error_classes
 from idempotency.claims.leases import Leases
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
-from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran, is_failure
+from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
 from idempotency.signals import extras
 
 logger = logging.getLogger("idempotency")
@@ -127,7 +127,7 @@ class LeasedMode(Mode):
         except ClaimLost:
             raise
         except Exception as error:
-            if is_failure(error):
+            if self.keyed.is_failure(error):
                 self._give_up(ran)
                 raise
             self._end_in_error(ran)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.db import transaction
+from django.http import HttpRequest, JsonResponse
+from django.utils.decorators import method_decorator
+from django.views import View
 from rest_framework.decorators import action, api_view
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -15,6 +21,7 @@ from rest_framework.viewsets import ViewSet
 
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
+from tests.app.authentication import UserHeaderAuthentication
 from tests.app.models import Effect
 from tests.support.rendezvous import meet
 
@@ -149,3 +156,52 @@ def act_and_meet(request: Request) -> Any:
     elif place:
         meet(place)
     return response
+
+
+def plain_body(request: Any) -> Any:
+    """Do what a test chose for views of DRF, in Django's terms."""
+    request._request, request.data = request, request.body.decode()
+    try:
+        response = behave(request)
+    except PermissionDenied:
+        raise DjangoPermissionDenied from None
+    if not isinstance(response, Response):
+        return response
+    headers = {**response.headers}
+    headers.pop("Content-Type", None)
+    return JsonResponse(
+        response.data, status=response.status_code, headers=headers, safe=False
+    )
+
+
+def with_user(view: Any) -> Any:
+    """Log in whom the header names, as a middleware does."""
+
+    @wraps(view)
+    def logged_in(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        found = UserHeaderAuthentication().authenticate(Request(request))
+        if found is not None:
+            request.user = found[0]
+        return view(request, *args, **kwargs)
+
+    return logged_in
+
+
+@with_user
+@idempotent
+def plain_function(request: HttpRequest) -> Any:
+    return plain_body(request)
+
+
+class PlainDjangoView(IdempotencyMixin, View):
+    def post(self, request: HttpRequest) -> Any:
+        return plain_body(request)
+
+    def get(self, request: HttpRequest) -> Any:
+        return plain_body(request)
+
+
+@method_decorator(idempotent, name="post")
+class PlainMethodView(View):
+    def post(self, request: HttpRequest) -> Any:
+        return plain_body(request)
