@@ -1,4 +1,4 @@
-"""A network between application and database: a relay that delays, and counts trips.
+"""A network between application and store: a relay that delays, and counts trips.
 
 It runs in a process of its own, so that it takes no turn of the application's. What
 travels is delayed by half a round trip each way; how much may travel is not limited.
@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Any
 
@@ -37,13 +37,13 @@ class Relay:
 
 
 @contextmanager
-def relay(socket_path: str) -> Iterator[Relay]:
-    """Run a relay to a server that listens at a Unix socket."""
+def relay(place: str) -> Iterator[Relay]:
+    """Run a relay to a server: a Unix socket's path, or a host, a colon and a port."""
     context = get_context("spawn")
     delay, trips = context.Value("d", 0.0), context.Value("q", 0)
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_serve, args=(theirs, socket_path, delay, trips), daemon=True
+        target=_serve, args=(theirs, place, delay, trips), daemon=True
     )
     process.start()
     try:
@@ -53,15 +53,24 @@ def relay(socket_path: str) -> Iterator[Relay]:
         process.join()
 
 
-def _serve(ready: Any, socket_path: str, delay: Any, trips: Any) -> None:
+def _connect(place: str) -> socket.socket:
+    if place.startswith("/"):
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(place)
+        return server
+    host, _, port = place.rpartition(":")
+    server = socket.create_connection((host, int(port)))
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server
+
+
+def _serve(ready: Any, place: str, delay: Any, trips: Any) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     ready.send(listener.getsockname()[1])
     while True:
         client, _address = listener.accept()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(socket_path)
-        Line(client, server, delay, trips)
+        Line(client, _connect(place), delay, trips)
 
 
 class Line:
@@ -101,4 +110,7 @@ class Line:
         except OSError:
             pass
         for side in (one, other):
+            # While a thread waits for data, closing alone would tell nobody.
+            with suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
             side.close()

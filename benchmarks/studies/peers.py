@@ -107,16 +107,21 @@ def main() -> None:
         print(f"| {situation} | {cells} |")
 
 
-def run_elsewhere(name: str) -> dict[str, str]:
-    """Ask one package in an environment that has no other."""
+def elsewhere(module: str, name: str, package: str) -> list[str]:
+    """Return what runs a module where no other package is, after installing this."""
     place = ROOT / "var" / "peers" / name
     python = place / "bin" / "python"
     if not python.exists():
         venv.create(place, with_pip=True)
         install = [python, "-m", "pip", "install", "--quiet", *COMMON]
-        subprocess.run([*install, PEERS[name]["package"]], check=True)
+        subprocess.run([*install, package], check=True)
+    return [str(python), "-m", module, *sys.argv[1:], "--here", name]
+
+
+def run_elsewhere(name: str) -> dict[str, str]:
+    """Ask one package in an environment that has no other."""
     done = subprocess.run(
-        [python, "-m", "benchmarks.studies.peers", *sys.argv[1:], "--here", name],
+        elsewhere("benchmarks.studies.peers", name, PEERS[name]["package"]),
         check=True,
         stdout=subprocess.PIPE,
         cwd=ROOT,
@@ -212,35 +217,57 @@ class World:
         self.keys = 0
         self.ends_behind_the_view = False
         self.status = 0
-        self._serve(peer)
+        self._serve()
         self._make_effects()
 
-    def _serve(self, peer: dict[str, Any]) -> None:
+    def _serve(self) -> None:
         from types import ModuleType
 
-        from django.contrib.auth.models import User
+        urls: Any = ModuleType("peers_urls")
+        urls.urlpatterns = self.paths()
+        urls.end_here = self._end_here
+        sys.modules["peers_urls"] = urls
+
+    def paths(self) -> list[Any]:
+        """Return the project's URLs."""
         from django.urls import path
-        from rest_framework.authentication import BaseAuthentication
+
+        return [path("", self.view(self.peer))]
+
+    def view(self, peer: dict[str, Any]) -> Any:
+        """Return a view that does the work, with what guards it of a package."""
         from rest_framework.response import Response
         from rest_framework.views import APIView
+
+        def post(view: Any, request: Any) -> Any:
+            status = self.work()
+            return Response(self.answer(), status=status)
+
+        if "decorator" in peer:
+            post = load(peer["decorator"])(post)
+        parts = {"authentication_classes": [self.authentication()], "post": post}
+        view: Any = type("View", (*self.mixins(peer), APIView), parts)
+        return view.as_view()
+
+    def mixins(self, peer: dict[str, Any]) -> tuple[type, ...]:
+        """Return the classes by which a package guards a view."""
+        return (load(peer["mixin"]),) if "mixin" in peer else ()
+
+    def answer(self) -> dict[str, Any]:
+        """Return what the view tells."""
+        return {"effects": self.effects()}
+
+    def authentication(self) -> type:
+        """Return the class that says who sends a request."""
+        from django.contrib.auth.models import User
+        from rest_framework.authentication import BaseAuthentication
 
         class ByName(BaseAuthentication):
             def authenticate(self, request: Any) -> Any:
                 name = request.headers["Authorization"].partition(" ")[2]
                 return User.objects.get_or_create(username=name)[0], None
 
-        def post(view: Any, request: Any) -> Any:
-            status = self.work()
-            return Response({"effects": self.effects()}, status=status)
-
-        if "decorator" in peer:
-            post = load(peer["decorator"])(post)
-        bases = (load(peer["mixin"]), APIView) if "mixin" in peer else (APIView,)
-        view = type("View", bases, {"authentication_classes": [ByName], "post": post})
-        urls: Any = ModuleType("peers_urls")
-        urls.urlpatterns = [path("", view.as_view())]
-        urls.end_here = self._end_here
-        sys.modules["peers_urls"] = urls
+        return ByName
 
     def _end_here(self, get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Stand between every other middleware and the view, and end the process."""
