@@ -15,6 +15,8 @@ from pathlib import Path
 from benchmarks.databases import NAMES
 
 PARTS: dict[str, tuple[str, ...]] = {
+    "network-postgresql": ("network", "--database", "postgresql"),
+    "network-mariadb": ("network", "--database", "mariadb"),
     **{f"requests-{name}": ("requests", "--database", name) for name in NAMES},
     "prepared": ("prepared",),
     "floor": ("floor",),

@@ -6,8 +6,9 @@ then the status is 1:
 - a ratio that is above the old run's own spread and a tenth above its median, or a
   quarter for p95 and p99; for throughput, below it by as much. Not those of the bare
   view, which has nothing of the app.
-- statements, commits and modules that are more by one; so are Python calls, but not
-  with large bodies, where the driver waits for its socket more often or less.
+- round trips, statements, commits and modules that are more by one; so are Python
+  calls, but not with large bodies, where the driver waits for its socket more often
+  or less.
 - bytes of the log that are a quarter and 100 bytes above the old ones, not of the bare
   view; bytes on disk, and memory, that are a tenth above.
 """
@@ -27,7 +28,7 @@ TOLERANCE = 0.10
 TAIL_TOLERANCE = 0.25
 TAILS = ("p95", "p99")
 MORE_IS_BETTER = ("throughput",)
-COUNTED = ("statements", "commits", "calls", "modules")
+COUNTED = ("trips", "statements", "commits", "calls", "modules")
 # Above it, calls of the driver depend on how much its socket takes at once.
 CALLS_UP_TO = 1024
 WEIGHED = ("bytes", "kept", "memory")

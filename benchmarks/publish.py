@@ -27,7 +27,9 @@ PAGES = [
 ]
 MARKED = re.compile(r"(<!-- figure (\S+) -->).*?(<!-- / -->)", re.DOTALL)
 TITLES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
-PURGED = ("postgresql", "mariadb")
+PURGED = NETWORKS = ("postgresql", "mariadb")
+# What README shows: one availability zone.
+ROUND_TRIP = 0.5
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -41,8 +43,12 @@ def named(folder: Path) -> dict[str, str]:
     usual = {
         name: read(folder, f"requests-{name}")["requests"][str(USUAL)] for name in NAMES
     }
+    networks = {
+        name: read(folder, f"network-{name}")["network"][str(USUAL)]
+        for name in NETWORKS
+    }
     return {
-        **_requests(usual),
+        **_requests(usual, networks),
         **_prepared(read(folder, "prepared")["prepared"]),
         **_times(read(folder, "breakdown")["breakdown"]),
         **_storms(read(folder, "http")["storm"]),
@@ -50,26 +56,33 @@ def named(folder: Path) -> dict[str, str]:
     }
 
 
-def _requests(usual: dict[str, Any]) -> dict[str, str]:
-    def more(of: str, than: str, counted: str = "calls") -> list[int]:
-        return [costs[of][counted] - costs[than][counted] for costs in usual.values()]
+def _requests(usual: dict[str, Any], networks: dict[str, Any]) -> dict[str, str]:
+    def more(of: str, than: str) -> list[int]:
+        return [costs[of]["calls"] - costs[than]["calls"] for costs in usual.values()]
 
-    def ratios(name: str, of: str) -> list[str]:
+    def ratios(name: str, of: str = "to_atomic_requests") -> list[str]:
         return [shown(costs[name][of]) for costs in usual.values()]
 
-    auto, atomic = "to_autocommit", "to_atomic_requests"
-    on_replay = [costs["replay"]["statements"] for costs in usual.values()]
-    on_first = more("first-time", BARE_ATOMIC, "statements")
-    pairs = zip(on_first, on_replay, strict=True)
-    under = "of the bare view under ATOMIC_REQUESTS"
+    def over_network(tell: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [tell(networks[name]) if name in networks else "-" for name in usual]
+
+    def trips(costs: dict[str, Any]) -> str:
+        kinds = (BARE_ATOMIC, "first-time", "replay")
+        return ", ".join(str(costs[kind]["trips"]) for kind in kinds)
+
+    def slowed(kind: str) -> Callable[[dict[str, Any]], str]:
+        return lambda costs: shown(costs[kind]["networks"][str(ROUND_TRIP)]["ratio"])
+
     rows = [
-        ("no key, of the bare view", *ratios("no key", auto)),
-        (f"first-time request, {under}", *ratios("first-time", atomic)),
-        (f"replay, {under}", *ratios("replay", atomic)),
+        ("round trips: bare view, first request, replay", *over_network(trips)),
         (
-            "statements of the app, first-time and replay",
-            *(f"{first} and {replay}" for first, replay in pairs),
+            f"first request, {ROUND_TRIP} ms a round trip",
+            *over_network(slowed("first-time")),
         ),
+        (f"replay, {ROUND_TRIP} ms", *over_network(slowed("replay"))),
+        ("first request, on one machine", *ratios("first-time")),
+        ("replay, on one machine", *ratios("replay")),
+        ("no key, on one machine", *ratios("no key", "to_autocommit")),
     ]
     found = usual["postgresql"]
     calls = {name: cost["calls"] for name, cost in found.items()}

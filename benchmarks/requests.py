@@ -199,6 +199,8 @@ def count(kind: Kind) -> dict[str, Any]:
 
 def count_statements(kind: Kind) -> tuple[int, int]:
     """Return how many statements and commits a request of a kind makes."""
+    from idempotency.claims.multi_statements import COMMIT_IF_WRITTEN
+
     statements = commits = 0
 
     def counted(execute: Any, sql: str, *arguments: Any) -> Any:
@@ -206,6 +208,7 @@ def count_statements(kind: Kind) -> tuple[int, int]:
         statements += 1
         is_outside = not connection.in_atomic_block and connection.get_autocommit()
         commits += is_outside and WRITES.match(sql) is not None
+        commits += sql.endswith(COMMIT_IF_WRITTEN)
         return execute(sql, *arguments)
 
     # The stubs do not know the method that sends COMMIT.

@@ -2,9 +2,9 @@
 
     python -m benchmarks.storage
 
-On PostgreSQL: first-time requests through the app into an empty table, for several
-values of fillfactor and sizes of bodies. They come quicker than a vacuum, so the bytes
-are with the dead versions that the UPDATEs have left.
+On PostgreSQL: first-time requests without pipelines, whose response is an UPDATE, into
+an empty table, for several values of fillfactor and sizes of bodies. They come quicker
+than a vacuum, so the bytes are with the dead versions that the UPDATEs have left.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from django.db import connection
 
 from benchmarks.databases import TABLE, database, fetch_one, log_position
 from benchmarks.figures import table, tell
+from benchmarks.network import by_statements
 
 FILLFACTORS = (100, 90, 80, 70)
 SIZES = (200, 1024, 16_384, 65_536, 1_048_576)
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     figures: dict[int, dict[int, dict[str, float]]] = {}
-    with database("postgresql", urls="benchmarks.views"):
+    with database("postgresql", urls="benchmarks.views"), by_statements():
         from benchmarks.wsgi import post  # needs the settings
 
         for size in SIZES:
