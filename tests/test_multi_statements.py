@@ -8,7 +8,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -230,6 +236,26 @@ class TestFailures:
             rival.rollback()
         assert send(client).status_code == 201
         assert Effect.objects.count() == 2
+
+    def test_connection_lost_while_busy(self, client: APIClient) -> None:
+        """E4: If the savepoint of a busy claim is lost, the request is refused."""
+        send(client)
+        IdempotencyRecord.objects.update(expires_at=UTCNow())
+        lost = OperationalError(2013, "the connection is lost")
+        with closing(connection.copy("rival")) as rival, rival.cursor() as cursor:
+            rival.set_autocommit(False)
+            cursor.execute(f"SELECT 1 FROM {TABLE} FOR UPDATE")
+            with (
+                transaction.atomic(),
+                patch.object(
+                    connections["default"], "savepoint_rollback", side_effect=lost
+                ),
+            ):
+                answer = send(client)
+                transaction.set_rollback(True)
+            rival.rollback()
+        assert answer.status_code == 503
+        assert Effect.objects.count() == 1
 
 
 class TestHandlers:

@@ -48,9 +48,10 @@ class AtomicMode(Mode):
         except DatabaseError as error:
             if ran is not None:
                 ran.outcome = self._end_of(ran, error)
-            elif self.claims.is_busy(error):
+            elif self.claims.is_busy(error) and not self.connection.needs_rollback:
                 return Busy()
-            elif self.claims.is_transient(error):
+            elif self.claims.is_transient(error) or self.claims.is_busy(error):
+                # The latter if the connection and its savepoint were lost meanwhile.
                 raise TransactionFailed from error
             else:
                 raise
