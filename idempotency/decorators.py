@@ -174,7 +174,7 @@ def _check_inner(handler: Any) -> None:
     for function in [function_of(handler), *hidden_in(handler)]:
         place = getattr(function, "__globals__", {}).get("__name__")
         held = contents_of(function) if type(function) is FunctionType else []
-        is_csrf = any(isinstance(each, CsrfViewMiddleware) for each in held)
+        is_csrf = any(issubclass(type(each), CsrfViewMiddleware) for each in held)
         if place == CHECKS_OF_USERS or is_csrf:
             name = "csrf_protect" if is_csrf else "login_required and the like"
             raise TypeError(
