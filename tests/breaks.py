@@ -23,7 +23,7 @@ MADE = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
 
 AFTER_THE_HANDLER = """\
             except Exception as error:
-                if is_failure(error):
+                if self.keyed.is_failure(error):
                     raise
 """
 LOCK_THEN_LOOK = """\
