@@ -372,9 +372,12 @@ class TestWays:
         assert_acts_once(client)
         assert begun
 
-    def test_other_errors(self, client: APIClient) -> None:
+    @pytest.mark.parametrize(
+        "first", ["SET autocommit = 0; CALL no()", "SELECT 1 FROM nowhere"]
+    )
+    def test_other_errors(self, client: APIClient, first: str) -> None:
         """E4: Other errors of the first message are the project's own 500."""
-        with patch("idempotency.claims.mariadb.BEGIN", "SET autocommit = 0; CALL no()"):
+        with patch("idempotency.claims.mariadb.BEGIN", first):
             assert send(client).status_code == 500
         with pytest.raises(OperationalError), connection.cursor() as cursor:
             cursor.execute("CALL no()")
