@@ -276,6 +276,14 @@ class TestHandlers:
         for name in ("_commit", "_start_transaction_under_autocommit"):
             assert name not in vars(connection)
 
+    def test_replaced_commit(self, client: APIClient) -> None:
+        """E2: A project's own method in place of COMMIT is there again afterwards."""
+        commits: list[None] = []
+        with patch.object(connections["default"], "_commit", commits.append) as own:
+            assert_acts_once(client)
+            assert connections["default"]._commit is own
+        assert commits == []
+
     def test_savepoint(self, client: APIClient, handle: Handle) -> None:
         """E2: An error in a savepoint of the handler's undoes what is in it."""
 
