@@ -38,7 +38,6 @@ from tests.app import views
 from tests.app.models import Effect
 from tests.app.views import behave
 from tests.conftest import code_of, key
-from tests.test_docs import blocks, run
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -488,23 +487,6 @@ class TestMistakes:
 
         with pytest.raises(TypeError, match="coroutine"):
             protected([path("", Later.as_view())])
-
-
-def test_sample(client: APIClient, serve: Serve, monkeypatch: Any) -> None:
-    """The sample of docs/recipes.md protects what it says, and leaves out the rest."""
-    pytest.importorskip("dj_rest_auth")
-    router = DefaultRouter()
-    router.register("notes", Notes, basename="note")
-    package: Any = ModuleType("my_urls")
-    package.router = router
-    monkeypatch.setitem(sys.modules, "my_urls", package)
-    samples = blocks("python", "docs/recipes.md")
-    (source,) = [each for each in samples if each.startswith("# urls.py")]
-    serve(*run(source)["urlpatterns"])
-    via = {each.route.name: each.via for each in audit() if each.method == "POST"}
-    assert via["note-list"] == via["rest_logout"] == "routing"
-    assert via["note-search"] == via["rest_login"] == "exempt"
-    assert_acts_once(client, "/api/notes/")
 
 
 def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
