@@ -82,7 +82,10 @@ def _requests(usual: dict[str, Any], networks: dict[str, Any]) -> dict[str, str]
         (f"replay, {ROUND_TRIP} ms", *over_network(slowed("replay"))),
         ("first request, on one machine", *ratios("first-time")),
         ("replay, on one machine", *ratios("replay")),
-        ("no key, on one machine", *ratios("no key", "to_autocommit")),
+        (
+            "no key, of the bare view without a transaction",
+            *ratios("no key", "to_autocommit"),
+        ),
     ]
     found = usual["postgresql"]
     calls = {name: cost["calls"] for name, cost in found.items()}

@@ -13,7 +13,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from rest_framework.request import Request
 
 from idempotency.conf.policy import Options, Policy, validate_options
-from idempotency.execution import execute
+from idempotency.execution import execute, execute_plain
 from idempotency.handlers import (
     Mark,
     contents_of,
@@ -27,7 +27,6 @@ from idempotency.handlers import (
     parts_of,
 )
 from idempotency.hooks import options_of
-from idempotency.plain import execute_plain
 
 REQUESTS = (Request, HttpRequest)
 CHECKS_OF_USERS = "django.contrib.auth.decorators"

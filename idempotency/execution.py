@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase
 from django.utils.http import http_date
 
 from idempotency import keys, scopes
@@ -42,6 +42,7 @@ from idempotency.models import (
 )
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
+from idempotency.plain import PlainView
 from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
@@ -95,6 +96,34 @@ def execute(
         raise
     finally:
         context.executing = False
+
+
+def execute_plain(
+    request: HttpRequest, handler: Handler, options: Options, *, name: str, owner: Any
+) -> HttpResponseBase:
+    """Run the handler of a plain Django view, or replay its response.
+
+    ``name`` is the handler's dotted name, and ``owner`` the instance of a class-based
+    view, or None. Raise any error of the handler.
+    """
+    view: Any = PlainView(request, name, owner)
+
+    def run() -> HttpResponseBase:
+        response: Any = handler()
+        if not isinstance(response, HttpResponseBase):
+            raise ImproperlyConfigured(
+                f"{name} must return an HttpResponse, not {type(response).__name__}. "
+                "The app can't protect handlers of other frameworks."
+            )
+        return response
+
+    plain: Any = request
+    try:
+        response = execute(view, plain, run, options)
+    except Exception as error:  # noqa: BLE001  # raised again unless it is a refusal
+        response = view.handle_exception(error)
+    finished: HttpResponseBase = view.finalize_response(request, response)
+    return finished
 
 
 def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
@@ -212,8 +241,8 @@ class Execution:
         self.mode.report(ran)
         outcome: Any = ran.outcome
         if isinstance(outcome, BaseException):
-            is_failure = self.keyed.is_failure(outcome)
-            if isinstance(outcome, Exception) and ran.is_undone and is_failure:
+            failed = isinstance(outcome, Exception) and self.keyed.is_failure(outcome)
+            if failed and ran.is_undone:
                 self.finalizer.refuse_success()
             raise outcome
         if ran.fate is Fate.STORED:

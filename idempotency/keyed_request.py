@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponseBase
 from rest_framework.exceptions import APIException
 from rest_framework.generics import GenericAPIView
 
 from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
 from idempotency.hooks import DEFAULT_HOOKS, Hooks, imported, scope_of
+from idempotency.plain import PlainView
 from idempotency.scopes import validate_scope
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ REFUSALS = (APIException, Http404, PermissionDenied)
 
 def http_request_of(request: Any) -> Any:
     """Return Django's request, which Django REST framework's wraps."""
-    return getattr(request, "_request", request)
+    return request if isinstance(request, HttpRequest) else request._request
 
 
 # No repr: the request's repr has the query, which may have the key (X1).
@@ -46,7 +47,7 @@ class KeyedRequest:
     @property
     def hooks(self) -> Hooks:
         """The view's own hooks if it has the mixin, else the default ones."""
-        view = getattr(self.view, "owner", self.view)
+        view = self.view.owner if isinstance(self.view, PlainView) else self.view
         return view if isinstance(view, Hooks) else DEFAULT_HOOKS
 
     @property
@@ -57,9 +58,8 @@ class KeyedRequest:
     @property
     def view_name(self) -> str:
         """The dotted name of the view's class, or of a plain view's function."""
-        name: str | None = getattr(self.view, "idempotency_name", None)
-        if name is not None:
-            return name
+        if isinstance(self.view, PlainView):
+            return self.view.name
         cls = type(self.view)
         return f"{cls.__module__}.{cls.__name__}"
 
@@ -75,7 +75,8 @@ class KeyedRequest:
 
     def is_failure(self, error: BaseException) -> bool:
         """Return whether a handler has failed, instead of refusing the request (O3)."""
-        refusals = getattr(self.view, "idempotency_refusals", REFUSALS)
+        is_plain = isinstance(self.view, PlainView)
+        refusals = PlainView.REFUSALS if is_plain else REFUSALS
         status_code = getattr(error, "status_code", 0)
         return not isinstance(error, refusals) or status_code >= 500
 

@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from idempotency import keys
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, validate_options
-from idempotency.execution import execute, ignore_key
+from idempotency.execution import execute, execute_plain, ignore_key
 from idempotency.fingerprints.bodies import record_body
 from idempotency.handlers import (
     answering,
@@ -26,7 +26,6 @@ from idempotency.handlers import (
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks, options_of
-from idempotency.plain import execute_plain
 from idempotency.protection import protection_of_request
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Run the handlers of plain Django views, and send refusals as JSON."""
+"""What stands for a plain Django view, and its refusals as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from django.core.exceptions import (
     BadRequest,
-    ImproperlyConfigured,
     PermissionDenied,
     SuspiciousOperation,
 )
@@ -14,11 +13,8 @@ from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from django.http.multipartparser import MultiPartParserError
 
 from idempotency.conf import get_settings
-from idempotency.conf.policy import Options
 from idempotency.exceptions import IdempotencyError
-from idempotency.execution import execute
 from idempotency.hooks import imported
-from idempotency.keyed_request import Handler
 
 
 class PlainView:
@@ -27,19 +23,20 @@ class PlainView:
     ``owner`` is the instance of a class-based view, or None for a function.
     """
 
-    # What Django turns into a response below 500.
-    idempotency_refusals = (
+    # A handler refuses a request by these: Django makes a response below 500 of them.
+    REFUSALS = (
         *(IdempotencyError, Http404, PermissionDenied),
         *(BadRequest, SuspiciousOperation, MultiPartParserError),
     )
 
-    def __init__(
-        self, request: HttpRequest, name: str, owner: Any, args: Any, kwargs: Any
-    ) -> None:
+    # The arguments of a URL, which Django REST framework's views hand on.
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+    def __init__(self, request: HttpRequest, name: str, owner: Any) -> None:
         self.request = request
-        self.idempotency_name = name
+        self.name = name
         self.owner = owner
-        self.args, self.kwargs = args, kwargs
         self.headers: dict[str, str] = {}
 
     def finalize_response(
@@ -64,37 +61,3 @@ def refusal_response(request: HttpRequest, refusal: IdempotencyError) -> JsonRes
     """Return a refusal as JSON with ``detail`` and ``code`` (X1)."""
     content = {"detail": str(refusal.detail), "code": refusal.default_code}
     return JsonResponse(content, status=refusal.status_code)
-
-
-def execute_plain(
-    request: HttpRequest,
-    handler: Handler,
-    options: Options,
-    *,
-    name: str,
-    owner: Any = None,
-    args: Any = (),
-    kwargs: Any = None,
-) -> HttpResponseBase:
-    """Run the handler of a plain view, or replay its response.
-
-    ``name`` is the handler's dotted name. Raise any error of the handler.
-    """
-    view: Any = PlainView(request, name, owner, args, kwargs or {})
-
-    def run() -> HttpResponseBase:
-        response: Any = handler()
-        if not isinstance(response, HttpResponseBase):
-            raise ImproperlyConfigured(
-                f"{name} must return an HttpResponse, not {type(response).__name__}. "
-                "The app can't protect handlers of other frameworks."
-            )
-        return response
-
-    plain: Any = request
-    try:
-        response = execute(view, plain, run, options)
-    except Exception as error:  # noqa: BLE001  # raised again unless it is a refusal
-        response = view.handle_exception(error)
-    found: HttpResponseBase = view.finalize_response(request, response)
-    return found

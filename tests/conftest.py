@@ -85,7 +85,7 @@ def by_statements(database: None, monkeypatch: pytest.MonkeyPatch) -> None:
     connections.close_all()
 
 
-WAYS = ["batched", "by_statements"]
+WAYS = ["together", "by_statements"]
 
 
 @pytest.fixture(params=WAYS[1:] if connection.vendor == "sqlite" else WAYS)

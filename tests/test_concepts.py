@@ -95,7 +95,7 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
         complete(self, *args)
         World.reach("before the COMMIT")
 
-    def dying_batch(self: Any, *args: Any) -> None:
+    def dying_completion(self: Any, *args: Any) -> None:
         World.reach("before the COMMIT")  # which has the record with it
         complete_and_commit(self, *args)
 
@@ -111,7 +111,7 @@ def end(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.setattr(claims, "complete", dying_complete)
     if connection.vendor == "postgresql":
         die_in_pipelines(monkeypatch)
-    monkeypatch.setattr(MultiStatementTransaction, "complete", dying_batch)
+    monkeypatch.setattr(MultiStatementTransaction, "complete", dying_completion)
     monkeypatch.setattr(connection, "commit", dying_commit)
     monkeypatch.setattr(Execution, "_name_expiry", dying_later)
     # A process that is killed gives nothing up.

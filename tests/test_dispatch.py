@@ -15,6 +15,7 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import cache_control
 from django.views.decorators.common import no_append_slash
 from django.views.decorators.csrf import csrf_exempt
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory
@@ -23,6 +24,7 @@ from rest_framework.viewsets import ViewSet
 
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
+from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import key
@@ -218,3 +220,25 @@ def test_as_view_of_an_instance() -> None:
     """K4: Where Django REST framework's own can be called, this one can, too."""
     for view in (Durable().as_view(), Protected().as_view(), Leased().as_view()):
         assert view(APIRequestFactory().get("/")).status_code == 200
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("name", ["owner", "name", "hooks"])
+def test_attributes_of_its_own(name: str) -> None:
+    """S2: A view keeps its hooks, whatever other attributes it has."""
+
+    class Own(IdempotencyMixin, APIView):
+        authentication_classes: list[Any] = []
+
+        def post(self, request: Request) -> Response:
+            return Response({}, status=201)
+
+        def check_replay(self, request: Request, record: IdempotencyRecord) -> None:
+            raise PermissionDenied
+
+    setattr(Own, name, "a project's own")
+    statuses = [
+        Own.as_view()(APIRequestFactory().post("/", {}, **key())).status_code
+        for _time in range(2)
+    ]
+    assert statuses == [201, 403]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 from unittest.mock import patch
+from uuid import uuid4
 
 import pytest
 from django.db import (
@@ -22,14 +23,18 @@ from rest_framework.test import APIClient
 
 from idempotency.checks.databases import check_round_trips
 from idempotency.claims import claims_in
-from idempotency.claims.multi_statements import COMMIT_IF_WRITTEN, why_not
+from idempotency.claims.multi_statements import (
+    COMMIT_IF_WRITTEN,
+    MultiStatementTransaction,
+    why_not,
+)
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import KEY, assert_refused, key
 from tests.support.processes import wait_until
-from tests.support.round_trips import counting_round_trips
+from tests.support.round_trips import counting_round_trips, trips_of
 from tests.test_pipelines import TABLE, assert_acts_once, options, send
 
 pytestmark = [
@@ -82,20 +87,15 @@ def at_commit(*, before: Any = None, after: Any = None) -> Iterator[None]:
 class TestRoundTrips:
     """R6: what a keyed request waits for."""
 
-    def trips(self, client: APIClient, place: str, **headers: Any) -> int:
-        with counting_round_trips(connection) as trips:
-            client.post(place, {}, **headers)
-        return trips.count
-
     def test_own_transaction(self, client: APIClient, handle: Handle) -> None:
         """R6: A first-time request waits as often as the bare view's transaction."""
         send(client, "open-the-connection")
-        bare = self.trips(client, "/bare/")
+        bare = trips_of(client, "/bare/")
         assert bare == 4
-        assert self.trips(client, "/function/", **key()) == bare
-        assert self.trips(client, "/function/", **key()) == 1
+        assert trips_of(client, "/function/", **key()) == bare
+        assert trips_of(client, "/function/", **key()) == 1
         handle(lambda request: Response(status=400))
-        assert self.trips(client, "/function/", **key("refused-key")) == 3
+        assert trips_of(client, "/function/", **key("refused-key")) == 3
 
     def test_expired(self, client: APIClient) -> None:
         """P1: An expired record is taken over in as many round trips."""
@@ -296,6 +296,23 @@ class TestHandlers:
         handle(handler)
         assert_acts_once(client)
 
+    def test_ended_while_it_begins(self, client: APIClient) -> None:
+        """E1: A worker that is stopped meanwhile leaves no BEGIN for others behind."""
+        claims: Any = claims_in("default")
+
+        def stop(self: Any) -> None:
+            claims.begins_with_next = True
+            raise SystemExit
+
+        with (
+            patch.object(MultiStatementTransaction, "_begin_with_claim", stop),
+            pytest.raises(SystemExit),
+        ):
+            send(client)
+        assert claims.look_up(uuid4()) is None
+        assert connection.connection.get_autocommit() is True
+        assert_acts_once(client)
+
     def test_error_before_the_claim(self, client: APIClient) -> None:
         """E1: If no claim was sent, the next request begins anew."""
         with patch.object(type(claims_in("default")), "claim", side_effect=ValueError):
@@ -361,7 +378,9 @@ class TestWays:
         )
         with options(multi_statements=False):
             claims = claims_in("default")
-            monkeypatch.setattr(claims, "refuses_batches", False, raising=False)
+            monkeypatch.setattr(
+                claims, "refuses_multi_statements", False, raising=False
+            )
             assert_acts_once(client)
             assert "the server refuses them" in reasons()[0]
 

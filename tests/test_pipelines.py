@@ -30,7 +30,7 @@ from tests.app.models import Effect
 from tests.app.views import create_effect
 from tests.conftest import KEY, assert_refused, code_of, key
 from tests.support.processes import wait_until
-from tests.support.round_trips import counting_round_trips
+from tests.support.round_trips import counting_round_trips, trips_of
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [
@@ -129,22 +129,17 @@ def assert_acts_once(client: APIClient) -> None:
 class TestRoundTrips:
     """R6: what a keyed request waits for."""
 
-    def trips(self, client: APIClient, place: str, **headers: Any) -> int:
-        with counting_round_trips(connection) as trips:
-            client.post(place, {}, **headers)
-        return trips.count
-
     def test_own_transaction(self, client: APIClient, handle: Handle) -> None:
         """R6: A first-time request waits as often as the bare view's transaction."""
         send(client, "open-the-connection")
-        bare = self.trips(client, "/bare/")
+        bare = trips_of(client, "/bare/")
         assert bare == 3
-        assert self.trips(client, "/function/", **key()) == bare
-        assert self.trips(client, "/function/", **key()) == 2
+        assert trips_of(client, "/function/", **key()) == bare
+        assert trips_of(client, "/function/", **key()) == 2
         handle(lambda request: Response(status=400))
-        assert self.trips(client, "/function/", **key("refused-key")) == 2
+        assert trips_of(client, "/function/", **key("refused-key")) == 2
         handle(lambda request: Response(status=500))
-        assert self.trips(client, "/function/", **key("failing-key")) == 2
+        assert trips_of(client, "/function/", **key("failing-key")) == 2
 
     @pytest.mark.parametrize("atomic_requests", [True], indirect=True)
     def test_atomic_requests(
@@ -159,11 +154,11 @@ class TestRoundTrips:
 
         send(client, "open-the-connection")
         handle(ask)
-        without = self.trips(client, "/function/")
+        without = trips_of(client, "/function/")
         assert without == 4
-        assert self.trips(client, "/function/", **key()) == without + 2
+        assert trips_of(client, "/function/", **key()) == without + 2
         # BEGIN and COMMIT are Django's.
-        assert self.trips(client, "/function/", **key()) == 3
+        assert trips_of(client, "/function/", **key()) == 3
 
     def test_batch_of_replays(self, client: APIClient) -> None:
         """R6: Replays in one transaction do not nest their savepoints."""

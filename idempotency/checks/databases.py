@@ -110,10 +110,11 @@ def check_round_trips(
     claims = {alias: claims_in(alias) for alias in _asked(databases)}
     return [
         checks.Info(
-            f"In the database {alias!r} the app can't use {found.BATCHES}: {reason}.",
+            f"In the database {alias!r} the app can't use {found.TOGETHER_BY}: "
+            f"{reason}.",
             hint=(
                 "A keyed request makes two or three round trips more than it could. "
-                f"docs/databases.md says what {found.BATCHES} need."
+                f"docs/databases.md says what {found.TOGETHER_BY} need."
             ),
             id="idempotency.I001",
         )

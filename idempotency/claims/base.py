@@ -37,7 +37,7 @@ class Claims(Rows):
     """
 
     # How several statements travel in one round trip.
-    BATCHES = ""
+    TOGETHER_BY = ""
     # Whether a look-up before the transaction saves replays the INSERT.
     select_before_insert = True
     # Prefix of a statement that must not wait for another transaction.

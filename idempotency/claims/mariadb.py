@@ -23,7 +23,7 @@ from idempotency.models import IdempotencyRecord
 class MariaDBClaims(ReturningClaims):
     """Claims by row locks: a statement that would have to wait fails at once."""
 
-    BATCHES = "multi-statements"
+    TOGETHER_BY = "multi-statements"
     AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout=0 FOR "
     INSERT = AT_ONCE + "INSERT IGNORE INTO {} ({}) VALUES ({})"
     LOCK_WAIT_TIMEOUT, SYNTAX_ERROR = 1205, 1064
@@ -37,7 +37,7 @@ class MariaDBClaims(ReturningClaims):
     # Whether the transaction of atomic mode begins with the next statement.
     begins_with_next = False
     # Whether the server has refused a multi-statement.
-    refuses_batches = False
+    refuses_multi_statements = False
 
     # Fits into every sensible max_allowed_packet; the default is 16 MiB.
     SMALL = 1024 * 1024
@@ -59,7 +59,7 @@ class MariaDBClaims(ReturningClaims):
 
     def why_one_by_one(self, *, ask_server: bool = False) -> str | None:
         self.connection.ensure_connection()
-        if self.refuses_batches:
+        if self.refuses_multi_statements:
             return "the server refuses them"
         return why_not(self.connection)
 
@@ -107,7 +107,7 @@ class MariaDBClaims(ReturningClaims):
             except ProgrammingError as error:
                 if self._number(error) != self.SYNTAX_ERROR:
                     raise
-                self.refuses_batches = True
+                self.refuses_multi_statements = True
                 cursor.execute(BEGIN)
             else:
                 cursor.nextset()

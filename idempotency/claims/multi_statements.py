@@ -56,6 +56,9 @@ class MultiStatementTransaction(Transaction):
         self.connection._start_transaction_under_autocommit = self._begin_with_claim
         try:
             self.atomic.__enter__()
+        except BaseException:
+            self.claims.begins_with_next = False
+            raise
         finally:
             vars(self.connection).pop("_start_transaction_under_autocommit", None)
         return self
@@ -74,7 +77,7 @@ class MultiStatementTransaction(Transaction):
         self._write_and_commit(*self.claims.deletion(claimed))
 
     def _write_and_commit(self, sql: str, values: list[Any]) -> None:
-        if self.claims.refuses_batches:
+        if self.claims.refuses_multi_statements:
             self.claims.write(sql, values)  # and Django commits
             return
         self.is_ending = True

@@ -25,7 +25,7 @@ class PostgreSQLClaims(Claims):
     equal keys in two schemas have different locks.
     """
 
-    BATCHES = "pipelines"
+    TOGETHER_BY = "pipelines"
     select_before_insert = False
     LOCK = (
         "pg_try_advisory_xact_lock("

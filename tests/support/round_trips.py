@@ -8,11 +8,20 @@ from tempfile import TemporaryFile
 from typing import Any
 from unittest.mock import patch
 
+from django.db import connections
+
 
 class RoundTrips:
     """How often the client waited for the server, on one connection."""
 
     count = 0
+
+
+def trips_of(client: Any, place: str, **headers: Any) -> int:
+    """Return how often a POST waits for the default database."""
+    with counting_round_trips(connections["default"]) as trips:
+        client.post(place, {}, **headers)
+    return trips.count
 
 
 @contextmanager
