@@ -16,10 +16,11 @@ import sentry_sdk
 from django.core.signals import got_request_exception
 from django.db import DatabaseError, Error, connection, connections, transaction
 from django.db import IntegrityError as DjangoIntegrityError
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import path
 from django.utils import timezone
+from django.views import View
 from django.views.debug import ExceptionReporter
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
@@ -233,8 +234,23 @@ class OfNobody(IdempotencyMixin, APIView):
         return behave(request)
 
 
+@idempotent(scope=lambda request: SCOPE)
+def plain(request: HttpRequest) -> Any:
+    return behave(request)  # type: ignore[arg-type]  # a test's own handler
+
+
+class Plain(IdempotencyMixin, View):
+    def post(self, request: HttpRequest) -> Any:
+        return behave(request)  # type: ignore[arg-type]  # a test's own handler
+
+    def get_idempotency_scope(self, request: Any) -> str:
+        return SCOPE
+
+
 urlpatterns = [
     *usual_urls,
+    path("plain/", plain),
+    path("plain-class/", Plain.as_view()),
     path("atomic/", Atomic.as_view()),
     path("leased/", Leased.as_view()),
     path("read-before/", ReadBefore.as_view()),
@@ -295,6 +311,28 @@ def statements(several: list[str]) -> None:
     with connection.cursor() as cursor:
         for each in several:
             cursor.execute(each)
+
+
+@pytest.mark.parametrize("url", ["/plain/", "/plain-class/"])
+@pytest.mark.parametrize("place", ["handler", "store"])
+def test_plain_views(
+    url: str, place: str, client: APIClient, reports: Reports, handle: Handle
+) -> None:
+    """X1: Errors of plain Django views show no secret in the app's frames, either."""
+
+    def work(request: Any) -> Any:
+        if place == "handler":
+            raise ZeroDivisionError
+        return HttpResponse(ANSWERED)
+
+    handle(work)
+    written = {"postgresql": "INSERT"}.get(connection.vendor, "UPDATE")
+    with refusing(written, COMPLETED):
+        status_code = post(client, url).status_code
+    assert status_code == (500 if place == "handler" else 503)
+    if place == "handler":  # the other is a refusal, which is no error to Django
+        assert_discreet(reports, whole=False)
+    assert IdempotencyRecord.objects.count() == 0
 
 
 ALWAYS = "{row}.attempt > 0"
