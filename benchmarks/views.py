@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from benchmarks.answers import BYTES, TEXT
-from benchmarks.floor import BEGIN, COMMIT, began_at, send, statements
+from benchmarks.floor import COMMIT, claim, send, statements
 from idempotency.claims.rows import ATTNAMES
 from idempotency.decorators import idempotent
 from tests.app.models import Effect
@@ -65,12 +65,12 @@ def floor(request: Request, size: int) -> Any:
     """The app's statements through the bare driver, and nothing else of the app."""
     sent = statements(UUID(request.META["HTTP_IDEMPOTENCY_KEY"]), BYTES[:size])
     connection.ensure_connection()
-    _begin, lock, found = send(BEGIN, sent.lock, sent.look_up)
+    began_at, found = claim(sent.claim)
     if found is not None:
         send(COMMIT)
         return HttpResponse(found[ATTNAMES.index("body")], status=201)
     response = act(request, size)
-    send(sent.store(began_at(lock)), COMMIT)
+    send(sent.store(began_at), COMMIT)
     return response
 
 

@@ -42,8 +42,8 @@ from idempotency.models import (
 )
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
+from idempotency.modes.reporting import Reporter
 from idempotency.plain import PlainView
-from idempotency.reporting import Reporter
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
 if TYPE_CHECKING:

@@ -22,6 +22,8 @@ from rest_framework.viewsets import ViewSetMixin
 
 # Tracers wrap views and handlers in the proxies of wrapt, or of their own copy of it.
 PROXIES = {"FunctionWrapper", "BoundFunctionWrapper"}
+# The attribute of a class that was protected in another way than by the mixin.
+VIA = "_idempotency_via"
 
 # The methods that Django REST framework's own ones delegate to; projects override them.
 DELEGATES = {

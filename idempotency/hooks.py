@@ -13,7 +13,7 @@ from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_settings
 from idempotency.conf.policy import OPTIONS
 from idempotency.fingerprints import Fingerprint, default_fingerprint
-from idempotency.scopes import default_scope
+from idempotency.scopes import default_scope, validate_scope
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -88,8 +88,13 @@ def options_of(view: APIView) -> dict[str, Any]:
 
 
 def scope_of(request: Request, scope: str | Callable[..., str] | None) -> str:
-    """Return the scope by a ``scope`` option, or the default scope for None."""
-    return default_scope(request) if scope is None else imported(scope)(request)
+    """Return the scope by a ``scope`` option, or the default scope for None.
+
+    Raise ``ImproperlyConfigured`` if it can't be stored.
+    """
+    return validate_scope(
+        default_scope(request) if scope is None else imported(scope)(request)
+    )
 
 
 def imported(value: Any) -> Any:

@@ -15,7 +15,6 @@ from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
 from idempotency.hooks import DEFAULT_HOOKS, Hooks, imported, scope_of
 from idempotency.plain import PlainView
-from idempotency.scopes import validate_scope
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -82,7 +81,7 @@ class KeyedRequest:
 
     def scope(self) -> str:
         """Return whose key it is, from the option or the hook (S1)."""
-        return validate_scope(scope_of(self.request, self.policy.scope))
+        return scope_of(self.request, self.policy.scope)
 
     def may_store(self, response: HttpResponseBase) -> bool:
         """Return whether the option ``store`` and the hook keep a response (O4)."""

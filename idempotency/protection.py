@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, Policy
 from idempotency.handlers import (
+    VIA,
     Parts,
     attribute_of,
     handlers_of,
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 Via: TypeAlias = Literal["mixin", "decorator", "routing"]
-# The attribute of a class that was protected in another way than by the mixin.
-VIA = "_idempotency_via"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from django.urls import URLPattern, URLResolver
 
 from idempotency.conf.policy import validate_options
 from idempotency.handlers import (
+    VIA,
     Mark,
     Parts,
     attributes_of,
@@ -25,7 +26,6 @@ from idempotency.handlers import (
 )
 from idempotency.hooks import PREFIX, Hooks
 from idempotency.mixins import IdempotencyMixin, opted_out_if_leased, refuse_coroutines
-from idempotency.protection import VIA
 
 View: TypeAlias = "str | type | Callable[..., Any]"
 

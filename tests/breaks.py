@@ -27,19 +27,21 @@ AFTER_THE_HANDLER = """\
                     raise
 """
 LOCK_THEN_LOOK = """\
-        lock, look_up = self._bound_cursor(), self._bound_cursor(is_last=True)
-        failure = None
-        try:
-            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
-            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
+            self._send(cursor, f"{self.opening}; {claims.claim_sql(new_record.pk)}")
+        except Error as error:
+            failure = without_values(error)
+        finally:
+            if not self.is_nested:
+                # As usual in Django's transactions; the public setter refuses by now.
+                driver._autocommit = False
+        if failure is not None:
+            raise failure
+        *_others, lock, row = cursor.first_rows
 """
-LOOK_THEN_LOCK = """\
-        look_up, lock = self._bound_cursor(), self._bound_cursor(is_last=True)
-        failure = None
-        try:
-            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
-            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
-"""
+LOOK_THEN_LOCK = LOCK_THEN_LOOK.replace("lock, row", "row, lock").replace(
+    "claims.claim_sql(new_record.pk)",
+    "'; '.join(reversed(claims.claim_sql(new_record.pk).split('; ')))",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

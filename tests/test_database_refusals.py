@@ -419,10 +419,11 @@ class TestCommit:
         def handler(request: Request) -> Any:
             change("left")
             at_commit()
-            rival.run("BEGIN", "SET deadlock_timeout = '1h'")
+            rival.run("BEGIN", "SET deadlock_timeout = '1min'")
             rival.do(change, "right")
             ((pid,),) = rival.run("SELECT pg_backend_pid()")
-            run("SET LOCAL deadlock_timeout = '1ms'")
+            # The rival has to wait again when the app's savepoint is released.
+            run("SET LOCAL deadlock_timeout = '1s'")
             waiting.append(rival.start(change, "left"))
             wait_until(lambda: is_waiting(pid), "the rival to wait")
             return act()

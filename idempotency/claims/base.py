@@ -179,7 +179,7 @@ class Claims(Rows):
         sql, ends = self._with_lease(self.take_over_sql, lease)
         values = [*self._values(new_record, [*CLAIMED, *TIMES]), *ends]
         values += self._values(earlier, [*CLAIM, "state"])
-        return self._execute(sql, values + self.lock_key(new_record)) == 1
+        return self._execute(sql, values + self.lock_key(new_record.pk)) == 1
 
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
         """Extend the lease to ``lease`` from now (E8).
@@ -273,7 +273,7 @@ class Claims(Rows):
     def _compile_end(self, duration: timedelta) -> tuple[str, list[Any]]:
         return self._compile(UTCNow() + duration)
 
-    def lock_key(self, record: IdempotencyRecord) -> list[Any]:
+    def lock_key(self, record_id: UUID) -> list[Any]:
         """Return the parameters of ``UNLESS_HELD``."""
         return []
 

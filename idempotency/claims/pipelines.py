@@ -1,15 +1,16 @@
-"""Transactions in psycopg's pipelines, which need no extra round trips (E1, R6).
+"""Transactions on PostgreSQL that need no extra round trips (E1, R6).
 
-The claim is sent with BEGIN, and the record with COMMIT. The claim is a lock, which is
-taken before the look-up. Under READ COMMITTED the look-up has its own snapshot, and
-PostgreSQL makes a commit visible before it releases its locks. So a transaction with
-the lock and no record in sight is the only one to run, until it commits.
+BEGIN and the claim travel in one message, the record and COMMIT in a pipeline. The
+claim is a lock, which is taken before the look-up. Under READ COMMITTED the look-up has
+its own snapshot, also within one message, and PostgreSQL makes a commit visible before
+it releases its locks. So a transaction with the lock and no record in sight is the only
+one to run, until it commits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib import import_module
@@ -17,7 +18,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from django.db import Error
-from django.db.backends.utils import debug_transaction
 
 from idempotency.claims.transactions import Transaction
 from idempotency.database import UTC
@@ -62,6 +62,30 @@ def _obstacles(connection: Any) -> Iterator[str]:
 
 
 @lru_cache
+def _message_cursor(factory: Any) -> Any:
+    """Return a subclass of the project's cursors for several statements at once."""
+
+    class MessageCursor(factory):  # type: ignore[misc]  # known at run time
+        """A cursor that reads the first row of each statement's result.
+
+        It reads them at once, because wrappers such as django-pghistory's put another
+        statement in front, or move on to the last result.
+        """
+
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            # PostgreSQL prepares single statements only.
+            super().execute(*args, **kwargs, prepare=False)
+            self.first_rows = []
+            while True:
+                if self.rownumber is not None:
+                    self.first_rows.append(self.fetchone())
+                if not self.nextset():
+                    return self
+
+    return MessageCursor
+
+
+@lru_cache
 def _bound(factory: Any) -> Any:
     """Return a subclass of the project's cursors that binds parameters on the server.
 
@@ -85,13 +109,21 @@ def _waiting_cursor() -> Any:
     class WaitingCursor(psycopg.Cursor):  # type: ignore[misc]  # may not be there
         """A cursor that can end the pipeline, and wait for it, after its statement."""
 
-        pipeline: ExitStack | None = None
+        pipeline: ExitStack
+        is_last = False
         # Sent after the statement; Django logs it elsewhere.
         command: str | None = None
 
-        def execute(self, *args: Any, **kwargs: Any) -> Any:
-            with self.pipeline or nullcontext():
-                super().execute(*args, **kwargs)
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            with self.pipeline if self.is_last else nullcontext():
+                if ";" in query:
+                    # A wrapper has put a statement in front, as django-pghistory does.
+                    self.pipeline.close()
+                    cursor = self.connection.cursor()
+                    cursor.execute(query, *args, **kwargs)
+                    self.pgresult = cursor.pgresult
+                else:
+                    super().execute(query, *args, **kwargs)
                 if self.command:
                     psycopg.Cursor(self.connection).execute(self.command)
             return self
@@ -109,39 +141,29 @@ class PipelinedTransaction(Transaction):
     claims: PostgreSQLClaims
     # The transaction's start, while the claim is a lock without a record.
     began_at: datetime | None = None
-    is_nested = is_pipelined = False
+    # Begins the transaction or sets its savepoint, together with the claim.
+    opening = ""
+    is_nested = False
 
     def __init__(self, claims: PostgreSQLClaims) -> None:
         super().__init__(claims)
-        self.pipeline = ExitStack()
-        # Before the pipeline, because some backends send statements for each cursor.
+        # Some backends send statements for each new cursor.
         self.cursor = self.connection.cursor()
 
     def __enter__(self) -> Transaction:
         connection = self.connection
         self.is_nested = connection.in_atomic_block or not connection.autocommit
-        try:
-            self._open_pipeline()
-        except Error:
-            self.claims.avoid_pipelines("the connection refuses pipelines")
-            return super().__enter__()
-        self.is_pipelined = True
-        if not self.is_nested:
-            connection._start_transaction_under_autocommit = self._begin
+        name, hook = (
+            ("_savepoint", self._note_savepoint)
+            if self.is_nested
+            else ("_start_transaction_under_autocommit", self._note_begin)
+        )
+        setattr(connection, name, hook)
         try:
             self.atomic.__enter__()
-        except BaseException:
-            self._leave_pipeline()
-            if not self.is_nested:
-                connection.close()  # as Django does if a rollback fails
-            raise
         finally:
-            vars(connection).pop("_start_transaction_under_autocommit", None)
+            vars(connection).pop(name, None)
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._leave_pipeline()
-        super().__exit__(*error)
 
     def claim(
         self,
@@ -150,25 +172,21 @@ class PipelinedTransaction(Transaction):
         seen: IdempotencyRecord | None,
     ) -> IdempotencyRecord | None:
         """Take the lock, then look up the record."""
-        claims = self.claims
-        if not self.is_pipelined:
-            return super().claim(new_record, retention, seen)
-        lock, look_up = self._bound_cursor(), self._bound_cursor(is_last=True)
-        failure = None
+        claims, driver = self.claims, self.connection.connection
+        cursor = _message_cursor(driver.cursor_factory)(driver)
+        failure: Error | None = None
         try:
-            self._send(lock, claims.lock_sql, claims.lock_key(new_record))
-            self._send(look_up, claims.select_sql, claims.primary_key(new_record.pk))
+            self._send(cursor, f"{self.opening}; {claims.claim_sql(new_record.pk)}")
         except Error as error:
             failure = without_values(error)
         finally:
-            self._leave_pipeline()
             if not self.is_nested:
                 # As usual in Django's transactions; the public setter refuses by now.
-                self.connection.connection._autocommit = False
+                driver._autocommit = False
         if failure is not None:
             raise failure
-        is_locked, level, usual_level, began_at, now = lock.fetchone()
-        row = look_up.fetchone()
+        *_others, lock, row = cursor.first_rows
+        is_locked, level, usual_level, began_at, now = lock
         if level != READ_COMMITTED:
             claims.note_isolation(usual_level)
             return super().claim(new_record, retention, seen)
@@ -178,9 +196,9 @@ class PipelinedTransaction(Transaction):
         if record is not None or not is_locked or new_record.pk in claims.executing:
             self._leave_savepoint()
             return record
-        new_record.created_at = now.astimezone(UTC)
+        new_record.created_at = now.replace(tzinfo=UTC)
         new_record.expires_at = new_record.created_at + retention
-        self.began_at = began_at
+        self.began_at = began_at.replace(tzinfo=UTC)
         return new_record
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
@@ -192,16 +210,17 @@ class PipelinedTransaction(Transaction):
         sql, values = self.claims.insertion(claimed, stored, self.began_at)
         self.cursor = connection.cursor()
         savepoint = connection.savepoint_ids[-1] if self.is_nested else None
-        insert = self._bound_cursor(is_last=savepoint is None)
-        insert.command = None if self.is_nested else "COMMIT"
         self.is_ending = not self.is_nested
-        self._open_pipeline()
+        pipeline = ExitStack()
+        insert = self._bound_cursor(pipeline, is_last=savepoint is None)
+        insert.command = None if self.is_nested else "COMMIT"
         try:
-            with self.pipeline:
+            with pipeline:
+                self._open(pipeline)
                 self._send(insert, sql, values)
                 if savepoint is not None:
-                    release = connection.ops.savepoint_commit_sql(savepoint)
-                    self._send(self._bound_cursor(is_last=True), release)
+                    last = self._bound_cursor(pipeline, is_last=True)
+                    self._send(last, connection.ops.savepoint_commit_sql(savepoint))
                     connection.savepoint_ids[-1] = None  # Django must not repeat it
         except Error as error:
             if insert.pgresult is None and not insert.connection.closed:
@@ -226,29 +245,27 @@ class PipelinedTransaction(Transaction):
             self.claims.left_savepoint = outermost
             self.connection.savepoint_ids[-1] = None
 
-    def _begin(self) -> None:
-        driver = self.connection.connection
-        level = (
-            "" if driver.isolation_level is None else " ISOLATION LEVEL READ COMMITTED"
+    def _note_begin(self) -> None:
+        level = self.connection.connection.isolation_level
+        self.opening = (
+            "BEGIN" if level is None else "BEGIN ISOLATION LEVEL READ COMMITTED"
         )
-        connection = self.connection
-        with debug_transaction(connection, "BEGIN"), connection.wrap_database_errors:
-            psycopg.Cursor(driver).execute("BEGIN" + level)
 
-    def _open_pipeline(self) -> None:
-        with self.connection.wrap_database_errors:
-            self.pipeline.enter_context(self.connection.connection.pipeline())
+    def _note_savepoint(self, savepoint: str) -> None:
+        self.opening = self.connection.ops.savepoint_create_sql(savepoint)
 
-    def _leave_pipeline(self) -> None:
-        """End the pipeline if an error prevented its last statement."""
-        with suppress(psycopg.Error):
-            self.pipeline.close()
+    def _open(self, pipeline: ExitStack) -> None:
+        """Open a pipeline, unless the connection refuses it."""
+        try:
+            pipeline.enter_context(self.connection.connection.pipeline())
+        except psycopg.Error:
+            self.claims.avoid_pipelines("the connection refuses pipelines")
 
-    def _bound_cursor(self, *, is_last: bool = False) -> Any:
+    def _bound_cursor(self, pipeline: ExitStack, *, is_last: bool) -> Any:
         driver = self.connection.connection
         cursor = _bound(driver.cursor_factory)(driver)
         cursor.format = psycopg.pq.Format.BINARY
-        cursor.pipeline = self.pipeline if is_last else None
+        cursor.pipeline, cursor.is_last = pipeline, is_last
         return cursor
 
     def _send(self, cursor: Any, sql: str, values: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -14,6 +15,7 @@ from idempotency.claims.errors import causes
 from idempotency.claims.pipelines import READ_COMMITTED, PipelinedTransaction, why_not
 from idempotency.claims.rows import ATTNAMES, FIELDS, TIME
 from idempotency.claims.transactions import Transaction
+from idempotency.database import in_utc
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 
@@ -62,7 +64,8 @@ class PostgreSQLClaims(Claims):
             f"SELECT {self.LOCK.format(table=self.table)}, "
             "CURRENT_SETTING('transaction_isolation'), "
             "CURRENT_SETTING('default_transaction_isolation'), "
-            "TRANSACTION_TIMESTAMP(), STATEMENT_TIMESTAMP()"
+            f"{in_utc('TRANSACTION_TIMESTAMP()', connection)}, "
+            f"{in_utc('STATEMENT_TIMESTAMP()', connection)}"
         )
         # If the handler has ended the claim's transaction, its lock is gone. Then the
         # token is NULL, which the server refuses (E5).
@@ -102,6 +105,15 @@ class PostgreSQLClaims(Claims):
         """Use no pipelines on this connection any more."""
         self._why = why
 
+    def claim_sql(self, record_id: UUID) -> str:
+        """Return the statements that take the lock, then look up the record.
+
+        They have no parameters, because only such statements may share a message.
+        """
+        lock = self.lock_sql % tuple(self.lock_key(record_id))
+        look_up = self.select_sql % f"'{record_id}'"
+        return f"{lock}; {look_up}"
+
     def insertion(
         self, claimed: IdempotencyRecord, stored: StoredResponse, began_at: datetime
     ) -> tuple[str, list[Any]]:
@@ -122,7 +134,7 @@ class PostgreSQLClaims(Claims):
         lease: timedelta | None,
     ) -> IdempotencyRecord | None:
         sql, values = self._insertion(self.insert_sql, new_record, retention, lease)
-        values += [*self.lock_key(new_record), new_record.pk]
+        values += [*self.lock_key(new_record.pk), new_record.pk]
         row = self._fetch_row(sql, values)
         if row is None:
             # Another transaction holds the key, or has committed after the snapshot.
@@ -139,7 +151,11 @@ class PostgreSQLClaims(Claims):
 
     def is_aborted(self) -> bool:
         driver: Any = self.connection.connection
-        return driver is None or driver.info.transaction_status in self.ABORTED
+        if driver is None:
+            return True
+        # psycopg 3 makes objects for ``info``; psycopg2 has no ``pgconn``.
+        known = driver.pgconn if hasattr(driver, "pgconn") else driver.info
+        return known.transaction_status in self.ABORTED
 
     def _selected(self, name: str) -> str:
         # As text even in binary results, because Django parses the JSON.
@@ -152,8 +168,8 @@ class PostgreSQLClaims(Claims):
             for cause in causes(error)
         )
 
-    def lock_key(self, record: IdempotencyRecord) -> list[Any]:
-        return [int.from_bytes(record.pk.bytes[8:], "big", signed=True)]
+    def lock_key(self, record_id: UUID) -> list[Any]:
+        return [int.from_bytes(record_id.bytes[8:], "big", signed=True)]
 
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
         # The driver adapts all values except JSON.

@@ -18,7 +18,7 @@ from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.cookies import warn_of_cookies
 from idempotency.modes.quotas import within_quota
-from idempotency.reporting import Reporter
+from idempotency.modes.reporting import Reporter
 from idempotency.responses import StoredResponse, language_to_be_named
 
 
