@@ -262,7 +262,7 @@ class IdempotencyRecord(models.Model):
         )
         indexes = (
             models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
-            models.Index(fields=("key",), name="idempotency_key"),
+            models.Index(fields=("key",), name="idempotency_record_key"),
             # Only running and abandoned leased records have a value.
             WhereNotNull("lease_expires_at", name="idempotency_lease"),
         )

@@ -342,7 +342,7 @@ def test_search_uses_the_index_on_mariadb(staff: Client) -> None:
     for sql in said:
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN FORMAT=JSON {sql}")
-            assert '"key": "idempotency_key"' in cursor.fetchone()[0]
+            assert '"key": "idempotency_record_key"' in cursor.fetchone()[0]
 
 
 @pytest.mark.parametrize(

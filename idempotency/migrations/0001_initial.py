@@ -39,7 +39,7 @@ class Migration(migrations.Migration):
                 'verbose_name_plural': 'idempotency records',
                 'permissions': (('view_response_body', 'Can view stored responses'), ('release_key', 'Can release a key: the next request acts again'), ('resolve_record', 'Can store the response of an abandoned record'), ('purge_records', 'Can purge expired records'), ('view_overview', 'Can see sums over all records')),
                 'default_permissions': ('view',),
-                'indexes': [models.Index(fields=['expires_at'], name='idempotency_expires_at'), models.Index(fields=['key'], name='idempotency_key'), idempotency.database.WhereNotNull('lease_expires_at', name='idempotency_lease')],
+                'indexes': [models.Index(fields=['expires_at'], name='idempotency_expires_at'), models.Index(fields=['key'], name='idempotency_record_key'), idempotency.database.WhereNotNull('lease_expires_at', name='idempotency_lease')],
             },
         ),
     ]
