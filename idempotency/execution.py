@@ -78,7 +78,7 @@ def execute(
     if enabled and request.method not in policy.methods:
         ignore_key(view, request)
         return handler()
-    context = RequestContext(executing=True, request=request)
+    context = RequestContext(executing=True, request=request, policy=policy)
     http_request.idempotency = context
     keyed = KeyedRequest(view=view, request=request, policy=policy, context=context)
     try:
@@ -157,7 +157,7 @@ def warn_of_near_miss(keyed: KeyedRequest) -> None:
 EMPTY: Any = dict.fromkeys(
     (
         *("created_at", "expires_at", "lease_expires_at", "completed_at"),
-        *("status_code", "headers", "body", "body_size"),
+        *("status_code", "headers", "body", "body_size", "steps"),
     )
 )
 

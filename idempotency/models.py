@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
 from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, scopes
@@ -30,6 +32,7 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
+from idempotency.steps import through_json
 
 
 class State(models.TextChoices):
@@ -243,6 +246,9 @@ class IdempotencyRecord(models.Model):
     body = models.BinaryField(_("body"), null=True)
     # NULL if there is no response, or if it was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
+    # JSON in text: PostgreSQL's jsonb refuses NUL. NULL (so DJ001) unless the endpoint
+    # resumes.
+    steps = models.TextField(_("steps"), null=True)  # noqa: DJ001
     created_at = InstantField(_("created at"))
     completed_at = InstantField(_("completed at"), null=True)
     expires_at = InstantField(_("expires at"))
@@ -320,6 +326,40 @@ class IdempotencyRecord(models.Model):
             lambda: row._raw_delete(self._alias()), lambda: not self._rows().exists()
         )
 
+    @discreet
+    def call_returned(self, name: str, result: Any) -> None:
+        """Record what the call in doubt has returned: the next run goes on (E13).
+
+        Raise ``ValueError`` if it is not that call that is in doubt, ``TypeError`` if
+        the result is not JSON, and ``RecordChanged`` as ``resolve()`` does.
+        """
+        result = through_json("call", name, result)
+        ended = {"ended": timezone.now().isoformat(), "result": result}
+        self._settle(name, lambda entry: [{**entry, **ended}])
+
+    @discreet
+    def call_never_happened(self, name: str) -> None:
+        """Declare that the call in doubt has not happened: the next run calls (E13).
+
+        Raise ``ValueError`` if it is not that call that is in doubt, and
+        ``RecordChanged`` as ``resolve()`` does.
+        """
+        self._settle(name, lambda entry: [])
+
+    def _settle(self, name: str, settled: Callable[[Any], list[Any]]) -> None:
+        if name != self.call_in_doubt:
+            raise ValueError(f"The call {name!r} is not in doubt.")
+        entries = [
+            each
+            for entry in self.entries
+            for each in (settled(entry) if entry["name"] == name else [entry])
+        ]
+        steps, token = json.dumps(entries), uuid4()
+        row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
+        mine = self._rows().filter(token=token)
+        self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
+        self.steps, self.token = steps, token
+
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, and repeat that on a new connection if the first is lost (E7)."""
         try:
@@ -355,6 +395,19 @@ class IdempotencyRecord(models.Model):
     def status(self) -> Status:
         """The status at ``read_at`` (E3, E5, E9, R4)."""
         return Status.of(self.state, self.body_size, is_leased=self.is_leased)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The recorded steps and calls, in their order (E12)."""
+        found: list[dict[str, Any]] = json.loads(self.steps or "[]")
+        return found
+
+    @property
+    def call_in_doubt(self) -> str | None:
+        """The name of the call that may have happened and must not again, or None."""
+        if self.state == State.COMPLETED:
+            return None
+        return next((e["name"] for e in self.entries if "ended" not in e), None)
 
     @property
     def stored_response(self) -> StoredResponse | None:

@@ -135,6 +135,13 @@ class KeyAbandoned(RequestDetails):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepsSkipped(RequestDetails):
+    """A run resumed, and did not ask for these recorded steps (E16)."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsPurged:
     """A purge ended; ``more`` says whether expired records are left."""
 
@@ -159,4 +166,5 @@ response_replayed = LoggedSignal("response_replayed", logging.INFO)
 request_refused = LoggedSignal("request_refused", logging.INFO)
 key_released = LoggedSignal("key_released", logging.INFO)
 key_abandoned = LoggedSignal("key_abandoned", logging.WARNING)
+steps_skipped = LoggedSignal("steps_skipped", logging.WARNING)
 records_purged = LoggedSignal("records_purged", logging.INFO)

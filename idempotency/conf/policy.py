@@ -118,9 +118,9 @@ CHECK_REPLAY = function(
     "object",
 )
 ON_ABANDONED = Rule(
-    lambda value: callable(value) or value in ("hold", "rerun"),
-    '"hold", "rerun" or a callable that takes the record and the request and '
-    "returns a response to store, or None to run the handler",
+    lambda value: callable(value) or value in ("hold", "rerun", "resume"),
+    '"hold", "rerun", "resume" or a callable that takes the record and the request '
+    "and returns a response to store, or None to run the handler",
 )
 
 
@@ -153,7 +153,8 @@ class Policy:
         seconds=60
     )
     on_abandoned: Annotated[
-        Literal["hold", "rerun"] | Callable[[Any, Request], HttpResponseBase | None],
+        Literal["hold", "rerun", "resume"]
+        | Callable[[Any, Request], HttpResponseBase | None],
         Option(ON_ABANDONED, has_setting=False, is_leased_only=True),
     ] = "hold"
 
@@ -206,7 +207,8 @@ def _validate_mode(options: Options, where: str) -> None:
             f"{where}: atomic=False needs on_abandoned. If a worker dies, its external "
             "call may have happened or not. Choose what a retry does then: "
             '"hold" refuses it until a person decides, "rerun" runs the handler again, '
-            "and a callable finds out what happened."
+            '"resume" goes on after its recorded steps, and a callable finds out what '
+            "happened."
         )
     lease, retention = options.get("lease"), options.get("retention")
     if lease and retention and lease >= retention:

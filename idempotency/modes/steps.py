@@ -1,0 +1,195 @@
+"""Steps that are recorded with the claim, so that a later run resumes (E12 to E16)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+from django.db import DatabaseError, transaction
+from django.http import HttpResponseBase
+from django.utils import timezone
+
+from idempotency.claims.leases import Leases
+from idempotency.conf import get_settings
+from idempotency.discretion import discreet
+from idempotency.exceptions import TransactionFailed
+from idempotency.models import IdempotencyRecord
+from idempotency.responses import StoredResponse
+from idempotency.steps import Entry, Kind, Steps, new_entry, through_json
+
+AFTER_THE_END = """\
+{name!r} comes after the step that returned the response, which is stored. Return it."""
+ANOTHER_KIND = """\
+{name!r} was recorded by {kind}(). A name stands for one result: choose another one."""
+TOO_LARGE = """\
+The results of the steps are longer than MAX_RESPONSE_BYTES. Return less: what later \
+steps need, such as a primary key."""
+
+# Finishes a response, and returns what to store of it.
+Finish = Callable[[HttpResponseBase], tuple[HttpResponseBase, StoredResponse | None]]
+
+
+class RecordedSteps(Steps):
+    """Runs each step once per key, and keeps its result in the claimed record.
+
+    Each write gives the record a new token and a new lease. So a retry that read the
+    record earlier can't take it over, and a look-up of the token says whether a write
+    of which the reply was lost has been committed.
+    """
+
+    def __init__(
+        self,
+        claimed: IdempotencyRecord,
+        *,
+        leases: Leases,
+        alias: str,
+        lease: timedelta,
+        derive: Callable[[str], str],
+        finish: Finish,
+    ) -> None:
+        super().__init__(alias, derive, is_durable=True)
+        self.claimed = claimed
+        self.leases = leases
+        self.claims = leases.claims
+        self.lease = lease
+        self.finish = finish
+        # Stored by the last step.
+        self.response: HttpResponseBase | None = None
+        self.entries: dict[str, Entry] = {e["name"]: e for e in claimed.entries}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The recorded results by name."""
+        return {n: e["result"] for n, e in self.entries.items() if "result" in e}
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether anything is recorded, so that the key can't be freed (E15)."""
+        return bool(self.entries)
+
+    @property
+    def skipped(self) -> list[str]:
+        """The recorded names that this run has not asked for (E16)."""
+        return [name for name in self.entries if name not in self.names]
+
+    def admit(self, kind: Kind, name: str) -> None:
+        """Raise an error also after the end, and for the name of another kind."""
+        super().admit(kind, name)
+        if self.response is not None:
+            raise RuntimeError(AFTER_THE_END.format(name=name))
+        found = self.entries.get(name)
+        if found is not None and found["kind"] != kind:
+            raise RuntimeError(ANOTHER_KIND.format(name=name, kind=found["kind"]))
+
+    @discreet
+    def step(self, name: str, function: Callable[[], Any]) -> Any:
+        """Run a function, and commit its writes together with its result (E12, E15)."""
+        self.admit("step", name)
+        if name in self.entries:
+            return self.entries[name]["result"]
+        entry, token = new_entry("step", name, timezone.now()), uuid4()
+        note: Callable[[], None] | None = None
+
+        def note_commit() -> None:
+            if note is not None:
+                note()
+
+        try:
+            with transaction.atomic(using=self.alias, durable=True):
+                # First, because another on_commit function may raise (O5).
+                transaction.on_commit(note_commit, using=self.alias)
+                result = function()
+                if isinstance(result, HttpResponseBase):
+                    result, note = self._end(result, entry)
+                else:
+                    result = through_json("step", name, result)
+                    entries = self._with_result(entry, result)
+                    self.claims.record_steps(
+                        self.claimed, token, as_text(entries), self.lease
+                    )
+                    note = partial(self._note, token, entries)
+        except DatabaseError as error:
+            if note is None or not self.leases.is_recorded(self.claimed, token):
+                if self.claims.is_transient(error):
+                    raise TransactionFailed from error
+                raise
+        note_commit()
+        return result
+
+    @discreet
+    def call(
+        self,
+        name: str,
+        function: Callable[[str], Any],
+        on_abandoned: str | Callable[[str, IdempotencyRecord], Any],
+    ) -> Any:
+        """Call something outside, and commit its result (E13)."""
+        self.admit("call", name)
+        if name in self.entries:
+            return self.entries[name]["result"]
+        key, entry, result = (
+            self.derive(name),
+            new_entry("call", name, timezone.now()),
+            None,
+        )
+        if callable(on_abandoned) and self.claimed.attempt > 1:
+            result = on_abandoned(key, self.claimed)
+        elif on_abandoned == "hold":
+            self._commit({**self.entries, name: entry})
+        if result is None:
+            result = function(key)
+        result = through_json("call", name, result)
+        self._commit(self._with_result(entry, result))
+        return result
+
+    def forget_results(self) -> None:
+        """Keep only names and times with the response (E14)."""
+        self.claimed.steps = as_text(without_results(self.entries))
+
+    def _end(
+        self, response: HttpResponseBase, entry: Entry
+    ) -> tuple[HttpResponseBase, Callable[[], None] | None]:
+        """Store the response, unless it is an error, which undoes the step."""
+        stored = None
+        if response.status_code < 500:
+            response, stored = self.finish(response)
+        if stored is None:
+            transaction.set_rollback(True, using=self.alias)
+            return response, None
+        entries = without_results(self._with_result(entry, None))
+        self.claimed.steps = as_text(entries)
+        self.claims.end_steps(self.claimed, stored)
+        return response, partial(setattr, self, "response", response)
+
+    def _with_result(self, entry: Entry, result: Any) -> dict[str, Entry]:
+        ended = {**entry, "ended": timezone.now().isoformat(), "result": result}
+        return {**self.entries, entry["name"]: ended}
+
+    def _commit(self, entries: dict[str, Entry]) -> None:
+        token = uuid4()
+        self.leases.record_steps(self.claimed, token, as_text(entries), self.lease)
+        self._note(token, entries)
+
+    def _note(self, token: UUID, entries: dict[str, Entry]) -> None:
+        self.claimed.token = token
+        self.entries = entries
+
+
+def as_text(entries: dict[str, Entry]) -> str:
+    """Return the entries as a record stores them. Raise ``ValueError`` if too long."""
+    text = json.dumps([*entries.values()])
+    if len(text) > get_settings().MAX_RESPONSE_BYTES:
+        raise ValueError(TOO_LARGE)
+    return text
+
+
+def without_results(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Return the entries with their names, kinds and times alone."""
+    return {
+        name: {key: value for key, value in entry.items() if key != "result"}
+        for name, entry in entries.items()
+    }

@@ -1,0 +1,129 @@
+"""Steps of a handler: parts whose results a later run takes over (contract E12)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import connections, transaction
+from django.http import HttpResponseBase
+
+from idempotency.discretion import discreet
+
+if TYPE_CHECKING:
+    from idempotency.models import IdempotencyRecord
+
+JSON: TypeAlias = (
+    "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
+)
+StepResult = TypeVar("StepResult", bound="JSON | HttpResponseBase")
+CallResult = TypeVar("CallResult", bound=JSON)
+Kind: TypeAlias = Literal["step", "call"]
+# A step or call in a record: its name, kind, times and, until the response, result.
+Entry: TypeAlias = dict[str, Any]
+
+MAX_NAME_LENGTH = 100
+OPEN_TRANSACTION = """\
+request.idempotency.{kind}({name!r}) can't run inside a transaction, or inside another \
+step: what it records must be committed with it. End the transaction first."""
+USED_TWICE = """\
+Two steps of one run are named {name!r}. A name stands for one result. Number steps in \
+a loop: f"line-{{number}}"."""
+NOT_JSON = """\
+The {kind} {name!r} must return JSON, not {type}: {error}. Return what later steps \
+need, such as a primary key."""
+
+
+def through_json(kind: Kind, name: str, value: Any) -> Any:
+    """Return a result as later runs get it, read back from JSON (E14).
+
+    Raise ``TypeError`` if it is not JSON as ``DjangoJSONEncoder`` writes it.
+    """
+    try:
+        return json.loads(json.dumps(value, cls=DjangoJSONEncoder, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            NOT_JSON.format(
+                kind=kind, name=name, type=type(value).__name__, error=error
+            )
+        ) from None
+
+
+def is_in_transaction(connection: Any) -> bool:
+    """Return whether ``atomic(durable=True)`` would be refused."""
+    blocks = connection.atomic_blocks
+    if blocks:
+        # Django's private mark of a TestCase's transaction; there is no public one.
+        return not blocks[-1]._from_testcase
+    return not connection.get_autocommit()
+
+
+class Steps:
+    """Runs steps and calls, and records nothing: without a key, and in atomic mode.
+
+    A handler that resumes behaves with it as with a key, mistakes included (E14).
+    ``is_durable`` requires that no transaction is open.
+    """
+
+    def __init__(
+        self, alias: str, derive: Callable[[str], str], *, is_durable: bool
+    ) -> None:
+        self.alias = alias
+        # The stubs do not know all of its attributes.
+        self.connection: Any = connections[alias]
+        self.derive = derive
+        self.is_durable = is_durable
+        self.names: set[str] = set()
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The recorded results by name."""
+        return {}
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether anything is recorded, so that the key can't be freed (E15)."""
+        return False
+
+    @discreet
+    def step(self, name: str, function: Callable[[], Any]) -> Any:
+        """Run a function in a transaction of its own, or in a savepoint."""
+        self.admit("step", name)
+        with transaction.atomic(using=self.alias, durable=self.is_durable):
+            result = function()
+            if isinstance(result, HttpResponseBase):
+                if result.status_code >= 500:
+                    transaction.set_rollback(True, using=self.alias)
+                return result
+            return through_json("step", name, result)
+
+    @discreet
+    def call(
+        self,
+        name: str,
+        function: Callable[[str], Any],
+        on_abandoned: str | Callable[[str, IdempotencyRecord], Any],
+    ) -> Any:
+        """Run a function with a derived key, outside of transactions if durable."""
+        self.admit("call", name)
+        return through_json("call", name, function(self.derive(name)))
+
+    def admit(self, kind: Kind, name: str) -> None:
+        """Raise an error for a name that is no name or was used, or a transaction."""
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
+            raise ValueError(
+                f"The name of a {kind} must have 1 to {MAX_NAME_LENGTH} characters."
+            )
+        if name in self.names:
+            raise RuntimeError(USED_TWICE.format(name=name))
+        if self.is_durable and is_in_transaction(self.connection):
+            raise RuntimeError(OPEN_TRANSACTION.format(kind=kind, name=name))
+        self.names.add(name)
+
+
+def new_entry(kind: Kind, name: str, began: datetime) -> Entry:
+    """Return what a record says of a step or call that has begun."""
+    return {"name": name, "kind": kind, "began": began.isoformat()}
