@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import WRAPPER_ASSIGNMENTS, partial, wraps
 from importlib import import_module
 from types import CellType, FunctionType, ModuleType, new_class
@@ -10,6 +12,7 @@ from typing import Any, TypeAlias
 
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLPattern, URLResolver
+from django.utils.module_loading import import_string
 
 from idempotency.conf.policy import validate_options
 from idempotency.handlers import (
@@ -36,7 +39,8 @@ def protected(patterns: Any, /, *, exempt: Iterable[View] = (), **options: Any) 
     - ``patterns``: what ``include()`` takes: a list, a tuple of a list and an
       ``app_name``, a module, or its dotted path
     - ``exempt``: views to leave out, each by the name of its route (with namespaces
-      within the patterns), by its dotted path, or the class or function itself
+      within the patterns), by its dotted path or as the audit names it, or the class or
+      function itself
     - ``options``: those of ``@idempotent``
 
     Use the result as ``urlpatterns``, or pass it to ``include()``. It has copies of the
@@ -48,6 +52,10 @@ def protected(patterns: Any, /, *, exempt: Iterable[View] = (), **options: Any) 
     decorator that is not a function. Raise ``TypeError`` for a coroutine.
     """
     validate_options(options, where="protected()")
+    if isinstance(exempt, str):
+        raise ImproperlyConfigured(
+            f"The argument exempt of protected() is a list. Write: exempt=[{exempt!r}]"
+        )
     urls, app_name = _read(patterns)
     copies = _Copies([*exempt], options)
     found = copies.of_patterns(urls)
@@ -77,8 +85,9 @@ class _Copies:
     """Copies of URL patterns and of their views."""
 
     def __init__(self, exempt: list[View], options: dict[str, Any]) -> None:
-        self.exempt = exempt
+        self.exempt = [(view, _imported(view)) for view in exempt]
         self.unused = [*exempt]
+        self.names: set[str] = set()
         self.attributes = {PREFIX + name: value for name, value in options.items()}
         self.has_views = False
         # By identity: a route with a format suffix has the same view as without.
@@ -88,10 +97,12 @@ class _Copies:
     def check(self) -> None:
         """Raise ``ImproperlyConfigured`` for an argument without effect."""
         if self.unused:
+            view = self.unused[0]
+            alike = get_close_matches(str(view), sorted(self.names), cutoff=0.5)
             raise ImproperlyConfigured(
-                f"protected() can't exempt {self.unused[0]!r}, because none of the "
-                "patterns has such a view. Name a route, or give the dotted path of a "
-                "view."
+                f"protected() can't exempt {view!r}, because none of the patterns has "
+                "such a view. Name a route, or give the dotted path of a view."
+                + (f" Similar names are: {', '.join(alike)}" if alike else "")
             )
         if not self.has_views:
             raise ImproperlyConfigured(
@@ -131,23 +142,30 @@ class _Copies:
         names = {name, dotted_name(callback)}
         views = [callback]
         if parts is not None:
-            names.add(f"{parts.cls.__module__}.{parts.cls.__name__}")
+            cls = f"{parts.cls.__module__}.{parts.cls.__name__}"
+            names.add(cls)
+            if "post" in parts.actions:
+                names.add(f"{cls}.{parts.actions['post']}")
             views.append(parts.cls)
+        self.names |= names
 
-        def is_meant(view: View) -> bool:
-            if isinstance(view, str):
-                return view in names
+        def is_meant(given: View, view: Any) -> bool:
+            if isinstance(given, str) and given in names:
+                return True
             own = parts_of(view)
             return any(each is (own.cls if own else view) for each in views)
 
-        used = [*map(is_meant, self.exempt)]
-        for view, is_used in zip(self.exempt, used, strict=True):
-            if is_used and view in self.unused:
-                self.unused.remove(view)
-        return any(used)
+        used = [given for given, view in self.exempt if is_meant(given, view)]
+        self.unused = [view for view in self.unused if view not in used]
+        return bool(used)
 
     def _protect(self, callback: Any, parts: Parts) -> Any:
-        refuse_coroutines(parts.cls, parts.actions)
+        try:
+            refuse_coroutines(parts.cls, parts.actions)
+        except TypeError as error:
+            raise TypeError(
+                f"{error} Exempt the view: protected(..., exempt=[...])."
+            ) from None
         if parts.cls not in self.classes:
             self.classes[parts.cls] = self._subclass(parts.cls)
         cls = self.classes[parts.cls]
@@ -169,6 +187,14 @@ class _Copies:
                 own[name] = _delegating(handler, mark)
         bases = (IdempotencyMixin, cls)
         return new_class(cls.__name__, bases, exec_body=lambda body: body.update(own))
+
+
+def _imported(view: View) -> Any:
+    """Return what is at a dotted path, or what is given if nothing is there."""
+    if isinstance(view, str):
+        with suppress(ImportError):
+            return import_string(view)
+    return view
 
 
 def _exempted(callback: Any) -> Any:

@@ -441,6 +441,21 @@ class TestExempt:
             else:
                 assert_acts_once(client, each)
 
+    def test_name_in_the_audit(self, client: APIClient, serve: Serve) -> None:
+        """A ViewSet's action is left out by the name that the audit shows."""
+        router = DefaultRouter()
+        router.register("notes", Notes, basename="note")
+        serve(*router.urls)
+        names = {each.route.path: each.view for each in audit()}
+        serve(*protected(router.urls, exempt=[names["/notes/<pk>/publish/"]]))
+        assert_acts_twice(client, "/notes/1/publish/")
+        assert_acts_once(client, "/notes/")
+
+    def test_path_of_a_view(self, client: APIClient, serve: Serve) -> None:
+        """A view that a module keeps is left out by its path, as it is imported."""
+        serve(*protected([path("a/", PLAIN)], exempt=[f"{__name__}.PLAIN"]))
+        assert_acts_twice(client, "/a/")
+
     def test_original(self) -> None:
         """The package's own view gets no mark."""
         protected([*self.URLS], exempt=["a"])
@@ -467,14 +482,26 @@ class TestMistakes:
         ("patterns", "options", "said"),
         [
             ([path("", PLAIN)], {"lease": timedelta(1)}, "lease"),
-            ([path("", PLAIN)], {"exempt": ["login"]}, "can't exempt 'login'"),
+            ([path("", PLAIN)], {"exempt": ["login"]}, r"give the .+ of a view\.$"),
+            ([path("", PLAIN, name="a:in")], {"exempt": ["in"]}, "names are: a:in$"),
+            ([path("", PLAIN)], {"exempt": "login"}, r"exempt=\['login'\]"),
             ([path("", page)], {}, "no view of Django REST framework"),
             ([], {}, "no view of Django REST framework"),
             ([PLAIN], {}, "is not one"),
             (include([path("", PLAIN)]), {}, r"include\(protected\(...\)\)"),
             ([path("", unhelpful(PLAIN))], {}, "a decorator that is not a function"),
         ],
-        ids=["option", "exempt", "nothing", "empty", "view", "included", "decorator"],
+        ids=[
+            "option",
+            "exempt",
+            "alike",
+            "text",
+            "nothing",
+            "empty",
+            "view",
+            "included",
+            "decorator",
+        ],
     )
     def test_refused(self, patterns: Any, options: Any, said: str) -> None:
         with pytest.raises(ImproperlyConfigured, match=said):
@@ -485,8 +512,10 @@ class TestMistakes:
             async def post(self, request: Request) -> Response:
                 return Response()
 
-        with pytest.raises(TypeError, match="coroutine"):
-            protected([path("", Later.as_view())])
+        patterns = [path("", Later.as_view())]
+        with pytest.raises(TypeError, match=r"coroutine.+exempt=\["):
+            protected(patterns)
+        protected(patterns, exempt=[Later])
 
 
 def test_login(client: APIClient, serve: Serve, settings: Any) -> None:

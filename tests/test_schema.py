@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -20,6 +20,7 @@ from django.test import Client, override_settings
 from django.urls import path
 from django.utils.module_loading import import_string
 from drf_spectacular.drainage import GENERATOR_STATS
+from drf_spectacular.extensions import OpenApiViewExtension
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import get_lib_doc_excludes
@@ -49,6 +50,7 @@ from idempotency.decorators import idempotent
 from idempotency.exceptions import IdempotencyError
 from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
+from idempotency.routing import protected
 from idempotency.schema.operations import IdempotencyErrorSerializer
 from tests.app import views
 from tests.conftest import once
@@ -741,6 +743,50 @@ def test_a_project_that_says_which_docstrings_count(
         for name, view in views_.items()
     }
     assert described == {"bare": None, "protected": None, "behind": inherited}
+
+
+@pytest.fixture
+def extended() -> Iterator[type[APIView]]:
+    """A view that an extension describes, as drf-spectacular does other packages'."""
+
+    class Extended(APIView):
+        def post(self, request: Request) -> Response:
+            return Response()
+
+    class Extension(OpenApiViewExtension):
+        target_class = Extended
+
+        def view_replacement(self) -> type[APIView]:
+            class Fixed(self.target_class):  # type: ignore[misc,name-defined]
+                @extend_schema(responses=Problem)
+                def post(self, request: Request) -> Response:
+                    return Response()
+
+            return Fixed
+
+    yield Extended
+    OpenApiViewExtension._registry.remove(Extension)
+
+
+def test_view_extensions(extended: Any) -> None:
+    """A view of another package is described as before ``protected()``."""
+    view = extended.as_view()
+    (pattern,) = protected([path("", view)], required=True)
+    before, now = (operation_of(each) for each in (view, pattern.callback))
+    described = before["responses"]["200"]["content"]
+    assert "Problem" in str(described)
+    assert now["responses"]["200"]["content"] == described
+    assert places(now) == {QUERY, HEADER}
+    assert not mentions(before)
+    assert "idempotency_key_required" in str(schema_of(pattern.callback))
+    assert now.get("description") == before.get("description")
+    assert pattern.callback.cls.idempotency_required
+
+
+def test_view_without_extension() -> None:
+    """``protected()`` leaves a view without one as it is described."""
+    (pattern,) = protected([path("", views.PlainView.as_view())])
+    assert places(operation_of(pattern.callback)) == {QUERY, HEADER}
 
 
 def test_callbacks_are_not_protected() -> None:

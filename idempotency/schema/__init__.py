@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import new_class
 from typing import Any
 
+from drf_spectacular.extensions import OpenApiViewExtension
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import get_doc
 
 from idempotency.conf import get_settings
-from idempotency.hooks import Hooks
+from idempotency.handlers import VIA
+from idempotency.hooks import PREFIX, Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.protection import protection_of_view
 from idempotency.schema.operations import describe
@@ -18,6 +21,7 @@ Json = dict[str, Any]
 
 _get_description = AutoSchema.get_description
 _get_operation = AutoSchema.get_operation
+_get_match = OpenApiViewExtension.get_match
 
 
 class Extended:
@@ -56,6 +60,9 @@ def install() -> None:
     AutoSchema.get_operation = Extended(  # type: ignore[assignment]  # see above
         _get_operation, get_operation, _is_protected
     )
+    OpenApiViewExtension.get_match = staticmethod(  # type: ignore[assignment]  # see above
+        get_match
+    )
 
 
 def _is_protected(view: Any) -> bool:
@@ -74,6 +81,43 @@ def get_description(self: AutoSchema) -> str:
         return description
     mro = type(self.view).__mro__
     return get_doc(mro[mro.index(Hooks) + 1])
+
+
+class ExtensionOfOriginal:
+    """The view extension of a class of which ``protected()`` has made a copy."""
+
+    def __init__(self, extension: OpenApiViewExtension, copy: type) -> None:
+        self.extension = extension
+        self.copy = copy
+
+    def view_replacement(self) -> Any:
+        """Return the replacement of the original, protected as the copy is."""
+        view: Any = self.extension.view_replacement()
+        own = {
+            name: value
+            for name, value in vars(self.copy).items()
+            if name == VIA or name.startswith(PREFIX)
+        }
+        own |= {"__doc__": view.__doc__}
+        bases = (IdempotencyMixin, view)
+        return new_class(view.__name__, bases, exec_body=lambda body: body.update(own))
+
+
+def get_match(callback: Any) -> Any:
+    """Return the view extension for a callback, or None.
+
+    drf-spectacular looks for the very class that an extension names, which
+    ``protected()`` has replaced by a subclass.
+    """
+    cls = callback.cls
+    if VIA not in vars(cls):
+        return _get_match(callback)
+    callback.cls = cls.__bases__[1]
+    try:
+        found = _get_match(callback)
+    finally:
+        callback.cls = cls
+    return None if found is None else ExtensionOfOriginal(found, cls)
 
 
 def get_operation(self: AutoSchema, *args: Any, **kwargs: Any) -> Json | None:

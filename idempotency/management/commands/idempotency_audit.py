@@ -86,7 +86,7 @@ class Command(BaseCommand):
             cells = map(str.ljust, row, widths)
             self.stdout.write("  ".join(cells).rstrip())
         count = Counter(finding.via for finding in findings)
-        protected = count["mixin"] + count["decorator"]
+        protected = len(findings) - count["exempt"] - count["none"]
         self.stdout.write(
             f"{protected} protected, {count['exempt']} exempt, "
             f"{count['none']} not protected"
