@@ -12,6 +12,9 @@ derived keys at most. There a statement is also done, and its reply lost. The co
 fails unless all is as the policies promise, on every database, and unless a handler
 runs whose process goes on.
 
+In both modes some handlers are functions of Django REST framework, some are plain
+Django views, and one is a view of a third party in ``protected()``.
+
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
     python -m tests.crash_matrix --mode leased
 """
@@ -40,10 +43,14 @@ from tests.support.database_servers import (
 DATABASES = ("sqlite", "postgresql", "mariadb")
 HOWS = ("kill", "hang-up", "terminate", "lose-reply", "restart")
 HANDLERS = {
-    "atomic": ("plain", "released", "expired", "savepoint"),
+    "atomic": (
+        *("plain", "released", "expired", "savepoint"),
+        *("django-view", "django-released", "third-party"),
+    ),
     "leased": (
         *("plain", "renewing", "refused", "released"),
         *("failed-before", "failed-after"),
+        *("django-view", "django-refused", "third-party"),
     ),
 }
 

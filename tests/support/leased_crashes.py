@@ -131,7 +131,7 @@ class Crashes(Cuts):
     def prepare(self, policy: str, handler: Handler) -> Sending:
         """Return a request of a new key, after the failure of an earlier one."""
         sending = Sending(
-            url=f"/{policy}/",
+            url=f"{handler.place}/{policy}/",
             data={"handler": handler.name},
             key=str(uuid4()),
             headers=self.ledger.header,
