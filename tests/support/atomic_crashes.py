@@ -180,7 +180,8 @@ class Crashes(Cuts):
         labels = self.record(handler).labels
         for number in range(1, len(labels) + 1):
             outcome = self.cut(handler, how, labels[:number])
-            tally.count(f"{how} at {number}, {labels[number - 1]}", outcome)
+            where = f"{handler.name} in {handler.url} at {number}, {labels[number - 1]}"
+            tally.count(f"{how} of {where}", outcome)
         return tally
 
     def record(self, handler: Handler) -> Visit:

@@ -113,9 +113,10 @@ class Crashes(Cuts):
         for number in range(1, len(labels) + 1):
             if how == "lose-reply" and not labels[number - 1].startswith("after "):
                 continue  # no reply to lose
-            where = f"{how} of {handler.name} at {number}, {labels[number - 1]}"
+            view = f"{handler.place}/{policy}/"
+            where = f"{handler.name} in {view} at {number}, {labels[number - 1]}"
             outcome = self.cut(policy, handler, how, labels[:number])
-            tally.count(f"{policy}: {where}", outcome)
+            tally.count(f"{how} of {where}", outcome)
 
     def record(self, policy: str, handler: Handler) -> Visit:
         """Send a request that is not cut; it tells its boundaries."""
