@@ -27,7 +27,12 @@ from tests.app.models import Effect
 from tests.race_matrix import Tally, properties
 from tests.support.http_servers import Answer, Server, is_replayed, serving
 from tests.support.processes import wait_until
-from tests.support.rendezvous import PATIENCE, Rendezvous
+from tests.support.rendezvous import (
+    ATOMIC_VIEWS,
+    LEASED_VIEWS,
+    PATIENCE,
+    Rendezvous,
+)
 
 VENDOR = connection.vendor
 HAS_ONE_WRITER = VENDOR == "sqlite"
@@ -35,16 +40,6 @@ MANY = 50
 
 Send = Callable[..., Answer]
 
-# Views that act, and meet a test where it wants to be met.
-ATOMIC_VIEWS = {
-    "api_view": "/rendezvous/",
-    "plain view": "/plain/rendezvous/",
-    "third party's view": "/routed/rendezvous/",
-}
-LEASED_VIEWS = {
-    "leased plain view": "/plain/leased/rendezvous/",
-    "leased third party's view": "/routed/leased/rendezvous/",
-}
 VIEWS = {**ATOMIC_VIEWS, **LEASED_VIEWS}
 
 

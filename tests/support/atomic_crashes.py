@@ -178,10 +178,10 @@ class Crashes(Cuts):
         """Cut one request at each boundary."""
         tally = Tally()
         labels = self.record(handler).labels
-        for number in range(1, len(labels) + 1):
-            outcome = self.cut(handler, how, labels[:number])
-            where = f"{handler.name} in {handler.url} at {number}, {labels[number - 1]}"
-            tally.count(f"{how} of {where}", outcome)
+        for passed, where in self.places(how, labels):
+            outcome = self.cut(handler, how, passed)
+            view = f"{handler.name} in {handler.url}"
+            tally.count(f"{how} of {view} at {where}", outcome)
         return tally
 
     def record(self, handler: Handler) -> Visit:
