@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,8 @@ from rest_framework.response import Response
 from rest_framework.serializers import CharField, ModelSerializer
 from rest_framework.views import APIView
 
+from idempotency.context import context_of
+from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
@@ -36,8 +39,12 @@ from tests.urls import urlpatterns as usual_urls
 
 def charge(request: Request) -> str:
     """Make the outside call, and return which run has made it."""
-    context: Any = request.idempotency  # type: ignore[attr-defined]
-    made = Charge(of=context.key, key=context.derive("charge"), run=uuid4().hex)
+    return charge_under(context_of(request).derive("charge"), request)
+
+
+def charge_under(key: str, request: Request) -> str:
+    """Make the outside call with a derived key."""
+    made = Charge(of=str(context_of(request).key), key=key, run=uuid4().hex)
     fail(request, "before")
     reach("about to charge")
     ledger_of(request).add(made)
@@ -107,6 +114,80 @@ def paused_and_renewing(request: Request) -> HttpResponse:
     return answer(request, 201, run=charge(request))
 
 
+Paying = Callable[[Request, str], dict[str, Any]]
+
+
+def pay(request: Request, key: str) -> dict[str, Any]:
+    """Have the provider charge, which remembers its first answer to each key."""
+    pass_by(request, "charge")
+    charge_under(key, request)
+    return found_under(key, request) or {}
+
+
+def decline(request: Request, key: str) -> dict[str, Any]:
+    """Ask a provider that does not charge."""
+    reach("about to be declined")
+    return {"declined": True}
+
+
+def in_steps(request: Request, paying: Paying = pay) -> HttpResponse:
+    """Write an order, charge for it, and write the receipt with the response."""
+    steps = context_of(request)
+    pass_by(request, "start")
+    ordered = steps.step("order", lambda: write("order", request))
+    pass_by(request, "ordered")
+    charged = steps.call("charge", partial(paying, request), policy_of_call(request))
+    pass_by(request, "charged")
+    if "declined" in charged:
+        return steps.step("cancel", lambda: respond("cancelled", request, ordered, 402))
+    told = {**ordered, **charged}
+    return steps.step("receipt", lambda: respond("receipt", request, told, 201))
+
+
+def answering_apart(request: Request) -> HttpResponse:
+    """Do the same, and respond after the last step."""
+    steps = context_of(request)
+    ordered = steps.step("order", lambda: write("order", request))
+    charged = steps.call("charge", partial(pay, request), policy_of_call(request))
+    written = steps.step("receipt", lambda: write("receipt", request))
+    return answer(request, 201, **ordered, **charged, **written)
+
+
+def write(what: str, request: Request) -> dict[str, Any]:
+    """Write a row of the request's key, and name it."""
+    pass_by(request, what)
+    note = f"{what} {context_of(request).key}"
+    return {what: Effect.objects.create(note=note).pk}
+
+
+def respond(
+    what: str, request: Request, told: dict[str, Any], status: int
+) -> HttpResponse:
+    """Write a row, and name it and all others."""
+    return answer(request, status, **told, **write(what, request))
+
+
+def found_under(key: str, request: Request) -> dict[str, Any] | None:
+    """Return what the provider remembers of a key, as it has answered first."""
+    charges = ledger_of(request).charges()
+    return next(({"run": made.run} for made in charges if made.key == key), None)
+
+
+def policy_of_call(request: Any) -> Any:
+    """Return what the request's URL says of a call that was not recorded."""
+    policy = request.resolver_match.kwargs["policy"]
+    return policy if policy != "ask" else lambda key, record: found_under(key, request)
+
+
+def pass_by(request: Request, place: str) -> None:
+    """Let the lease be over, or meet the test, at a place where the request says so."""
+    if request.META.get("HTTP_X_OVERDUE_AT") == place:
+        mine = IdempotencyRecord.objects.filter(key=context_of(request).key)
+        mine.update(lease_expires_at=UTCNow() - timedelta(seconds=1))
+    if request.META.get("HTTP_X_MEET_AT") == place:
+        meet(request.META["HTTP_X_MEET"])
+
+
 HANDLERS: dict[str, Callable[[Any], HttpResponse]] = {
     "plain": plain,
     "renewing": renewing,
@@ -114,6 +195,9 @@ HANDLERS: dict[str, Callable[[Any], HttpResponse]] = {
     "releasing": releasing,
     "paused": paused,
     "paused-and-renewing": paused_and_renewing,
+    "in-steps": in_steps,
+    "declined": partial(in_steps, paying=decline),
+    "answering-apart": answering_apart,
 }
 
 
@@ -126,7 +210,7 @@ class Hold(IdempotencyMixin, APIView):
     idempotency_on_abandoned: Any = "hold"
     idempotency_lease = LEASE
 
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: Request, policy: str = "") -> HttpResponse:
         return HANDLERS[request.data["handler"]](request)
 
 
@@ -147,6 +231,10 @@ class Ask(Hold):
     idempotency_on_abandoned = find_out
 
 
+class Resume(Hold):
+    idempotency_on_abandoned = "resume"
+
+
 class Wait(Hold):
     idempotency_on_concurrent = "wait"
     idempotency_wait_timeout = timedelta(hours=1)
@@ -158,7 +246,7 @@ def django_view(**options: Any) -> Any:
     @transaction.non_atomic_requests
     @with_user
     @idempotent(**options)
-    def view(request: HttpRequest) -> HttpResponse:
+    def view(request: HttpRequest, policy: str = "") -> HttpResponse:
         return HANDLERS[json.loads(request.body)["handler"]](request)
 
     return view
@@ -193,6 +281,11 @@ urlpatterns = [
     path("rerun/", Rerun.as_view()),
     path("ask/", Ask.as_view()),
     path("wait/", Wait.as_view()),
+    path("steps/<policy>/", Resume.as_view()),
+    path(
+        "django/steps/<policy>/",
+        django_view(atomic=False, lease=LEASE, on_abandoned="resume"),
+    ),
     *views_of_each_kind("hold", "hold"),
     *views_of_each_kind("rerun", "rerun"),
     *views_of_each_kind("ask", find_out),

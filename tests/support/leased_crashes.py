@@ -83,6 +83,9 @@ def calls(number: int) -> str:
 class Crashes(Cuts):
     """Requests in leased mode that are cut, and retried before and after the lease."""
 
+    policies: tuple[str, ...] = POLICIES
+    new_tally: type[Tally] = Tally
+
     def __init__(
         self,
         server: Server,
@@ -95,8 +98,8 @@ class Crashes(Cuts):
     def rows(self, how: str, handlers: Iterable[Handler]) -> Iterator[Tally]:
         """Yield what became of all handlers under each policy, a row of the table."""
         handlers = [*handlers]
-        for policy in POLICIES:
-            tally = Tally(policy)
+        for policy in self.policies:
+            tally = self.new_tally(policy)
             for handler in handlers:
                 self.run(policy, handler, how, tally)
             yield tally
@@ -114,11 +117,15 @@ class Crashes(Cuts):
         # After this one the server's connection is open.
         self.send(self.prepare(policy, handler))
         sending = self.prepare(policy, handler)
-        expected = expect(policy, self.look(sending.key))
+        expected = self.expect(policy, self.look(sending.key))
         answer, visit = self.send_uncut(sending)
         kind = Step(answer, self.look(sending.key)).kind(handler)
         assert kind == expected, answer
         return visit
+
+    def expect(self, policy: str, before: Moment) -> str:
+        """Return how a request is answered, by what is there before it."""
+        return expect(policy, before)
 
     def prepare(self, policy: str, handler: Handler) -> Sending:
         """Return a request of a new key, after the failure of an earlier one."""
