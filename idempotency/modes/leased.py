@@ -19,7 +19,7 @@ from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
 from idempotency.modes.steps import RecordedSteps
 from idempotency.responses import StoredResponse
 from idempotency.signals import extras
-from idempotency.steps import is_in_transaction
+from idempotency.steps import as_text, is_in_transaction
 
 logger = logging.getLogger("idempotency")
 
@@ -60,7 +60,7 @@ class LeasedMode(Mode):
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Commit the claim, then run the handler (E7)."""
-        new_record.steps = "[]" if self.resumes else None
+        new_record.steps = as_text(self.context.payload) if self.resumes else None
         if is_in_transaction(self.connection):  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
