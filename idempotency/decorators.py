@@ -154,9 +154,10 @@ def _check_place(handler: Any, decorator: str) -> None:
             f"    def {parts.cls.__name__}(request):\n"
             "        ..."
         )
-    if is_class(handler) or not callable(handler):
+    if parts is not None or is_class(handler) or not callable(handler):
+        what = f"{dotted_name(parts.cls)}.as_view()" if parts else repr(handler)
         raise TypeError(
-            f"@{decorator} decorates handlers only, and {handler!r} is not one. "
+            f"@{decorator} decorates handlers only, and {what} is not one. "
             "For a whole view, use IdempotencyMixin."
         )
     if decorator == "idempotent":

@@ -382,6 +382,18 @@ def test_order(decorator: Any, name: str) -> None:
     assert decorator(idempotent(act))
 
 
+@pytest.mark.parametrize("decorate", [lambda view: view, csrf_protect])
+@pytest.mark.parametrize("decorator", [idempotent, idempotency_exempt])
+def test_whole_class(decorator: Any, decorate: Any) -> None:
+    """X2: A class-based view in the decorator is refused at import.
+
+    Its dispatch() checks the request, so the key would come before these checks (S2),
+    and the audit and the middleware would take it for unprotected.
+    """
+    with pytest.raises(TypeError, match=r"Decorated\.as_view\(\) is not one.*Mixin"):
+        decorator(decorate(Decorated.as_view()))
+
+
 def test_coroutine() -> None:
     """X2: Coroutines are refused at import."""
 
