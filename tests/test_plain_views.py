@@ -16,7 +16,7 @@ from django.core.exceptions import (
     PermissionDenied,
     SuspiciousOperation,
 )
-from django.db import connection
+from django.db import connection, transaction
 from django.http import (
     Http404,
     HttpRequest,
@@ -30,7 +30,7 @@ from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from rest_framework.exceptions import ValidationError
 
 from idempotency.audit import audit, news
@@ -106,6 +106,32 @@ class Decorated(View):
         return Desk.work(request)
 
 
+@csrf_exempt
+@transaction.non_atomic_requests
+@idempotent(atomic=False, on_abandoned="hold")
+def leased_out(request: HttpRequest) -> Any:
+    return Desk.work(request)
+
+
+@method_decorator(idempotent(atomic=False, on_abandoned="hold"), name="post")
+class Leased(View):
+    def post(self, request: HttpRequest) -> Any:
+        return Desk.work(request)
+
+
+@method_decorator(transaction.non_atomic_requests, name="dispatch")
+class LeasedOut(Leased):
+    pass
+
+
+class LeasedMixed(IdempotencyMixin, View):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "hold"
+
+    def post(self, request: HttpRequest) -> Any:
+        return Desk.work(request)
+
+
 @login_required
 @idempotent
 def members(request: HttpRequest) -> Any:
@@ -125,6 +151,10 @@ urlpatterns = [
     path("function/<int:pk>/", function),
     path("required/", required),
     path("leased/", leased),
+    path("leased-out/", leased_out),
+    path("leased-method/", Leased.as_view()),
+    path("leased-method-out/", LeasedOut.as_view()),
+    path("leased-mixed/", LeasedMixed.as_view()),
     path("mixed/", Mixed.as_view()),
     path("mixed/<int:pk>/", Mixed.as_view()),
     path("put/", MixedPut.as_view()),
@@ -220,6 +250,47 @@ def test_own_refusal(client: Client, settings: Any) -> None:
     response = client.post("/required/")
     assert response.content.startswith(b"<h1>/required/: This request needs")
     assert response["Idempotency-Error"] == "idempotency_key_required"
+
+
+@pytest.mark.parametrize("url", ["/leased/", "/leased-method/"])
+def test_leased_in_a_transaction(url: str, atomic_requests: bool) -> None:
+    """E11: Under ATOMIC_REQUESTS a leased view fails at once, with what to write."""
+    if not atomic_requests:
+        assert Client().post(url, **key()).status_code == 201
+        return
+    with pytest.raises(ImproperlyConfigured) as error:
+        Client().post(url, **key())
+    for place in (
+        "    @transaction.non_atomic_requests\n    @idempotent",
+        '    @method_decorator(transaction.non_atomic_requests, name="dispatch")\n',
+    ):
+        assert place in str(error.value)
+    assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
+
+
+@pytest.mark.parametrize("url", ["/leased-out/", "/leased-method-out/"])
+def test_leased_and_opted_out(client: Client, url: str, atomic_requests: bool) -> None:
+    """E11: What the error says to write lets the view run."""
+    for _time in range(2):
+        response = client.post(url, **key())
+        assert response.status_code == 201
+    assert response["Idempotent-Replayed"] == "true"
+    assert Effect.objects.count() == 1
+
+
+def test_leased_mixin(client: Client, work: Any, atomic_requests: bool) -> None:
+    """E11: The mixin opts out its leased requests, and no others."""
+    seen: list[bool] = []
+
+    def look(request: HttpRequest) -> HttpResponse:
+        seen.append(connection.in_atomic_block)
+        return act(request)
+
+    work(look)
+    for headers in ({}, key(), key()):
+        assert client.post("/leased-mixed/", **headers).status_code == 201
+    assert seen == [atomic_requests, False]
+    assert Effect.objects.count() == 2
 
 
 def test_retry_after(client: Client, work: Any) -> None:
