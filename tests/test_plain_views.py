@@ -26,7 +26,7 @@ from django.http import (
 )
 from django.template import engines
 from django.template.response import TemplateResponse
-from django.test import Client, RequestFactory
+from django.test import Client, RequestFactory, SimpleTestCase
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
@@ -206,6 +206,37 @@ def test_double_click(client: Client, work: Any) -> None:
     assert first.status_code == again.status_code == 302
     assert again["Location"] == first["Location"]
     assert Effect.objects.count() == 1
+
+
+def test_redirect(client: Client, work: Any) -> None:
+    """R2b: Django's own tests follow a replayed redirect as the first one."""
+    work(lambda request: HttpResponseRedirect("/done/?a=1", status=303))
+    for _time in range(2):
+        response = client.post("/function/", **key())
+        SimpleTestCase().assertRedirects(
+            response, "/done/?a=1", status_code=303, fetch_redirect_response=False
+        )
+        followed = client.post("/function/", **key(), follow=True)
+        assert followed.redirect_chain == [("/done/?a=1", 303)]
+    assert response["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.parametrize("url", ["/leased/", "/leased-mixed/"])
+def test_resolved(client: Client, work: Any, url: str) -> None:
+    """R2b: What a person stored is an HttpResponse for a plain view."""
+
+    def fail(request: HttpRequest) -> Any:
+        raise RuntimeError
+
+    work(fail)
+    assert client.post(url, **key()).status_code == 500
+    stored = HttpResponseRedirect("/done/")
+    IdempotencyRecord.objects.with_lease_state().get().resolve(stored)
+    again = client.post(url, **key())
+    assert (again.status_code, again.content) == (302, b"")
+    assert type(again) is HttpResponse
+    assert again["Location"] == again.url  # type: ignore[attr-defined]
+    assert again["Idempotent-Replayed"] == "true"
 
 
 @pytest.mark.parametrize("url", ["/function/", "/mixed/"])
