@@ -12,6 +12,7 @@ from idempotency.conf import get_settings
 from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.protection import protection_of_view
+from idempotency.schema import copies  # noqa: F401  # registers itself
 from idempotency.schema.operations import describe
 
 Json = dict[str, Any]
@@ -35,8 +36,10 @@ class Extended:
 
     def __get__(self, auto_schema: AutoSchema | None, owner: type) -> Any:
         """Return the original or the extended method."""
-        # The property ``view`` raises if a schema has no view yet.
-        view = getattr(auto_schema, "_view", None)
+        # The property ``view`` raises if a schema has no view yet. Where @extend_schema
+        # stands above @action, an attribute hides the property.
+        own = {} if auto_schema is None else vars(auto_schema)
+        view = own.get("view", own.get("_view"))
         concerned = auto_schema is None or (view is not None and self.concerns(view))
         function = self.extended if concerned else self.original
         return function.__get__(auto_schema, owner)
