@@ -239,25 +239,6 @@ def test_resolved(client: Client, work: Any, url: str) -> None:
     assert again["Idempotent-Replayed"] == "true"
 
 
-@pytest.mark.parametrize("url", ["/function/", "/mixed/"])
-def test_without_a_key(client: Client, url: str, work: Any) -> None:
-    """K4: Without a key there is no query, no transaction and no header."""
-    if url == "/mixed/":
-        refusal = client.post(url)
-        assert refusal.status_code == 400
-        return
-    seen: list[bool] = []
-
-    def look(request: HttpRequest) -> HttpResponse:
-        seen.append(connection.in_atomic_block)
-        return HttpResponse("plain")
-
-    work(look)
-    response = client.post(url)
-    assert (response.content, seen) == (b"plain", [False])
-    assert not [name for name in response.headers if name.startswith("Idem")]
-
-
 @pytest.mark.parametrize("url", ["/required/", "/mixed/", "/decorated/"])
 def test_refusal(client: Client, url: str) -> None:
     """X1: Refusals are JSON with ``detail`` and ``code``."""
