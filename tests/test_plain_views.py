@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -139,6 +140,7 @@ def members(request: HttpRequest) -> Any:
 
 
 def as_nobody(view: Any) -> Any:
+    @wraps(view)
     def nobody(request: HttpRequest) -> Any:
         request.user = AnonymousUser()
         return view(request)
@@ -435,8 +437,10 @@ def test_arguments(client: Client, url: str) -> None:
 
 @pytest.mark.parametrize("url", ["/members/", "/members-view/"])
 def test_login(client: Client, url: str) -> None:
-    """S2: The login is checked before the key is used."""
-    assert client.post(url, **key()).status_code == 302
+    """S2, K5: The login is checked before the key is used, without a warning."""
+    response = client.post(url, **key())
+    assert response.status_code == 302
+    assert "Idempotency-Warning" not in response
     assert IdempotencyRecord.objects.count() == 0
 
 
