@@ -81,6 +81,18 @@ def _read(patterns: Any) -> tuple[Any, str | None]:
     return patterns, app_name
 
 
+def original_of(cls: type) -> type | None:
+    """Return the view class that ``protected()`` has copied, or None."""
+    return cls.__bases__[1] if vars(cls).get(VIA) == "routing" else None
+
+
+def copy_like(copy: type, cls: type) -> type:
+    """Return a copy of a view class that is protected as another copy is."""
+    own = {name: value for name, value in vars(copy).items() if name.startswith(PREFIX)}
+    options = {name.removeprefix(PREFIX): value for name, value in own.items()}
+    return _Copies([], options).of_class(cls)
+
+
 class _Copies:
     """Copies of URL patterns and of their views."""
 
@@ -167,7 +179,7 @@ class _Copies:
                 f"{error} Exempt the view: protected(..., exempt=[...])."
             ) from None
         if parts.cls not in self.classes:
-            self.classes[parts.cls] = self._subclass(parts.cls)
+            self.classes[parts.cls] = self.of_class(parts.cls)
         cls = self.classes[parts.cls]
         view = _Replacement(parts.cls, cls).of(callback)
         if view is callback:
@@ -178,7 +190,8 @@ class _Copies:
             )
         return opted_out_if_leased(view, cls, parts.arguments)
 
-    def _subclass(self, cls: Any) -> type:
+    def of_class(self, cls: Any) -> type:
+        """Return a copy of a view class, which is its protected subclass."""
         own = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
         own |= {"__doc__": cls.__doc__, VIA: "routing", **self.attributes}
         for name, handler in attributes_of(cls).items():
