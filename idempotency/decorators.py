@@ -126,7 +126,9 @@ def _run_plain(
             "@idempotent can't protect dispatch(), which checks the request only after "
             "the key. Decorate post() or another handler."
         )
-    owner = args[0] if args[0] is not request else getattr(handler, "__self__", None)
+    # method_decorator() passes a partial of the bound method.
+    bound = handler.func if type(handler) is partial else handler
+    owner = args[0] if args[0] is not request else getattr(bound, "__self__", None)
     own = options_of(owner) if owner is not None else {}
     name = dotted_name(handler)
     return execute_plain(request, run, {**own, **options}, name=name, owner=owner)

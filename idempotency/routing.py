@@ -48,8 +48,9 @@ def protected(patterns: Any, /, *, exempt: Iterable[View] = (), **options: Any) 
     already keep their own options, and views with ``@idempotency_exempt`` stay exempt.
 
     Raise ``ImproperlyConfigured`` for a wrong option, for an ``exempt`` that no view
-    has, for patterns without a view of Django REST framework, and for a view in a
-    decorator that is not a function. Raise ``TypeError`` for a coroutine.
+    has or whose view has the mixin, for patterns without a view of Django REST
+    framework, and for a view in a decorator that is not a function. Raise ``TypeError``
+    for a coroutine.
     """
     validate_options(options, where="protected()")
     if isinstance(exempt, str):
@@ -143,6 +144,11 @@ class _Copies:
         is_drf = parts is not None and parts.is_drf
         self.has_views |= is_drf
         if self._is_exempt(callback, parts, name):
+            if parts is not None and issubclass(parts.cls, Hooks):
+                raise ImproperlyConfigured(
+                    f"protected() can't exempt {dotted_name(parts.cls)}, which is "
+                    "protected by itself. Write @idempotency_exempt above its handler."
+                )
             return _exempted(callback)
         if parts is None or not is_drf or issubclass(parts.cls, Hooks):
             return callback

@@ -37,9 +37,11 @@ from rest_framework.exceptions import ValidationError
 from idempotency.audit import audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.exceptions import IdempotencyError
+from idempotency.keyed_request import PlainView
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from idempotency.protection import is_exempt, protection_of
+from idempotency.signals import response_stored
 from tests.app.authentication import NamedUser
 from tests.app.models import Effect
 from tests.conftest import KEY, key
@@ -520,3 +522,22 @@ def test_audit() -> None:
     assert "/function/" in listed
     assert is_exempt(Mixed.as_view(), "PUT")
     assert protection_of(function, "GET") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "sender"),
+    [("/function/", PlainView), ("/mixed/", Mixed), ("/decorated/", Decorated)],
+)
+def test_sender(client: Client, place: str, sender: type) -> None:
+    """The sender of signals is the view's class, or PlainView for a function."""
+    senders: list[type] = []
+
+    def listen(sender: type, **kwargs: Any) -> None:
+        senders.append(sender)
+
+    response_stored.connect(listen)
+    try:
+        client.post(place, **key())
+    finally:
+        response_stored.disconnect(listen)
+    assert senders == [sender]
