@@ -26,15 +26,14 @@ logger = logging.getLogger("idempotency")
 OPEN_TRANSACTION = """\
 Leased mode can't run inside a transaction: its claim must be committed before the \
 handler acts outside. Under ATOMIC_REQUESTS, IdempotencyMixin takes care of that. \
-Without it, opt the view out:
+Without it, opt the view out above all other decorators:
 
     @{opt_out}
-    @api_view(["POST"])
     @idempotent(atomic=False, ...)
     def pay(request): ...
 
     @method_decorator({opt_out}, name="dispatch")
-    class Pay(APIView): ..."""
+    class Pay(View): ..."""
 
 LEFT_OPEN = """\
 Leased mode must commit its writes about the claim at once, but the handler has \
