@@ -115,7 +115,7 @@ class LeasedMode(Mode):
 
     def _run_handler(
         self, ran: Ran, abandoned: IdempotencyRecord | None
-    ) -> HttpResponseBase | Exception:
+    ) -> HttpResponseBase | BaseException:
         """Run the handler, and decide about the record (O1 to O4, E9).
 
         After an abandoned run, the outcome is unknown until a response is stored.
@@ -137,8 +137,10 @@ class LeasedMode(Mode):
             response = found = self._find_out(abandoned)
             if response is None:
                 response = self.handler()
-        except BaseException as error:  # noqa: BLE001  # raised there
-            return self._failed(ran, error)
+        except BaseException as error:
+            if self._is_refused(ran, error):
+                return error
+            raise
         if self.steps is not None and self.steps.response is not None:
             self._report_skipped()
             ran.fate = Fate.STORED
@@ -167,11 +169,8 @@ class LeasedMode(Mode):
             self._end_in_error(ran)
         return response
 
-    def _failed(self, ran: Ran, error: BaseException) -> Exception:
-        """Return a refusal by the handler, after the end of its claim.
-
-        Raise any other error of the handler.
-        """
+    def _is_refused(self, ran: Ran, error: BaseException) -> bool:
+        """End a claim after an error; return whether the handler refuses by it."""
         if self._has_ended:
             ran.fate = Fate.STORED  # the last step is committed
         elif isinstance(error, ClaimLost):
@@ -182,8 +181,8 @@ class LeasedMode(Mode):
             self._give_up(ran)
         else:
             self._end_in_error(ran)
-            return error
-        raise error
+            return True
+        return False
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
         """Return what the policy's callable finds out about an abandoned run."""
