@@ -6,15 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponseBase
+from django.core.exceptions import (
+    BadRequest,
+    PermissionDenied,
+    SuspiciousOperation,
+)
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
+from django.http.multipartparser import MultiPartParserError
+from django.views.generic.detail import SingleObjectMixin
 from rest_framework.exceptions import APIException
 from rest_framework.generics import GenericAPIView
 
+from idempotency.conf import get_settings
 from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
-from idempotency.hooks import DEFAULT_HOOKS, Hooks, imported, scope_of
-from idempotency.plain import PlainView
+from idempotency.exceptions import IdempotencyError
+from idempotency.hooks import DEFAULT_HOOKS, ORIGINAL, Hooks, imported, scope_of
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -33,6 +40,55 @@ def http_request_of(request: Any) -> Any:
     return request if isinstance(request, HttpRequest) else request._request
 
 
+class PlainView:
+    """Stands for a plain view where execution expects one of Django REST framework's.
+
+    ``owner`` is the instance of a class-based view, or None for a function.
+    """
+
+    # A handler refuses a request by these: Django makes a response below 500 of them.
+    REFUSALS = (
+        *(IdempotencyError, Http404, PermissionDenied),
+        *(BadRequest, SuspiciousOperation, MultiPartParserError),
+    )
+
+    # What a hook of the app has refused the request by.
+    refusal: APIException | None = None
+    # The arguments of a URL, which Django REST framework's views hand on.
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+    def __init__(self, request: HttpRequest, name: str, owner: Any) -> None:
+        self.request = request
+        self.name = name
+        self.owner = owner
+        self.headers: dict[str, str] = {}
+
+    def finalize_response(
+        self, request: HttpRequest, response: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return the response: Django has nothing to add."""
+        return response
+
+    def handle_exception(self, error: Exception) -> HttpResponseBase:
+        """Return a response for a refusal of the app; leave other errors to Django."""
+        if not isinstance(error, IdempotencyError) and error is not self.refusal:
+            raise error
+        response: HttpResponseBase = self.get_exception_handler()(self.request, error)
+        return response
+
+    def get_exception_handler(self) -> Any:
+        """Return the function that makes the responses."""
+        return imported(get_settings().REFUSAL_RESPONSE or refusal_response)
+
+
+def refusal_response(request: HttpRequest, refusal: APIException) -> JsonResponse:
+    """Return a refusal as JSON with ``detail`` and ``code`` (X1)."""
+    detail = refusal.detail
+    content = {"detail": detail, "code": getattr(detail, "code", refusal.default_code)}
+    return JsonResponse(content, status=refusal.status_code)
+
+
 # No repr: the request's repr has the query, which may have the key (X1).
 @dataclass(slots=True, kw_only=True, repr=False)
 class KeyedRequest:
@@ -44,9 +100,14 @@ class KeyedRequest:
     policy: Policy = field(default_factory=Policy)
 
     @property
+    def view_object(self) -> Any:
+        """The project's view, or None for a plain function."""
+        return self.view.owner if isinstance(self.view, PlainView) else self.view
+
+    @property
     def hooks(self) -> Hooks:
         """The view's own hooks if it has the mixin, else the default ones."""
-        view = self.view.owner if isinstance(self.view, PlainView) else self.view
+        view = self.view_object
         return view if isinstance(view, Hooks) else DEFAULT_HOOKS
 
     @property
@@ -61,6 +122,14 @@ class KeyedRequest:
             return self.view.name
         cls = type(self.view)
         return f"{cls.__module__}.{cls.__name__}"
+
+    @property
+    def sender(self) -> type:
+        """The view's class, as the sender of signals; PlainView for plain functions."""
+        view = self.view_object
+        cls = type(self.view if view is None else view)
+        original: type = vars(cls).get(ORIGINAL, cls)
+        return original
 
     @property
     def action(self) -> str | None:
@@ -81,7 +150,11 @@ class KeyedRequest:
 
     def scope(self) -> str:
         """Return whose key it is, from the option or the hook (S1)."""
-        return scope_of(self.request, self.policy.scope)
+        try:
+            return scope_of(self.request, self.policy.scope)
+        except APIException as error:
+            self._note_refusal(error)
+            raise
 
     def may_store(self, response: HttpResponseBase) -> bool:
         """Return whether the option ``store`` and the hook keep a response (O4)."""
@@ -95,16 +168,32 @@ class KeyedRequest:
 
         ``"object"`` calls a generic view's ``get_object()`` if the URL names an object.
         """
-        view, option = self.view, self.policy.check_replay
-        if not callable(option) and option == "object":
-            if isinstance(view, GenericAPIView) and _names_an_object(view):
-                view.get_object()
-        elif option is not None:
-            imported(option)(self.request, record)
-        self.hooks.check_replay(self.request, record)
+        option = self.policy.check_replay
+        try:
+            if not callable(option) and option == "object":
+                self._get_object()
+            elif option is not None:
+                imported(option)(self.request, record)
+            self.hooks.check_replay(self.request, record)
+        except APIException as error:
+            self._note_refusal(error)
+            raise
+
+    def _get_object(self) -> None:
+        view = self.view_object
+        is_generic = isinstance(view, GenericAPIView | SingleObjectMixin)
+        if is_generic and _names_an_object(view):
+            view.get_object()
+
+    def _note_refusal(self, error: APIException) -> None:
+        """Let a plain view respond to an APIException by which a hook refuses."""
+        if isinstance(self.view, PlainView) and error.status_code < 500:
+            self.view.refusal = error
 
 
-def _names_an_object(view: GenericAPIView[Any]) -> bool:
+def _names_an_object(view: Any) -> bool:
+    if isinstance(view, SingleObjectMixin):
+        return bool({view.pk_url_kwarg, view.slug_url_kwarg} & {*view.kwargs})  # type: ignore[attr-defined]  # of the view class
     is_detail: bool | None = getattr(view, "detail", None)  # set by routers
     if is_detail is None:
         # The view's own get_object() may use any part of the URL.

@@ -27,8 +27,8 @@ from idempotency.handlers import (
     mark_of,
     parts_of,
 )
-from idempotency.hooks import PREFIX, Hooks
-from idempotency.mixins import IdempotencyMixin, opted_out_if_leased, refuse_coroutines
+from idempotency.hooks import ORIGINAL, PREFIX, Hooks
+from idempotency.mixins import IdempotencyMixin, opted_out_if_leased, refuse_handlers
 
 View: TypeAlias = "str | type | Callable[..., Any]"
 
@@ -48,8 +48,9 @@ def protected(patterns: Any, /, *, exempt: Iterable[View] = (), **options: Any) 
     already keep their own options, and views with ``@idempotency_exempt`` stay exempt.
 
     Raise ``ImproperlyConfigured`` for a wrong option, for an ``exempt`` that no view
-    has, for patterns without a view of Django REST framework, and for a view in a
-    decorator that is not a function. Raise ``TypeError`` for a coroutine.
+    has or whose view has the mixin, for patterns without a view of Django REST
+    framework, and for a view in a decorator that is not a function. Raise ``TypeError``
+    for a coroutine.
     """
     validate_options(options, where="protected()")
     if isinstance(exempt, str):
@@ -81,6 +82,19 @@ def _read(patterns: Any) -> tuple[Any, str | None]:
     return patterns, app_name
 
 
+def original_of(cls: type) -> type | None:
+    """Return the view class that ``protected()`` has copied, or None."""
+    found: type | None = vars(cls).get(ORIGINAL)
+    return found
+
+
+def copy_like(copy: type, cls: type) -> type:
+    """Return a copy of a view class that is protected as another copy is."""
+    own = {name: value for name, value in vars(copy).items() if name.startswith(PREFIX)}
+    options = {name.removeprefix(PREFIX): value for name, value in own.items()}
+    return _Copies([], options).of_class(cls)
+
+
 class _Copies:
     """Copies of URL patterns and of their views."""
 
@@ -88,10 +102,11 @@ class _Copies:
         self.exempt = [(view, _imported(view)) for view in exempt]
         self.unused = [*exempt]
         self.names: set[str] = set()
+        self.options = options
         self.attributes = {PREFIX + name: value for name, value in options.items()}
         self.has_views = False
         # By identity: a route with a format suffix has the same view as without.
-        self.callbacks: dict[int, Any] = {}
+        self.callbacks: dict[int, tuple[Any, Any]] = {}
         self.classes: dict[type, type] = {}
 
     def check(self) -> None:
@@ -131,12 +146,18 @@ class _Copies:
         is_drf = parts is not None and parts.is_drf
         self.has_views |= is_drf
         if self._is_exempt(callback, parts, name):
+            if parts is not None and issubclass(parts.cls, Hooks):
+                raise ImproperlyConfigured(
+                    f"protected() can't exempt {dotted_name(parts.cls)}, which is "
+                    "protected by itself. Write @idempotency_exempt above its handler."
+                )
             return _exempted(callback)
         if parts is None or not is_drf or issubclass(parts.cls, Hooks):
             return callback
         if id(callback) not in self.callbacks:
-            self.callbacks[id(callback)] = self._protect(callback, parts)
-        return self.callbacks[id(callback)]
+            # With the callback, whose id must not be used again.
+            self.callbacks[id(callback)] = callback, self._protect(callback, parts)
+        return self.callbacks[id(callback)][1]
 
     def _is_exempt(self, callback: Any, parts: Parts | None, name: str) -> bool:
         names = {name, dotted_name(callback)}
@@ -161,13 +182,13 @@ class _Copies:
 
     def _protect(self, callback: Any, parts: Parts) -> Any:
         try:
-            refuse_coroutines(parts.cls, parts.actions)
+            refuse_handlers(parts.cls, parts.actions, self.options)
         except TypeError as error:
             raise TypeError(
                 f"{error} Exempt the view: protected(..., exempt=[...])."
             ) from None
         if parts.cls not in self.classes:
-            self.classes[parts.cls] = self._subclass(parts.cls)
+            self.classes[parts.cls] = self.of_class(parts.cls)
         cls = self.classes[parts.cls]
         view = _Replacement(parts.cls, cls).of(callback)
         if view is callback:
@@ -178,9 +199,11 @@ class _Copies:
             )
         return opted_out_if_leased(view, cls, parts.arguments)
 
-    def _subclass(self, cls: Any) -> type:
+    def of_class(self, cls: Any) -> type:
+        """Return a copy of a view class, which is its protected subclass."""
         own = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
-        own |= {"__doc__": cls.__doc__, VIA: "routing", **self.attributes}
+        own |= {"__doc__": cls.__doc__, VIA: "routing", ORIGINAL: cls}
+        own |= self.attributes
         for name, handler in attributes_of(cls).items():
             mark = _hidden_mark(handler)
             if mark is not None:

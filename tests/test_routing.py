@@ -34,6 +34,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.protection import is_exempt, protection_of
 from idempotency.routing import protected
+from idempotency.signals import response_stored
 from tests.app import views
 from tests.app.models import Effect
 from tests.app.views import behave
@@ -456,6 +457,12 @@ class TestExempt:
         serve(*protected([path("a/", PLAIN)], exempt=[f"{__name__}.PLAIN"]))
         assert_acts_twice(client, "/a/")
 
+    def test_mixin(self) -> None:
+        """A view that is protected by itself can't be left out here."""
+        patterns = [path("", views.MixinView.as_view())]
+        with pytest.raises(ImproperlyConfigured, match="Write @idempotency_exempt"):
+            protected(patterns, exempt=[views.MixinView])
+
     def test_original(self) -> None:
         """The package's own view gets no mark."""
         protected([*self.URLS], exempt=["a"])
@@ -518,11 +525,18 @@ class TestMistakes:
         protected(patterns, exempt=[Later])
 
 
+@pytest.fixture
+def ada(database: None) -> Iterator[None]:
+    """A user who can log in."""
+    user = get_user_model().objects.create_user("ada", password="lovelace")
+    yield
+    user.delete()
+
+
+@pytest.mark.usefixtures("ada")
 def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     """A retried login makes one session, and gets the first response."""
     pytest.importorskip("dj_rest_auth")
-    get_user_model().objects.filter(username="ada").delete()
-    get_user_model().objects.create_user("ada", password="lovelace")
     settings.REST_AUTH = {"TOKEN_MODEL": None}
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     before = Session.objects.count()
@@ -536,17 +550,49 @@ def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     assert Session.objects.count() == before + 1
 
 
+@pytest.mark.usefixtures("ada")
 def test_tokens(client: APIClient, serve: Serve) -> None:
     """A retried request for tokens gets the first ones."""
     views = pytest.importorskip("rest_framework_simplejwt.views")
-    get_user_model().objects.filter(username="ada").delete()
-    get_user_model().objects.create_user("ada", password="lovelace")
     serve(*protected([path("", views.token_obtain_pair)]))
     data = {"username": "ada", "password": "lovelace"}
     first, again = (APIClient().post("/", data, **key()) for _time in range(2))
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.content == first.content
     assert again["Idempotent-Replayed"] == "true"
+
+
+def test_generator(client: APIClient, serve: Serve) -> None:
+    """Patterns that are made one by one keep their own views."""
+
+    def make() -> Iterator[Any]:
+        for number in range(30):
+
+            @api_view(["POST"])
+            def numbered(request: Request, number: int = number) -> Response:
+                return Response({"number": number})
+
+            yield path(f"{number}/", numbered)
+
+    serve(*protected(make()))
+    for number in range(30):
+        assert client.post(f"/{number}/").json() == {"number": number}
+
+
+def test_sender(client: APIClient, serve: Serve) -> None:
+    """Receivers that name the view's class hear of it, though it was copied."""
+    serve(*protected([path("", PLAIN)]))
+    senders: list[type] = []
+
+    def listen(sender: type, **kwargs: Any) -> None:
+        senders.append(sender)
+
+    response_stored.connect(listen, sender=views.PlainView)
+    try:
+        client.post("/", **key())
+    finally:
+        response_stored.disconnect(listen, sender=views.PlainView)
+    assert senders == [views.PlainView]
 
 
 def test_resolver_of_its_own(client: APIClient, serve: Serve) -> None:
