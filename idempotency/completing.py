@@ -266,9 +266,12 @@ class _Completion:
         self, function: Completer, context: RequestContext, claimed: IdempotencyRecord
     ) -> HttpResponseBase:
         steps: Any = context.steps
+        stored = None
         try:
-            response, stored = self._finish(function(context))
-            if steps.response is None and stored is not None:
+            response = function(context)
+            if steps.response is None:
+                response, stored = self._finish(response)
+            if stored is not None:
                 steps.forget_results()
                 self.leases.complete(claimed, stored)
         except ClaimLost:
