@@ -26,15 +26,14 @@ logger = logging.getLogger("idempotency")
 OPEN_TRANSACTION = """\
 Leased mode can't run inside a transaction: its claim must be committed before the \
 handler acts outside. Under ATOMIC_REQUESTS, IdempotencyMixin takes care of that. \
-Without it, opt the view out:
+Without it, opt the view out above all other decorators:
 
     @{opt_out}
-    @api_view(["POST"])
     @idempotent(atomic=False, ...)
     def pay(request): ...
 
     @method_decorator({opt_out}, name="dispatch")
-    class Pay(APIView): ..."""
+    class Pay(View): ..."""
 
 LEFT_OPEN = """\
 Leased mode must commit its writes about the claim at once, but the handler has \
@@ -117,7 +116,7 @@ class LeasedMode(Mode):
 
     def _run_handler(
         self, ran: Ran, abandoned: IdempotencyRecord | None
-    ) -> HttpResponseBase | Exception:
+    ) -> HttpResponseBase | BaseException:
         """Run the handler, and decide about the record (O1 to O4, E9).
 
         After an abandoned run, the outcome is unknown until a response is stored.
@@ -139,8 +138,10 @@ class LeasedMode(Mode):
             response = found = self._find_out(abandoned)
             if response is None:
                 response = self.handler()
-        except BaseException as error:  # noqa: BLE001  # raised there
-            return self._failed(ran, error)
+        except BaseException as error:
+            if self._is_refused(ran, error):
+                return error
+            raise
         if self.steps is not None and self.steps.response is not None:
             self._report_skipped()
             ran.fate = Fate.STORED
@@ -169,11 +170,8 @@ class LeasedMode(Mode):
             self._end_in_error(ran)
         return response
 
-    def _failed(self, ran: Ran, error: BaseException) -> Exception:
-        """Return a refusal by the handler, after the end of its claim.
-
-        Raise any other error of the handler.
-        """
+    def _is_refused(self, ran: Ran, error: BaseException) -> bool:
+        """End a claim after an error; return whether the handler refuses by it."""
         if self._has_ended:
             ran.fate = Fate.STORED  # the last step is committed
         elif isinstance(error, ClaimLost):
@@ -184,8 +182,8 @@ class LeasedMode(Mode):
             self._give_up(ran)
         else:
             self._end_in_error(ran)
-            return error
-        raise error
+            return True
+        return False
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
         """Return what the policy's callable finds out about an abandoned run."""

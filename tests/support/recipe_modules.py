@@ -16,6 +16,9 @@ from django.urls import path
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = "docs/recipes.md"
 
+# The first line of a block names its file, in a comment.
+FILE = re.compile(r"\A(?:#|//|;|\$|<!--) (.+?)(?: -->)?$", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -38,8 +41,7 @@ def blocks(heading: str, page: str = RECIPES) -> list[Block]:
     fence = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
     found = fence.findall(sections(page)[heading])
     return [
-        Block(language, *re.findall(r"^(?:#|//|;|\$) (.+)", source)[:1], source)
-        for language, source in found
+        Block(language, *FILE.findall(source), source) for language, source in found
     ]
 
 
