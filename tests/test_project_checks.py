@@ -58,7 +58,12 @@ from idempotency.claims import PostgreSQLClaims
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
-from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from idempotency.schedules import (
+    BEAT_SCHEDULE,
+    COMPLETING_SCHEDULE,
+    COMPLETING_TASK,
+    PURGE_TASK,
+)
 from tests.conftest import once
 from tests.support.processes import ROOT, run_python
 from tests.test_docs import code, table
@@ -433,6 +438,15 @@ def w012(project: Project) -> Messages:
     return check_jobs_are_scheduled()
 
 
+def w013(project: Project) -> Messages:
+    if not apps.is_installed("django_celery_beat"):
+        pytest.skip("django-celery-beat is not installed.")
+    project.urls(completed)
+    current_app.conf.beat_schedule = {**BEAT_SCHEDULE, **COMPLETING_SCHEDULE}
+    add_row(enabled=False, task=COMPLETING_TASK)
+    return check_jobs_are_scheduled_in_database(databases=["default"])
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -517,7 +531,7 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("I001", "W002", "W004", "W007", "E012"):
+    for check_id in ("I001", "W002", "W004", "W007", "W013", "E012"):
         assert when.pop(f"idempotency.{check_id}") == "with a database"
     for check_id in ("W001", "W012"):
         assert when.pop(f"idempotency.{check_id}").startswith("always")

@@ -59,7 +59,7 @@ JOBS = (
         command="complete_idempotency_records",
         aliases=aliases_with_completers,
         missing_id="idempotency.W012",
-        disabled_id="idempotency.W012",
+        disabled_id="idempotency.W013",
     ),
 )
 
