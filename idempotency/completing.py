@@ -316,7 +316,11 @@ class _Completion:
                 renderer = self._renderer()
                 unrendered.accepted_renderer = renderer
                 unrendered.accepted_media_type = renderer.media_type
-                unrendered.renderer_context = {"response": response}
+                # The members that Django REST framework gives to renderers.
+                unrendered.renderer_context = {
+                    **{"view": None, "args": (), "kwargs": {}, "request": None},
+                    "response": response,
+                }
             unrendered.render()
         if response.status_code >= 500:
             return response, None

@@ -86,8 +86,14 @@ def by_path(request: Request) -> Any:
 
 
 class Shouting(JSONRenderer):
-    def render(self, *args: Any, **kwargs: Any) -> bytes:
-        return bytes(super().render(*args, **kwargs)).upper()
+    """A renderer that knows what Django REST framework gives to renderers."""
+
+    def render(
+        self, data: Any, media_type: Any = None, renderer_context: Any = None
+    ) -> bytes:
+        known = {"view", "args", "kwargs", "request", "response"}
+        assert {*renderer_context} >= known
+        return bytes(super().render(data, media_type, renderer_context)).upper()
 
 
 class ByClass(IdempotencyMixin, APIView):
