@@ -318,7 +318,10 @@ class _Completion:
                 unrendered.accepted_media_type = renderer.media_type
                 # The members that Django REST framework gives to renderers.
                 unrendered.renderer_context = {
-                    **{"view": None, "args": (), "kwargs": {}, "request": None},
+                    "view": None,
+                    "args": (),
+                    "kwargs": {},
+                    "request": None,
                     "response": response,
                 }
             unrendered.render()
