@@ -79,7 +79,7 @@ class Steps:
         self.names: set[str] = set()
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         return {}
 
