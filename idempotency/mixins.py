@@ -144,7 +144,8 @@ def refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None
         if is_coroutine_function(handler):
             raise TypeError(
                 f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
-                "coroutine, and Django's transactions are synchronous."
+                "coroutine, and Django's transactions are synchronous. In protected(), "
+                "leave its view out with exempt=."
             )
 
 
