@@ -151,14 +151,14 @@ def refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None
 
 def opted_out_if_leased(view: Any, cls: type, initkwargs: Options) -> Any:
     """Exempt a view with a leased handler from ATOMIC_REQUESTS (E11)."""
-    options = _options(cls, initkwargs)
-    return _opted_out(view) if _has_leased_handler(cls, options) else view
-
-
-def _has_leased_handler(cls: type, options: Options) -> bool:
     marks = map(mark_of, attributes_of(cls).values())
-    decorated = [mark.options for mark in marks if mark is not None]
-    return any(not (own or {}).get("atomic", True) for own in [options, *decorated])
+    decorated = [mark.options or {} for mark in marks if mark is not None]
+    every = [_options(cls, initkwargs), *decorated]
+    leased = [options for options in every if not options.get("atomic", True)]
+    if not leased:
+        return view
+    resumes = any(options.get("on_abandoned") == "resume" for options in leased)
+    return _opted_out(view, resumes=resumes)
 
 
 class _OptedOut(set[str]):
@@ -176,13 +176,16 @@ class _OptedOut(set[str]):
         super().add(alias)
 
 
-def _opted_out(view: Any) -> Any:
-    """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased."""
+def _opted_out(view: Any, *, resumes: bool) -> Any:
+    """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased.
+
+    ``resumes`` says whether one of its handlers does.
+    """
 
     @wraps(view)
     def opted_out(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         run = view
-        if not _is_leased(view, request, *args, **kwargs):
+        if not _is_leased(resumes, view, request, *args, **kwargs):
             for alias, database in connections.settings.items():
                 if database["ATOMIC_REQUESTS"] and alias not in aliases.own:
                     run = transaction.atomic(using=alias)(run)
@@ -193,15 +196,24 @@ def _opted_out(view: Any) -> Any:
     return opted_out
 
 
-def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Return whether a request is going to run in leased mode."""
+def _is_leased(
+    resumes: bool, view: Any, request: HttpRequest, *args: Any, **kwargs: Any
+) -> bool:
+    """Return whether a request is going to run in leased mode.
+
+    One without a key counts if its handler resumes, because each of its steps is a
+    transaction (E14).
+    """
     try:
-        if not get_settings().ENABLED or keys.find_key(request.META) is None:
-            return False
+        has_key = get_settings().ENABLED and keys.find_key(request.META) is not None
     except APIException:
-        return False  # to be refused
+        has_key = False  # to be refused
+    if not (has_key or resumes):
+        return False
     protection = protection_of_request(view, request, *args, **kwargs)
-    return protection is not None and not protection.policy.atomic
+    if protection is None or protection.policy.atomic:
+        return False
+    return has_key or protection.policy.on_abandoned == "resume"
 
 
 def _options(cls: type, initkwargs: Options) -> dict[str, Any]:

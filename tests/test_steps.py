@@ -7,17 +7,19 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.urls import path
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.views import APIView
 
 from idempotency.context import context_of
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
+from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.signals import StepsSkipped, steps_skipped
 from tests.app.models import Effect
@@ -62,6 +64,17 @@ def resuming(request: Request) -> Any:
     return respond(request)
 
 
+class Resuming(IdempotencyMixin, APIView):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+
+    def get(self, request: Request) -> Any:
+        return Response({"blocks": len(connection.atomic_blocks)})
+
+    def post(self, request: Request) -> Any:
+        return respond(request)
+
+
 @transaction.non_atomic_requests
 @api_view(["POST"])
 @idempotent(atomic=False, on_abandoned="rerun")
@@ -78,6 +91,7 @@ def atomic(request: Request) -> Any:
 urlpatterns = [
     *usual_urls,
     path("resuming/", resuming),
+    path("mixin/", Resuming.as_view()),
     path("rerunning/", rerunning),
     path("in-a-transaction/", atomic),
 ]
@@ -653,6 +667,25 @@ class TestTransactions:
         handle(run)
         assert post(client, value=value).status_code == 201
         assert (names(), provider.calls) == ([], 0)
+
+    @pytest.mark.parametrize("is_enabled", [True, False])
+    @pytest.mark.parametrize("value", [None, KEY], ids=["no key", "key"])
+    def test_mixin(
+        self,
+        client: APIClient,
+        atomic_requests: bool,
+        settings: Any,
+        value: str | None,
+        is_enabled: bool,
+    ) -> None:
+        """E11, E14: Under ATOMIC_REQUESTS, too, each step is a transaction."""
+        settings.IDEMPOTENCY = {"ENABLED": is_enabled}
+        handle(book)
+        assert post(client, "/mixin/", value).status_code == 201
+        assert names() == ["ride", "receipt"]
+        assert client.get("/mixin/").data == {"blocks": int(atomic_requests)}
+        handle(lambda request, steps: steps.step("end", Response))
+        assert post(client, "/mixin/", "").status_code == (400 if is_enabled else 200)
 
     def test_another_policy(self, client: APIClient) -> None:
         """E12: In leased mode steps need ``on_abandoned="resume"``."""
