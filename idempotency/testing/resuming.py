@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from django.db.models import Model
 from django.test import Client
@@ -60,8 +60,9 @@ MOVE_OUT_OF_STEPS = (
     "database are undone. Move what it does elsewhere to request.idempotency.call()."
 )
 USE_RESULTS = (
-    "Let the handler decide by results of steps and calls, which every run gets, and "
-    "make the response from them."
+    "The retry may have found what the ended request left. Let the handler decide by "
+    "results of steps and calls, which every run gets, instead of by rows that it has "
+    "written, and make the response from these results."
 )
 
 MENDS = {None: MAKE_STEPS, "call": PASS_THE_KEY, "step": MOVE_OUT_OF_STEPS}
@@ -170,49 +171,39 @@ class Resumption:
         """End a request at a boundary and check its retry; return whether it ended."""
         key, request, boundaries = new_key(), self.new_request(), Boundaries(number)
         before = self.watch.count()
-        with boundaries.watched(), log_silenced(lambda: True, "idempotency"):
-            with suppress(Killed):
-                request.send(key)
+        with (
+            boundaries.watched(),
+            log_silenced(lambda: True, "idempotency"),
+            suppress(Killed),
+        ):
+            request.send(key)
         if boundaries.end is None:
             return False
-        ended = f"{request}: ended {boundaries.end}"
-        mend = MENDS[boundaries.end_in]
+        ended = f"{request}: ended {boundaries.end}, the retry"
         found = end_lease(key, self.alias)
         resumed = Boundaries()
         try:
             with resumed.watched():
                 retry = self.trial.send(key, request=request)
         except Exception as error:  # noqa: BLE001  # any error of the view
-            fail(f"{ended}, the retry raised {error!r}", mend=mend)
+            self.fail(f"{ended} raised {error!r}")
         done = self.watch.changes_since(before)
+        got = f"{ended} got {retry.summary}"
         if found is not None and retry.mode is not None:
-            self.check_names(ended, found, resumed)
+            check_names(got, found, [*resumed.names])
         if found is not None and is_held(found, retry):
             wrong = beyond(self.once, done)
         else:
             wrong = self.differences(done)
             if not wrong and not is_tombstone(found):
-                self.check_response(ended, retry)
+                self.check_response(got, retry)
         if wrong:
-            self.fail_because_of(wrong, f"{ended}, the retry got {retry.summary}", mend)
-        return True
-
-    def check_names(
-        self, ended: str, found: IdempotencyRecord, resumed: Boundaries
-    ) -> None:
-        """Check that the retry asked for all that was recorded (E16)."""
-        names = [entry["name"] for entry in found.entries]
-        skipped = [name for name in names if name not in resumed.names]
-        if skipped:
-            asked = ", ".join(map(repr, resumed.names)) or "none"
-            fail(
-                f"{ended}, the retry did not ask for what was recorded:",
-                lines=[
-                    f"recorded: {', '.join(map(repr, skipped))}",
-                    f"asked for: {asked}",
-                ],
-                mend=KEEP_NAMES,
+            self.fail(
+                f"{got}. Together they did not do what one request does:",
+                lines=compare_changes(self.once, "one request", wrong, "both"),
+                mend=MENDS[boundaries.end_in] if beyond(self.once, wrong) else None,
             )
+        return True
 
     def differences(self, done: Numbers) -> Numbers:
         """Return the changes that are not those of an undisturbed request."""
@@ -222,23 +213,7 @@ class Resumption:
             wrong = compared(self.once, done)
         return wrong
 
-    def fail_because_of(self, wrong: Numbers, what: str, mend: str) -> None:
-        """Fail with the effects that doubled or were left out."""
-        lines = [*compare_changes(self.once, "one request", wrong, "both together")]
-        if not beyond(self.once, wrong):
-            mend = USE_RESULTS
-        elif mend is MAKE_STEPS:
-            lines += [
-                f"{write.statement} outside of a step: {write.filename}:{write.line}"
-                for write in self.stray_writes
-            ]
-        fail(
-            f"{what}, and both did not do what one request does:",
-            lines=lines,
-            mend=mend,
-        )
-
-    def check_response(self, ended: str, retry: Sent) -> None:
+    def check_response(self, got: str, retry: Sent) -> None:
         """Check that the retry got what undisturbed requests get."""
         parts = parts_of(retry.response)
         wrong = self.unknown_parts(parts)
@@ -246,15 +221,26 @@ class Resumption:
             self.send_undisturbed()  # the time may have changed a part
             wrong = self.unknown_parts(parts)
         if wrong:
-            fail(
-                f"{ended}, the retry got another response than an undisturbed request:",
-                lines=[
-                    f"{name}: {self.responses[-1].get(name)!r} undisturbed, "
-                    f"{parts.get(name)!r} by the retry"
+            known = self.responses[-1]
+            self.fail(
+                f"{got}, unlike an undisturbed request:",
+                lines=(
+                    f"{name}: {known.get(name)!r} undisturbed, {parts.get(name)!r} by "
+                    "the retry"
                     for name in wrong
-                ],
-                mend=USE_RESULTS,
+                ),
             )
+
+    def fail(
+        self, what: str, *, lines: Iterable[str] = (), mend: str | None = None
+    ) -> NoReturn:
+        """Fail, and name the writes outside of steps if they may be the reason."""
+        writes = [
+            f"{write.statement} outside of a step: {write.filename}:{write.line}"
+            for write in self.stray_writes
+            if mend in (None, MAKE_STEPS)
+        ]
+        fail(what, lines=[*lines, *writes], mend=mend or USE_RESULTS)
 
     def unknown_parts(self, parts: dict[str, Any]) -> list[str]:
         """Return the parts of a response that no undisturbed request has got.
@@ -269,6 +255,22 @@ class Resumption:
                 [each.get(name, MISSING) for each in self.responses],
             )
         ]
+
+
+def check_names(got: str, found: IdempotencyRecord, asked: list[str]) -> None:
+    """Check that a retry asked for what was recorded, and not for new names (E16)."""
+    recorded = [entry["name"] for entry in found.entries]
+    skipped = [name for name in recorded if name not in asked]
+    new = [name for name in asked if name not in recorded]
+    if skipped and new:
+        fail(
+            f"{got} and did not ask for what was recorded:",
+            lines=(
+                f"recorded: {', '.join(map(repr, skipped))}",
+                f"asked for: {', '.join(map(repr, new))}",
+            ),
+            mend=KEEP_NAMES,
+        )
 
 
 def is_held(found: IdempotencyRecord, retry: Sent) -> bool:
