@@ -35,6 +35,7 @@ from idempotency.testing import (
 )
 from tests.app.models import Effect
 from tests.conftest import KEY
+from tests.support.processes import ROOT
 from tests.test_docs import run_case
 from tests.urls import urlpatterns as usual_urls
 
@@ -520,6 +521,27 @@ def test_bad_handlers(ada: APIClient, bad: Handler, said: tuple[str, ...]) -> No
     assert message.startswith("POST /resuming/: ended ")
     for line in said:
         assert re.search(line, message), message
+
+
+def test_message_of_the_page(ada: APIClient) -> None:
+    """A failure reads as docs/testing.md prints it."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"```text\n(POST /rides/.*?)\n```", page, re.DOTALL)
+
+    def ride(request: Request, steps: Any) -> Any:
+        return Response({"id": create("ride")["id"]}, 201)
+
+    handle(ride)
+    message = refused(ada)
+    for ours, theirs in (
+        (r"/resuming/", "/rides/"),
+        (r"app\.Effect", "rides.Ride"),
+        (r"app_effect", "rides_ride"),
+        (r'"id":\d+', '"id":2'),
+        (f"{re.escape(__file__)}:\\d+", "/srv/rides/views.py:12"),
+    ):
+        message = re.sub(ours, theirs, message)
+    assert message == printed
 
 
 def test_what_is_not_the_handlers_reason(ada: APIClient) -> None:
