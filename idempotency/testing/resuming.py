@@ -194,7 +194,7 @@ class Resumption:
         if found is not None and is_held(found, retry):
             wrong = beyond(self.once, done)
         else:
-            wrong = self.differences(done)
+            wrong = compared(self.once, done)
             if not wrong and not is_tombstone(found):
                 self.check_response(got, retry)
         if wrong:
@@ -204,14 +204,6 @@ class Resumption:
                 mend=MENDS[boundaries.end_in] if beyond(self.once, wrong) else None,
             )
         return True
-
-    def differences(self, done: Numbers) -> Numbers:
-        """Return the changes that are not those of an undisturbed request."""
-        wrong = compared(self.once, done)
-        if wrong:
-            self.send_undisturbed()  # its effects may depend on earlier requests
-            wrong = compared(self.once, done)
-        return wrong
 
     def check_response(self, got: str, retry: Sent) -> None:
         """Check that the retry got what undisturbed requests get."""
