@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial, wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from idempotency.handlers import (
     attributes_of,
     dotted_name,
     is_coroutine_function,
+    late_check_of,
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks, options_of
@@ -60,16 +61,17 @@ class IdempotencyMixin(Hooks):
 
         Exempt a view with a leased handler from ATOMIC_REQUESTS (E11), and give its
         other requests their transaction. Raise ``TypeError`` for a class that is not a
-        view, and for a coroutine.
+        view, and for a handler that can't be protected.
         """
         if not issubclass(cls, View):
             raise TypeError(
                 f"IdempotencyMixin protects views, and {cls.__qualname__} is not one. "
                 "Derive it from APIView or from Django's View."
             )
-        refuse_coroutines(cls, *args, **initkwargs)
         options = _options(cls, initkwargs)
         validate_options(options, where=f"{cls.__qualname__}.as_view()")
+        actions = args[0] if args else initkwargs.get("actions")
+        refuse_handlers(cls, actions, options)
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
         return opted_out_if_leased(view, cls, initkwargs)
 
@@ -137,28 +139,48 @@ def _keep_body(request: HttpRequest) -> None:
         record_body(request)
 
 
-def refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
-    """Raise ``TypeError`` if a handler of a view or ViewSet is a coroutine."""
-    for name in (actions or {}).values() or View.http_method_names:
-        handler = answering(cls, attribute_of(cls, name))
-        if is_coroutine_function(handler):
+def refuse_handlers(cls: type, actions: Any, options: Options) -> None:
+    """Raise ``TypeError`` if a handler of a view or ViewSet can't be protected.
+
+    That is a coroutine, or a handler that checks requests by decorators of Django's,
+    which come after the key (S2).
+    """
+    methods = options.get("methods", get_settings().policy.methods)
+    for method, name in (actions or {m: m for m in View.http_method_names}).items():
+        handler = attribute_of(cls, name)
+        last = answering(cls, handler)
+        if is_coroutine_function(last):
             raise TypeError(
-                f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
+                f"IdempotencyMixin can't protect {dotted_name(last)}(): it is a "
                 "coroutine, and Django's transactions are synchronous. In protected(), "
                 "leave its view out with exempt=."
             )
+        if method.upper() in methods and mark_of(last) is None:
+            check = late_check_of(handler) or late_check_of(last)
+            if check is not None:
+                raise TypeError(
+                    f"{check} must be on dispatch(), so that {dotted_name(last)}() is "
+                    "checked before its key is used. Write above the view class: "
+                    '@method_decorator(..., name="dispatch")'
+                )
 
 
 def opted_out_if_leased(view: Any, cls: type, initkwargs: Options) -> Any:
     """Exempt a view with a leased handler from ATOMIC_REQUESTS (E11)."""
-    marks = map(mark_of, attributes_of(cls).values())
-    decorated = [mark.options or {} for mark in marks if mark is not None]
-    every = [_options(cls, initkwargs), *decorated]
-    leased = [options for options in every if not options.get("atomic", True)]
+    leased = [*_leased_handlers(cls, _options(cls, initkwargs))]
     if not leased:
         return view
     resumes = any(options.get("on_abandoned") == "resume" for options in leased)
     return _opted_out(view, resumes=resumes)
+
+
+def _leased_handlers(cls: type, options: Options) -> Iterator[Any]:
+    """Yield the options of a view and its handlers if they choose leased mode."""
+    marks = map(mark_of, attributes_of(cls).values())
+    decorated = [mark.options for mark in marks if mark is not None]
+    for own in [options, *decorated]:
+        if own and not own.get("atomic", True):
+            yield own
 
 
 class _OptedOut(set[str]):
@@ -179,13 +201,15 @@ class _OptedOut(set[str]):
 def _opted_out(view: Any, *, resumes: bool) -> Any:
     """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased.
 
-    ``resumes`` says whether one of its handlers does.
+    ``resumes`` says whether a handler may have steps, which have transactions of their
+    own without a key, too (E14).
     """
 
     @wraps(view)
     def opted_out(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         run = view
-        if not _is_leased(resumes, view, request, *args, **kwargs):
+        is_leased = resumes or _has_key(request)
+        if not is_leased or not _is_leased(view, request, *args, **kwargs):
             for alias, database in connections.settings.items():
                 if database["ATOMIC_REQUESTS"] and alias not in aliases.own:
                     run = transaction.atomic(using=alias)(run)
@@ -196,24 +220,20 @@ def _opted_out(view: Any, *, resumes: bool) -> Any:
     return opted_out
 
 
-def _is_leased(
-    resumes: bool, view: Any, request: HttpRequest, *args: Any, **kwargs: Any
-) -> bool:
-    """Return whether a request is going to run in leased mode.
-
-    One without a key counts if its handler resumes, because each of its steps is a
-    transaction (E14).
-    """
+def _has_key(request: HttpRequest) -> bool:
+    """Return whether a request has a key that has an effect."""
     try:
-        has_key = get_settings().ENABLED and keys.find_key(request.META) is not None
+        return get_settings().ENABLED and keys.find_key(request.META) is not None
     except APIException:
-        has_key = False  # to be refused
-    if not (has_key or resumes):
-        return False
+        return False  # to be refused
+
+
+def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
+    """Return whether a request is going to run in leased mode, or in its steps."""
     protection = protection_of_request(view, request, *args, **kwargs)
     if protection is None or protection.policy.atomic:
         return False
-    return has_key or protection.policy.on_abandoned == "resume"
+    return protection.policy.on_abandoned == "resume" or _has_key(request)
 
 
 def _options(cls: type, initkwargs: Options) -> dict[str, Any]:
