@@ -15,7 +15,7 @@ from idempotency.conf import get_secret
 from idempotency.conf.policy import Policy
 from idempotency.discretion import discreet
 from idempotency.models import default_alias
-from idempotency.steps import CallResult, StepResult, Steps
+from idempotency.steps import JSON, CallResult, StepResult, Steps
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -111,7 +111,7 @@ class RequestContext:
         name: str,
         function: Callable[[str], CallResult],
         on_abandoned: Literal["rerun", "hold"]
-        | Callable[[str, IdempotencyRecord], CallResult | None] = "rerun",
+        | Callable[[str, IdempotencyRecord], JSON] = "rerun",
     ) -> CallResult:
         """Call something outside with the key ``derive(name)``, and record the result.
 

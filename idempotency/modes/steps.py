@@ -124,7 +124,7 @@ class RecordedSteps(Steps):
                 note()
 
         try:
-            with transaction.atomic(using=self.alias, durable=True):
+            with self.transaction():
                 # First, because another on_commit function may raise (O5).
                 transaction.on_commit(note_commit, using=self.alias)
                 result = function()
