@@ -266,9 +266,12 @@ class _Completion:
         self, function: Completer, context: RequestContext, claimed: IdempotencyRecord
     ) -> HttpResponseBase:
         steps: Any = context.steps
+        stored = None
         try:
-            response, stored = self._finish(function(context))
-            if steps.response is None and stored is not None:
+            response = function(context)
+            if steps.response is None:
+                response, stored = self._finish(response)
+            if stored is not None:
                 steps.forget_results()
                 self.leases.complete(claimed, stored)
         except ClaimLost:
@@ -313,7 +316,14 @@ class _Completion:
                 renderer = self._renderer()
                 unrendered.accepted_renderer = renderer
                 unrendered.accepted_media_type = renderer.media_type
-                unrendered.renderer_context = {"response": response}
+                # The members that Django REST framework gives to renderers.
+                unrendered.renderer_context = {
+                    "view": None,
+                    "args": (),
+                    "kwargs": {},
+                    "request": None,
+                    "response": response,
+                }
             unrendered.render()
         if response.status_code >= 500:
             return response, None

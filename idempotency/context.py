@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from idempotency.conf import get_secret
 from idempotency.conf.policy import Policy
 from idempotency.discretion import discreet
 from idempotency.models import default_alias
-from idempotency.steps import CallResult, StepResult, Steps
+from idempotency.steps import JSON, CallResult, StepResult, Steps
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -111,7 +111,7 @@ class RequestContext:
         name: str,
         function: Callable[[str], CallResult],
         on_abandoned: Literal["rerun", "hold"]
-        | Callable[[str, IdempotencyRecord], CallResult | None] = "rerun",
+        | Callable[[str, IdempotencyRecord], JSON] = "rerun",
     ) -> CallResult:
         """Call something outside with the key ``derive(name)``, and record the result.
 
@@ -128,7 +128,7 @@ class RequestContext:
         return result
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Mapping[str, Any]:
         """The results of the recorded steps and calls by name.
 
         Raise ``RuntimeError`` in leased mode without ``on_abandoned="resume"``.

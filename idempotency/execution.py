@@ -48,6 +48,7 @@ from idempotency.models import (
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
 from idempotency.modes.reporting import Reporter
+from idempotency.modes.stray_writes import with_stray_writes_reported
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def execute(
     context = RequestContext(executing=True, request=request, policy=policy)
     http_request.idempotency = context
     keyed = KeyedRequest(view=view, request=request, policy=policy, context=context)
+    handler = with_stray_writes_reported(handler, keyed)
     try:
         key = keys.find_key(request.META) if enabled else None
         if key is not None:

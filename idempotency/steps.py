@@ -77,9 +77,11 @@ class Steps:
         self.derive = derive
         self.is_durable = is_durable
         self.names: set[str] = set()
+        # The transaction of the latest step.
+        self.block: Any = None
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         return {}
 
@@ -88,11 +90,21 @@ class Steps:
         """Whether anything is recorded, so that the key can't be freed (E15)."""
         return False
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a step's transaction is open."""
+        return self.block in self.connection.atomic_blocks
+
+    def transaction(self) -> Any:
+        """Return the transaction of a step, or its savepoint if it is not durable."""
+        self.block = transaction.atomic(using=self.alias, durable=self.is_durable)
+        return self.block
+
     @discreet
     def step(self, name: str, function: Callable[[], Any]) -> Any:
         """Run a function in a transaction of its own, or in a savepoint."""
         self.admit("step", name)
-        with transaction.atomic(using=self.alias, durable=self.is_durable):
+        with self.transaction():
             result = function()
             if isinstance(result, HttpResponseBase):
                 if result.status_code >= 500:

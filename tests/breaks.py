@@ -181,8 +181,8 @@ BREAKS = (
     Break(
         name="a refusal after derive() frees the key",
         file="idempotency/modes/leased.py",
-        old="if self.context.has_side_effects and not self.context.is_released:",
-        new="if self.context.attempt is None:",
+        old="context.has_side_effects and not context.is_released",
+        new="context.attempt is None",
         test="tests/test_leased.py::TestErrors::test_charged_and_refused",
     ),
     Break(

@@ -86,8 +86,14 @@ def by_path(request: Request) -> Any:
 
 
 class Shouting(JSONRenderer):
-    def render(self, *args: Any, **kwargs: Any) -> bytes:
-        return bytes(super().render(*args, **kwargs)).upper()
+    """A renderer that knows what Django REST framework gives to renderers."""
+
+    def render(
+        self, data: Any, media_type: Any = None, renderer_context: Any = None
+    ) -> bytes:
+        known = {"view", "args", "kwargs", "request", "response"}
+        assert {*renderer_context} >= known
+        return bytes(super().render(data, media_type, renderer_context)).upper()
 
 
 class ByClass(IdempotencyMixin, APIView):
@@ -160,6 +166,25 @@ class TestResume:
             assert again.content.startswith(b'{"ID":')
         done = IdempotencyRecord.objects.get()
         assert (done.state, done.attempt) == (State.COMPLETED, 2)
+
+    def test_nothing_skipped(
+        self, client: APIClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """E16, E17: Reading a recorded result is asking for its name."""
+        complete(cut_off(client))
+        assert "steps_skipped" not in caplog.text
+        assert names() == [KEY[-20:], f"receipt of {KEY[-20:]}"]
+
+    @pytest.mark.parametrize("found", [None, HttpResponse(b"another")])
+    def test_last_step_without_return(self, client: APIClient, found: Any) -> None:
+        """E15: The stored response is returned, whatever the function returns."""
+
+        def forget(steps: RequestContext) -> Any:
+            finish(steps)
+            return found
+
+        assert resume(cut_off(client), forget).status_code == 201
+        assert post(client, "/by-path/").status_code == 201
 
     def test_derived_key(self, client: APIClient) -> None:
         """E10, E17: A completer's derived keys are those of the handler."""

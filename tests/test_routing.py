@@ -526,14 +526,14 @@ class TestMistakes:
 
 
 @pytest.fixture
-def ada(database: None) -> Iterator[None]:
+def user(database: None) -> Iterator[None]:
     """A user who can log in."""
-    user = get_user_model().objects.create_user("ada", password="lovelace")
+    user = get_user_model().objects.create_user("routed", password="lovelace")
     yield
     user.delete()
 
 
-@pytest.mark.usefixtures("ada")
+@pytest.mark.usefixtures("user")
 def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     """A retried login makes one session, and gets the first response."""
     pytest.importorskip("dj_rest_auth")
@@ -541,7 +541,7 @@ def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     before = Session.objects.count()
     serve(path("auth/", include(protected("dj_rest_auth.urls"))))
-    data = {"username": "ada", "password": "lovelace"}
+    data = {"username": "routed", "password": "lovelace"}
     anonymous = APIClient()
     first, again = (anonymous.post("/auth/login/", data, **key()) for _time in range(2))
     assert first.status_code == again.status_code < 300
@@ -550,12 +550,12 @@ def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     assert Session.objects.count() == before + 1
 
 
-@pytest.mark.usefixtures("ada")
+@pytest.mark.usefixtures("user")
 def test_tokens(client: APIClient, serve: Serve) -> None:
     """A retried request for tokens gets the first ones."""
     views = pytest.importorskip("rest_framework_simplejwt.views")
     serve(*protected([path("", views.token_obtain_pair)]))
-    data = {"username": "ada", "password": "lovelace"}
+    data = {"username": "routed", "password": "lovelace"}
     first, again = (APIClient().post("/", data, **key()) for _time in range(2))
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.content == first.content

@@ -286,6 +286,7 @@ class TestResume:
 
         def find_out(key: str, record: IdempotencyRecord) -> Any:
             asked.append(key)
+            assert record.read_at >= record.created_at
             return found
 
         def charge(request: Request, steps: Any) -> Any:

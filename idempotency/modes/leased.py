@@ -87,6 +87,7 @@ class LeasedMode(Mode):
         new_record.steps = abandoned.steps
         new_record.attempt = abandoned.attempt + 1
         new_record.created_at = abandoned.created_at
+        new_record.read_at = abandoned.read_at
         new_record.expires_at = abandoned.read_at + self.policy.retention
         try:
             is_taken = self.leases.take_over(abandoned, new_record, self.policy.lease)

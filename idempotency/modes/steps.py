@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -40,6 +41,18 @@ steps need, such as a primary key."""
 Finish = Callable[[HttpResponseBase], tuple[HttpResponseBase, StoredResponse | None]]
 
 
+class Recorded(UserDict[str, Any]):
+    """Results by name, which notes the names of those that are read."""
+
+    def __init__(self, results: dict[str, Any], read: set[str]) -> None:
+        super().__init__(results)
+        self.read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
 class RecordedSteps(Steps):
     """Runs each step once per key, and keeps its result in the claimed record.
 
@@ -64,15 +77,18 @@ class RecordedSteps(Steps):
         self.claims = leases.claims
         self.lease = lease
         self.finish = finish
+        # The names of results that were read in ``recorded``.
+        self.read: set[str] = set()
         # Stored by the last step.
         self.response: HttpResponseBase | None = None
         self.payload, entries = from_text(claimed.steps)
         self.entries: dict[str, Entry] = {entry["name"]: entry for entry in entries}
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
-        return {n: e["result"] for n, e in self.entries.items() if "result" in e}
+        found = {n: e["result"] for n, e in self.entries.items() if "result" in e}
+        return Recorded(found, self.read)
 
     @property
     def has_entries(self) -> bool:
@@ -82,7 +98,8 @@ class RecordedSteps(Steps):
     @property
     def skipped(self) -> list[str]:
         """The recorded names that this run has not asked for (E16)."""
-        return [name for name in self.entries if name not in self.names]
+        asked = self.names | self.read
+        return [name for name in self.entries if name not in asked]
 
     def admit(self, kind: Kind, name: str) -> None:
         """Raise an error also after the end, and for the name of another kind."""
@@ -107,7 +124,7 @@ class RecordedSteps(Steps):
                 note()
 
         try:
-            with transaction.atomic(using=self.alias, durable=True):
+            with self.transaction():
                 # First, because another on_commit function may raise (O5).
                 transaction.on_commit(note_commit, using=self.alias)
                 result = function()
