@@ -16,8 +16,8 @@ In both modes two handlers are plain Django views, and one is a third party's vi
 ``protected()``: ``CreateAPIView`` of Django REST framework.
 
 In mode resume the handlers run in steps: a row, an outside call, a row and the
-response. They are retried while the lease is live and after it, until they have
-finished, and where a call is held, a person decides in between.
+response. They are retried while the lease is live and after it, or completed as if no
+client came back. Where a call is held, a person decides in between.
 
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
     python -m tests.crash_matrix --mode leased
@@ -59,7 +59,7 @@ HANDLERS = {
     ),
     "resume": (
         *("plain", "apart", "declined"),
-        *("failed-before", "failed-after", "django-view"),
+        *("failed-before", "failed-after", "completer", "django-view"),
     ),
 }
 

@@ -38,14 +38,16 @@ def test_boundaries_are_all(crashes: Crashes, handler: str, policy: str) -> None
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("comes_back", [True, False], ids=["client", "completer"])
 def test_cut_at_every_boundary(
-    crashes: Crashes, how: str, policy: str, handler: str
+    crashes: Crashes, comes_back: bool, how: str, policy: str, handler: str
 ) -> None:
-    """E12, E13, E15: Cut anywhere, a request is finished by its retries.
+    """E12, E13, E15, E17: Cut anywhere, a run is finished by a retry or a completer.
 
     Each step has acted once, the provider has charged under one key, and only a held
     call waits for a person.
     """
+    crashes.comes_back = comes_back
     tally = Tally(policy)
     crashes.run(policy, HANDLERS[handler], how, tally)
     assert tally.boundaries > 0

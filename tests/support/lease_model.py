@@ -18,6 +18,7 @@ from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.modes.steps import RecordedSteps
 from idempotency.responses import StoredResponse
+from idempotency.steps import as_text
 from tests.app.models import Effect
 from tests.test_claims import RETENTION, wanted
 
@@ -142,7 +143,7 @@ class Judge:
 
     def claim(self, seen: IdempotencyRecord | None) -> None:
         """Claim a key that is new or expired, as ``LeasedMode.run`` does (P1, E7)."""
-        row, mine = self.row, wanted(token=str(uuid4().int), steps="[]")
+        row, mine = self.row, wanted(token=str(uuid4().int), steps=as_text("payload"))
         record = self.claims.claim(mine, RETENTION, seen, lease=LEASE)
         if seen is not None and seen.is_in_force:
             assert record is seen

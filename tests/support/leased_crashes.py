@@ -115,13 +115,17 @@ class Crashes(Cuts):
     def record(self, policy: str, handler: Handler) -> Visit:
         """Send a request that is not cut; it tells its boundaries."""
         # After this one the server's connection is open.
-        self.send(self.prepare(policy, handler))
+        self.send(self.to_cut(self.prepare(policy, handler), handler))
         sending = self.prepare(policy, handler)
         expected = self.expect(policy, self.look(sending.key))
-        answer, visit = self.send_uncut(sending)
+        answer, visit = self.send_uncut(self.to_cut(sending, handler))
         kind = Step(answer, self.look(sending.key)).kind(handler)
         assert kind == expected, answer
         return visit
+
+    def to_cut(self, sending: Sending, handler: Handler) -> Sending:
+        """Return the request that is cut before a client sends its own."""
+        return sending
 
     def expect(self, policy: str, before: Moment) -> str:
         """Return how a request is answered, by what is there before it."""

@@ -40,6 +40,8 @@ class Handler:
     failed: str | None = None
     # Where its views are; each policy has one.
     place: str = ""
+    # Whether what is cut is the run of a completer, after one that has failed.
+    is_completed: bool = False
 
 
 HANDLERS = {

@@ -7,9 +7,12 @@ be set up.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from django.test import override_settings
+
+from idempotency.completing import complete
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.support import leased_crashes, leased_outcomes
@@ -24,8 +27,9 @@ __all__ = ["COLUMNS", "HANDLERS", "POLICIES", "Crashes", "Tally"]
 POLICIES = ("rerun", "hold", "ask")
 KINDS = ("doubled", "lost", "stuck", "unexpected")
 COLUMNS = (
-    *("call", "boundaries", *KINDS, "answered", "failed", "nothing"),
-    *("in progress", "replayed", "ran", "unknown", "no call", "1 call", "2 calls"),
+    *("call", "finished by", "boundaries", *KINDS, "answered", "failed", "nothing"),
+    *("in progress", "completed", "replayed", "ran", "unknown"),
+    *("no call", "1 call", "2 calls"),
 )
 HANDLERS = {
     "plain": Handler("in-steps", place="/steps"),
@@ -36,6 +40,9 @@ HANDLERS = {
     # What is cut is the run that resumes.
     "failed-before": Handler("in-steps", failed="before", place="/steps"),
     "failed-after": Handler("in-steps", failed="after", place="/steps"),
+    "completer": Handler(
+        "in-steps", failed="before", place="/steps", is_completed=True
+    ),
     # A function that takes Django's own request.
     "django-view": Handler("in-steps", place="/django/steps"),
 }
@@ -47,6 +54,8 @@ class Outcome(leased_outcomes.Outcome):
 
     # The retry after a person has said what became of the call, if it was held.
     decided: Step | None = None
+    # What a completer has made of it before a client came back, if it could.
+    completed: Moment | None = None
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -84,6 +93,10 @@ class Outcome(leased_outcomes.Outcome):
     def _judge_retries(self) -> Iterator[tuple[str, str]]:
         """The first retry finishes it, or a person and the next one (E13)."""
         before = replace(self.first.then, is_leased=False)  # the lease has ended
+        if self.completed is not None:
+            before = self.completed
+            if before.state != State.COMPLETED:
+                yield "stuck", f"the completer has left the record {before.state}"
         for step in filter(None, (self.retry, self.decided, self.again)):
             kind, expected = step.kind(self.handler), expect(before)
             if kind != expected:
@@ -143,6 +156,7 @@ class Tally(leased_crashes.Tally):
         """Count one request; a fault counts once, however it shows."""
         assert isinstance(outcome, Outcome)
         kind = outcome.first.kind(outcome.handler)
+        self.counts["completed"] += outcome.completed is not None
         told = {"ran": "answered", "nothing": "nothing"}.get(kind, "failed")
         self.counts["boundaries"] += 1
         self.counts[told] += 1
@@ -156,7 +170,8 @@ class Tally(leased_crashes.Tally):
     @property
     def cells(self) -> tuple[str | int, ...]:
         """What stands in the table, below COLUMNS."""
-        return (self.policy, *(self.counts[name] for name in COLUMNS[1:]))
+        by = "completer" if self.counts["completed"] else "client"
+        return (self.policy, by, *(self.counts[name] for name in COLUMNS[2:]))
 
 
 class Crashes(leased_crashes.Crashes):
@@ -164,6 +179,22 @@ class Crashes(leased_crashes.Crashes):
 
     policies = POLICIES
     new_tally = Tally
+    # Whether clients come back by themselves, or after a completer.
+    comes_back = True
+
+    def rows(
+        self, how: str, handlers: Iterable[Handler]
+    ) -> Iterator[leased_crashes.Tally]:
+        """Yield the rows of clients that come back, and of clients that do not."""
+        handlers = [*handlers]
+        for self.comes_back in (True, False):
+            yield from super().rows(how, handlers)
+
+    def to_cut(self, sending: Sending, handler: Handler) -> Sending:
+        """Return the request that is cut: a client's, or that of a completer."""
+        if not handler.is_completed:
+            return sending
+        return replace(sending, url="/complete/")
 
     def expect(self, policy: str, before: Moment) -> str:
         """Return how a request is answered, by what is there before it."""
@@ -181,10 +212,14 @@ class Crashes(leased_crashes.Crashes):
         """Cut a request at the last of some boundaries, and let retries finish it."""
         sending = self.prepare(policy, handler)
         before = self.look(sending.key)
-        first = self.step(sending, self.send_and_cut(sending, how, labels))
-        early = self.step(sending) if first.then.is_leased else None
+        to_cut = self.to_cut(sending, handler)
+        first = self.step(sending, self.send_and_cut(to_cut, how, labels))
+        early = None
+        if first.then.is_leased and self.comes_back:
+            early = self.step(sending)
         self.end_lease(sending.key)
         return Outcome(
+            completed=None if self.comes_back else self.complete(sending.key),
             policy=policy,
             handler=handler,
             went_on=how != "kill",
@@ -205,6 +240,16 @@ class Crashes(leased_crashes.Crashes):
         record = IdempotencyRecord.objects.filter(key=key).first()
         is_in_doubt = record is not None and record.call_in_doubt is not None
         return replace(super().look(key), rows=dict(rows), is_in_doubt=is_in_doubt)
+
+    def complete(self, key: str) -> Moment | None:
+        """Complete a run, as the task does, if it has recorded anything."""
+        found = IdempotencyRecord.objects.resumable().filter(key=key)
+        if not found:
+            return None
+        self.decide(key)
+        with override_settings(ROOT_URLCONF="tests.support.charging_views"):
+            complete(found.get())
+        return self.look(key)
 
     def decide(self, key: str) -> bool:
         """Say what became of a call in doubt, as the provider's books have it."""
