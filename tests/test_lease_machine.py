@@ -28,8 +28,9 @@ from hypothesis.stateful import (
 
 from idempotency import claims
 from idempotency.claims import Claims
+from idempotency.completing import resume
 from idempotency.database import UTCNow
-from idempotency.exceptions import ClaimLost
+from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
 from tests.support.lease_model import LEASE, Judge, Row, Worker, act, looks_abandoned
@@ -261,8 +262,7 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
 
     def settle_seen(self, seen: IdempotencyRecord) -> None:
         row = self.row
-        may = self.is_still(seen) and row is not None and not row.is_leased
-        may = may and row is not None and not row.is_expired
+        may = self.is_still(seen) and row is not None and row.is_abandoned
         was_called = self.called[self.life] > 0
         has_doubt = is_in_doubt(seen)
         try:
@@ -284,6 +284,59 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
         if was_called:
             entries = {name: True for name, _ended in row.entries}
         self.row = replace(row, token=seen.token, entries=tuple(entries.items()))
+
+    # Completers.
+
+    @precondition(lambda self: any(map(looks_abandoned, self.seen)))
+    @rule(back=BACK, fails=st.booleans())
+    def complete_abandoned(self, back: int, fails: bool) -> None:
+        """Run what looked abandoned without a client (E17)."""
+        seen = pick([*filter(looks_abandoned, self.seen)], back)
+        row, life = self.row, self.life
+        may = row is not None and row.token == seen.token and row.is_abandoned
+
+        def function(context: Any) -> Any:
+            assert may, "a completer took what is not abandoned"
+            assert row is not None
+            assert dict(row.entries).get("call", True), "a call was in doubt"
+            self.begin_completion(context.steps.claimed)
+            if fails:
+                raise Stopped
+            return context.step(
+                "last", lambda: HttpResponse(act(life, "last").encode())
+            )
+
+        try:
+            resume(seen, function)
+        except RecordChanged:
+            assert not may, "a completer was refused"
+        except OutcomeUnknown:
+            assert may
+            assert row is not None
+            assert dict(row.entries)["call"] is False
+        except Stopped:
+            self.change(state=State.ABANDONED, is_leased=False)
+        else:
+            self.acted.add(f"{life} last")
+            assert self.row is not None
+            self.change(
+                state=State.COMPLETED,
+                is_leased=None,
+                body=f"{life} last".encode(),
+                entries=(*self.row.entries, ("last", True)),
+            )
+
+    def begin_completion(self, claimed: IdempotencyRecord) -> None:
+        self.change(
+            token=claimed.token,
+            attempt=claimed.attempt,
+            state=State.IN_PROGRESS,
+            is_leased=True,
+        )
+
+    def change(self, **values: Any) -> None:
+        assert self.row is not None
+        self.row = replace(self.row, **values)
 
     # The clocks, people, and the purge.
 
@@ -387,7 +440,7 @@ class Call:
 def test_any_order(
     database: None, monkeypatch: pytest.MonkeyPatch, kind: str, examples: int
 ) -> None:
-    """E5, E7, E8, E9, E12, E13, P1, P2: One live claim; a stale token never writes.
+    """E5, E7, E8, E9, E12, E13, E17, P1, P2: Stale tokens never write.
 
     A completed answer changes only when its retention is over or a person gives the
     key back. Until then a step acts once, and a held call is made once.

@@ -306,20 +306,28 @@ def test_frozen_before_the_commit(
     assert len(other.ledger.charges_of(sending.key)) == 1
 
 
+@pytest.mark.parametrize("slow", ["failed-before", "completer"])
+@pytest.mark.parametrize("fast", ["failed-before", "completer"])
 def test_two_resume_at_once(
-    database: None, two_servers: tuple[Server, Server], rendezvous: Rendezvous
+    database: None,
+    two_servers: tuple[Server, Server],
+    rendezvous: Rendezvous,
+    slow: str,
+    fast: str,
 ) -> None:
-    """E12: Of two retries that have both seen a run cut off, one resumes it."""
+    """E12, E17: Of two that have both seen a run cut off, one resumes it.
+
+    Each of them is a client's retry or a completer.
+    """
     one, other = (Resuming(server, rendezvous) for server in two_servers)
-    resumed = Resumed["failed-before"]
-    labels = one.record("rerun", resumed).labels
+    labels = one.record("rerun", Resumed[slow]).labels
     before_taking_over = labels.index("about to charge") - 1
-    sending = one.prepare("rerun", resumed)
-    with one.start(sending, before_taking_over) as slow:
+    sending = one.prepare("rerun", Resumed[slow])
+    with one.start(one.to_cut(sending, Resumed[slow]), before_taking_over) as held:
         has_looked = wait_for_visit(rendezvous)
-        second = other.send(sending)
+        second = other.send(other.to_cut(sending, Resumed[fast]))
         has_looked.close()
-        first = read(slow)
+        first = read(held)
     assert (second.status, is_replayed(second)) == (201, False)
     assert first.status == 409 or is_replayed(first)
     assert_each_once(second, sending.key)

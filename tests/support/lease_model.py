@@ -45,6 +45,11 @@ class Row:
         return bool(self.is_leased) or not self.is_expired
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether somebody may still find out or go on (E9)."""
+        return not (self.state == State.COMPLETED or self.is_leased or self.is_expired)
+
+    @property
     def has_answer(self) -> bool:
         """Whether this is what retries get, until the retention is over."""
         return self.state == State.COMPLETED and not self.is_expired
