@@ -31,7 +31,7 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
-from idempotency.steps import as_text, from_text, through_json
+from idempotency.steps import IN_DOUBT, Entry, as_text, from_text, through_json
 
 
 class State(models.TextChoices):
@@ -115,12 +115,17 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def resumable(self, idle: timedelta = timedelta(0)) -> IdempotencyRecordQuerySet:
         """Return the abandoned records that ``completing.resume()`` can finish (E17).
 
-        They have recorded steps, are unexpired, and nobody has run them for ``idle``.
+        They have recorded steps and no call in doubt, are unexpired, and nobody has run
+        them for ``idle``.
         """
-        return self.abandoned().filter(
-            steps__contains='"name": ',
-            expires_at__gt=UTCNow(),
-            lease_expires_at__lte=UTCNow() - idle,
+        return (
+            self.abandoned()
+            .filter(
+                steps__contains='"name": ',
+                expires_at__gt=UTCNow(),
+                lease_expires_at__lte=UTCNow() - idle,
+            )
+            .exclude(steps__contains=f'"{IN_DOUBT}": true')
         )
 
     def purge(
@@ -345,7 +350,12 @@ class IdempotencyRecord(models.Model):
         """
         result = through_json("call", name, result)
         ended = {"ended": timezone.now().isoformat(), "result": result}
-        self._settle(name, lambda entry: [{**entry, **ended}])
+
+        def settled(entry: Entry) -> list[Entry]:
+            del entry[IN_DOUBT]
+            return [{**entry, **ended}]
+
+        self._settle(name, settled)
 
     @discreet
     def call_never_happened(self, name: str) -> None:
@@ -416,7 +426,7 @@ class IdempotencyRecord(models.Model):
         """The name of the call that may have happened and must not again, or None."""
         if self.state == State.COMPLETED:
             return None
-        return next((e["name"] for e in self.entries if "ended" not in e), None)
+        return next((e["name"] for e in self.entries if IN_DOUBT in e), None)
 
     @property
     def stored_response(self) -> StoredResponse | None:

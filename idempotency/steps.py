@@ -25,6 +25,8 @@ Kind: TypeAlias = Literal["step", "call"]
 # A step or call in a record: its name, kind, times and, until the response, result.
 Entry: TypeAlias = dict[str, Any]
 
+# In the entry of a call that may have happened and must not again (E13).
+IN_DOUBT = "in_doubt"
 MAX_NAME_LENGTH = 100
 OPEN_TRANSACTION = """\
 request.idempotency.{kind}({name!r}) can't run inside a transaction, or inside another \

@@ -411,7 +411,7 @@ class TestCompleteAbandoned:
         with pytest.raises(Killed):
             resume(record, die)
         make_due()
-        assert str(complete_abandoned()) == "0 completed, 0 failed, 1 left"
+        assert str(complete_abandoned()) == "0 completed, 0 failed, 0 left"
 
     def test_command(self, client: APIClient) -> None:
         """E17: The command does the same, and prints the report."""

@@ -20,6 +20,7 @@ from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 from idempotency.steps import (
+    IN_DOUBT,
     Entry,
     Kind,
     Steps,
@@ -156,15 +157,12 @@ class RecordedSteps(Steps):
         self.admit("call", name)
         if name in self.entries:
             return self.entries[name]["result"]
-        key, entry, result = (
-            self.derive(name),
-            new_entry("call", name, timezone.now()),
-            None,
-        )
+        key, entry = self.derive(name), new_entry("call", name, timezone.now())
+        result = None
         if callable(on_abandoned) and self.claimed.attempt > 1:
             result = on_abandoned(key, self.claimed)
         elif on_abandoned == "hold":
-            self._commit({**self.entries, name: entry})
+            self._commit({**self.entries, name: {**entry, IN_DOUBT: True}})
         if result is None:
             result = function(key)
         result = through_json("call", name, result)
