@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, transaction
+from django.db.models import Q
 from django.http import HttpResponseBase
 
 from idempotency.discretion import discreet
@@ -24,6 +25,9 @@ CallResult = TypeVar("CallResult", bound=JSON)
 Kind: TypeAlias = Literal["step", "call"]
 # A step or call in a record: its name, kind, times and, until the response, result.
 Entry: TypeAlias = dict[str, Any]
+
+# The records with recorded steps or calls, but without a response.
+HALF_DONE = Q(status_code=None, steps__isnull=False) & ~Q(steps="[]")
 
 MAX_NAME_LENGTH = 100
 OPEN_TRANSACTION = """\
