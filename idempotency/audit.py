@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def via(self) -> str:
-        """``mixin``, ``decorator``, ``exempt`` or ``none``."""
+        """``mixin``, ``decorator``, ``routing``, ``exempt`` or ``none``."""
         if self.protection is not None:
             return self.protection.via
         return "exempt" if self.exempt else "none"
@@ -141,8 +141,8 @@ def audit() -> list[Finding]:
 def news(findings: list[Finding], *, all_kinds: bool) -> list[Finding]:
     """Return the findings to list, unprotected views of DRF first.
 
-    With ``all_kinds``, unprotected routes of other kinds, such as the admin's, come
-    last.
+    With ``all_kinds``, unprotected routes of other kinds come last: plain Django views,
+    such as the admin's, and other frameworks.
     """
     undecided = [each for each in findings if each.unprotected and each.is_drf]
     decided = [each for each in findings if not each.unprotected]

@@ -30,6 +30,8 @@ from idempotency.hooks import options_of
 
 REQUESTS = (Request, HttpRequest)
 CHECKS_OF_USERS = "django.contrib.auth.decorators"
+# What Django Ninja stores on a function.
+NINJA = "_ninja_operation"
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 TypedOptions = ParamSpec("TypedOptions")
@@ -77,9 +79,12 @@ def idempotent(handler: Any = None, /, **options: Any) -> Any:
       leased mode, which is for external calls and needs ``on_abandoned``
     - ``lease``: how long a claim holds in leased mode, a ``timedelta``
     - ``on_abandoned``: what a retry does if a leased handler may have acted: ``"hold"``
-      refuses it until a person decides, ``"rerun"`` runs the handler again, and a
-      callable that takes the record and the request returns the response to store, or
-      None to run the handler again
+      refuses it until a person decides, ``"rerun"`` runs the handler again,
+      ``"resume"`` also, but skips the steps that are recorded, and a callable that
+      takes the record and the request returns the response to store, or None to run
+      the handler again
+    - ``completer``: with ``"resume"``, a callable, or its dotted path, that takes what
+      a handler has as ``request.idempotency`` and finishes an abandoned request
     - ``on_concurrent``: ``"refuse"`` or ``"wait"`` while another request has the key
     - ``wait_timeout``: how long to wait, a ``timedelta``
 
@@ -124,7 +129,9 @@ def _run_plain(
             "@idempotent can't protect dispatch(), which checks the request only after "
             "the key. Decorate post() or another handler."
         )
-    owner = args[0] if args[0] is not request else getattr(handler, "__self__", None)
+    # method_decorator() passes a partial of the bound method.
+    bound = handler.func if type(handler) is partial else handler
+    owner = args[0] if args[0] is not request else getattr(bound, "__self__", None)
     own = options_of(owner) if owner is not None else {}
     name = dotted_name(handler)
     return execute_plain(request, run, {**own, **options}, name=name, owner=owner)
@@ -154,9 +161,10 @@ def _check_place(handler: Any, decorator: str) -> None:
             f"    def {parts.cls.__name__}(request):\n"
             "        ..."
         )
-    if is_class(handler) or not callable(handler):
+    if parts is not None or is_class(handler) or not callable(handler):
+        what = f"{dotted_name(parts.cls)}.as_view()" if parts else repr(handler)
         raise TypeError(
-            f"@{decorator} decorates handlers only, and {handler!r} is not one. "
+            f"@{decorator} decorates handlers only, and {what} is not one. "
             "For a whole view, use IdempotencyMixin."
         )
     if decorator == "idempotent":
@@ -169,7 +177,15 @@ def _check_place(handler: Any, decorator: str) -> None:
 
 
 def _check_inner(handler: Any) -> None:
-    """Raise ``TypeError`` if a decorator below checks requests after the key (S2)."""
+    """Raise ``TypeError`` if a decorator below checks requests after the key (S2).
+
+    Do so for Django Ninja, too, which calls the function below its decorator.
+    """
+    if NINJA in getattr(function_of(handler), "__dict__", {}):
+        raise TypeError(
+            f"@idempotent can't protect {dotted_name(handler)}, an operation of Django "
+            "Ninja. Rewrite it with Django or Django REST framework."
+        )
     for function in [function_of(handler), *hidden_in(handler)]:
         place = getattr(function, "__globals__", {}).get("__name__")
         held = contents_of(function) if type(function) is FunctionType else []

@@ -32,7 +32,12 @@ from idempotency.fingerprints import (
     derivation_payload,
     fingerprint_in,
 )
-from idempotency.keyed_request import Handler, KeyedRequest, http_request_of
+from idempotency.keyed_request import (
+    Handler,
+    KeyedRequest,
+    PlainView,
+    http_request_of,
+)
 from idempotency.models import (
     IdempotencyRecord,
     State,
@@ -43,7 +48,6 @@ from idempotency.models import (
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
 from idempotency.modes.reporting import Reporter
-from idempotency.plain import PlainView
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
 if TYPE_CHECKING:

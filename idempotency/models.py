@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -32,7 +31,7 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
-from idempotency.steps import through_json
+from idempotency.steps import as_text, from_text, through_json
 
 
 class State(models.TextChoices):
@@ -112,6 +111,17 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def with_status(self, status: Status) -> IdempotencyRecordQuerySet:
         """Return the records that have this status by the database's clock."""
         return self.filter(status.condition)
+
+    def resumable(self, idle: timedelta = timedelta(0)) -> IdempotencyRecordQuerySet:
+        """Return the abandoned records that ``completing.resume()`` can finish (E17).
+
+        They have recorded steps, are unexpired, and nobody has run them for ``idle``.
+        """
+        return self.abandoned().filter(
+            steps__contains='"name": ',
+            expires_at__gt=UTCNow(),
+            lease_expires_at__lte=UTCNow() - idle,
+        )
 
     def purge(
         self,
@@ -354,7 +364,7 @@ class IdempotencyRecord(models.Model):
             for entry in self.entries
             for each in (settled(entry) if entry["name"] == name else [entry])
         ]
-        steps, token = json.dumps(entries), uuid4()
+        steps, token = as_text(from_text(self.steps)[0], entries), uuid4()
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=token)
         self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
@@ -399,8 +409,7 @@ class IdempotencyRecord(models.Model):
     @property
     def entries(self) -> list[dict[str, Any]]:
         """The recorded steps and calls, in their order (E12)."""
-        found: list[dict[str, Any]] = json.loads(self.steps or "[]")
-        return found
+        return from_text(self.steps)[1]
 
     @property
     def call_in_doubt(self) -> str | None:

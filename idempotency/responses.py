@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
-from django.http import HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.middleware.locale import LocaleMiddleware
 from django.utils.module_loading import import_string
 from django.utils.translation import get_language
@@ -126,6 +126,9 @@ class StoredResponse:
         """Return the response as Django's, byte for byte."""
         response = HttpResponse(self.body or b"", status=self.status_code)
         self.put_headers(response)
+        if 300 <= self.status_code < 400 and "Location" in response:
+            # As HttpResponseRedirect has it, for tests and middleware.
+            response.url = response["Location"]  # type: ignore[attr-defined]
         return response
 
     def put_headers(self, response: HttpResponse) -> None:
@@ -185,7 +188,9 @@ def _unstored(response: HttpResponse) -> set[str]:
 
 def replay(stored: StoredResponse, view: APIView, request: Request) -> HttpResponse:
     """Return a stored response, byte for byte, without a renderer (R6)."""
-    return stored.to_http() if stored.is_plain else Replay(stored, view, request)
+    # The request of a plain view is Django's, also if a person stored the response.
+    is_plain = stored.is_plain or isinstance(request, HttpRequest)
+    return stored.to_http() if is_plain else Replay(stored, view, request)
 
 
 class Replay(Response):

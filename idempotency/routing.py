@@ -48,8 +48,9 @@ def protected(patterns: Any, /, *, exempt: Iterable[View] = (), **options: Any) 
     already keep their own options, and views with ``@idempotency_exempt`` stay exempt.
 
     Raise ``ImproperlyConfigured`` for a wrong option, for an ``exempt`` that no view
-    has, for patterns without a view of Django REST framework, and for a view in a
-    decorator that is not a function. Raise ``TypeError`` for a coroutine.
+    has or whose view has the mixin, for patterns without a view of Django REST
+    framework, and for a view in a decorator that is not a function. Raise ``TypeError``
+    for a coroutine.
     """
     validate_options(options, where="protected()")
     if isinstance(exempt, str):
@@ -79,6 +80,18 @@ def _read(patterns: Any) -> tuple[Any, str | None]:
         app_name = getattr(patterns, "app_name", app_name)
         patterns = patterns.urlpatterns
     return patterns, app_name
+
+
+def original_of(cls: type) -> type | None:
+    """Return the view class that ``protected()`` has copied, or None."""
+    return cls.__bases__[1] if vars(cls).get(VIA) == "routing" else None
+
+
+def copy_like(copy: type, cls: type) -> type:
+    """Return a copy of a view class that is protected as another copy is."""
+    own = {name: value for name, value in vars(copy).items() if name.startswith(PREFIX)}
+    options = {name.removeprefix(PREFIX): value for name, value in own.items()}
+    return _Copies([], options).of_class(cls)
 
 
 class _Copies:
@@ -131,6 +144,11 @@ class _Copies:
         is_drf = parts is not None and parts.is_drf
         self.has_views |= is_drf
         if self._is_exempt(callback, parts, name):
+            if parts is not None and issubclass(parts.cls, Hooks):
+                raise ImproperlyConfigured(
+                    f"protected() can't exempt {dotted_name(parts.cls)}, which is "
+                    "protected by itself. Write @idempotency_exempt above its handler."
+                )
             return _exempted(callback)
         if parts is None or not is_drf or issubclass(parts.cls, Hooks):
             return callback
@@ -167,7 +185,7 @@ class _Copies:
                 f"{error} Exempt the view: protected(..., exempt=[...])."
             ) from None
         if parts.cls not in self.classes:
-            self.classes[parts.cls] = self._subclass(parts.cls)
+            self.classes[parts.cls] = self.of_class(parts.cls)
         cls = self.classes[parts.cls]
         view = _Replacement(parts.cls, cls).of(callback)
         if view is callback:
@@ -178,7 +196,8 @@ class _Copies:
             )
         return opted_out_if_leased(view, cls, parts.arguments)
 
-    def _subclass(self, cls: Any) -> type:
+    def of_class(self, cls: Any) -> type:
+        """Return a copy of a view class, which is its protected subclass."""
         own = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
         own |= {"__doc__": cls.__doc__, VIA: "routing", **self.attributes}
         for name, handler in attributes_of(cls).items():

@@ -1,9 +1,9 @@
 """Signals and log lines about the app's work.
 
-Receivers get frozen ``details``; ``sender`` is the view's class, or
-``IdempotencyRecord`` for a purge. Django logs an error of a receiver, which has no
-other effect. In atomic mode, receivers of ``key_claimed`` run in the handler's
-transaction, and a rollback undoes their writes, too.
+Receivers get frozen ``details``; ``sender`` is the view's class, ``PlainView`` for a
+plain function, or ``IdempotencyRecord`` for a purge. Django logs an error of a
+receiver, which has no other effect. In atomic mode, receivers of ``key_claimed`` run in
+the handler's transaction, and a rollback undoes their writes, too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -126,6 +126,22 @@ class Steps:
         if self.is_durable and is_in_transaction(self.connection):
             raise RuntimeError(OPEN_TRANSACTION.format(kind=kind, name=name))
         self.names.add(name)
+
+
+def as_text(payload: str, entries: Iterable[Entry] = ()) -> str:
+    """Return the JSON that a record stores, from which a completer can go on (E17).
+
+    ``payload`` is the digest that stands for the request's payload in derived keys.
+    """
+    return json.dumps({"payload": payload, "entries": [*entries]})
+
+
+def from_text(text: str | None) -> tuple[str, list[Entry]]:
+    """Return the payload and the entries of a record."""
+    if text is None:
+        return "", []
+    stored = json.loads(text)
+    return stored["payload"], stored["entries"]
 
 
 def new_entry(kind: Kind, name: str, began: datetime) -> Entry:

@@ -14,6 +14,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest, HttpResponse
 from django.urls import clear_url_caches, include, path, re_path
+from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -28,6 +29,7 @@ from idempotency.audit import Finding, audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.routes import find_routes
+from idempotency.routing import protected
 from tests.conftest import once
 from tests.support.processes import ROOT, run_python
 
@@ -260,6 +262,69 @@ def test_all() -> None:
     assert paths == [*UNDECIDED, *DECIDED, *OTHERS]
     told = json.loads(run("--all", "--format", "json")[0])["routes"]
     assert [each["path"] for each in told] == paths
+
+
+class DecoratedForm(Form):
+    @method_decorator(idempotent(required=True))
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+
+class MixedForm(IdempotencyMixin, Form):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "hold"
+    idempotency_scope = tenant
+
+
+class ExemptForm(Form):
+    @idempotency_exempt
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+
+OPTIONAL, REQUIRED = ("key optional, kept 30d", "key required, kept 30d")
+LEASED = f"{OPTIONAL}, lease 1m, abandoned: hold"
+EACH_WAY: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "function": (
+        require_POST(idempotent(django_function)),
+        ("decorator", "atomic", "default", OPTIONAL, f"{HERE}.django_function"),
+    ),
+    "method": (
+        DecoratedForm.as_view(),
+        ("decorator", "atomic", "default", REQUIRED, f"{HERE}.DecoratedForm"),
+    ),
+    "mixin": (
+        MixedForm.as_view(),
+        ("mixin", "leased", f"{HERE}.tenant", LEASED, f"{HERE}.MixedForm"),
+    ),
+    "routed": (
+        protected([path("", bare)], required=True)[0].callback,
+        ("routing", "atomic", "default", REQUIRED, f"{HERE}.bare"),
+    ),
+    "exempt": (
+        ExemptForm.as_view(),
+        ("exempt", "-", "-", "-", f"{HERE}.ExemptForm"),
+    ),
+}
+
+
+def test_plain_views(settings: Any) -> None:
+    """Plain Django views are listed if they are protected, others with --all."""
+    settings.ROOT_URLCONF = (
+        path("form", Form.as_view()),
+        path("page", django_function),
+        *(path(where, view) for where, (view, _row) in EACH_WAY.items()),
+    )
+    listed = news(audit(), all_kinds=False)
+    assert {each.route.path[1:]: each.as_row()[2:] for each in listed} == {
+        where: row for where, (_view, row) in EACH_WAY.items()
+    }
+    assert run("--fail-unprotected")[0].splitlines()[-2:] == [
+        "4 protected, 1 exempt, 0 not protected",
+        "--all lists 2 more, of other kinds",
+    ]
+    with pytest.raises(CommandError, match=r"^Not protected: /form, /page$"):
+        run("--fail-unprotected", "--all")
 
 
 def test_json() -> None:

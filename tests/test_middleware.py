@@ -278,6 +278,12 @@ def test_unsupported(client: Any, where: str, sent: str) -> None:
         ("get", "/mixin-view/"),
         ("get", "/mixin-viewset/"),
         ("get", "/function/"),
+        ("get", "/routed/view/"),
+        ("get", "/routed/function/"),
+        ("get", "/plain/function/"),
+        ("head", "/plain/function/"),
+        ("get", "/plain/view/"),
+        ("head", "/plain/view/"),
     ],
 )
 @pytest.mark.parametrize("sent", ["header", "query"])
@@ -344,7 +350,12 @@ def test_protected_but_not_acceptable(client: Any, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"]
+    "url",
+    [
+        *("/mixin-view/", "/mixin-viewset/", "/function/", "/method/", "/action/"),
+        *("/routed/view/", "/routed/viewset/", "/routed/function/"),
+        *("/plain/function/", "/plain/view/", "/plain/method/"),
+    ],
 )
 def test_protected(client: Any, url: str) -> None:
     """K5: First answers, replays and refusals of protected views carry no warning."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from django.core.exceptions import (
     PermissionDenied,
     SuspiciousOperation,
 )
-from django.db import connection
+from django.db import connection, transaction
 from django.http import (
     Http404,
     HttpRequest,
@@ -26,19 +27,21 @@ from django.http import (
 )
 from django.template import engines
 from django.template.response import TemplateResponse
-from django.test import Client, RequestFactory
+from django.test import Client, RequestFactory, SimpleTestCase
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from rest_framework.exceptions import ValidationError
 
 from idempotency.audit import audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.exceptions import IdempotencyError
+from idempotency.keyed_request import PlainView
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from idempotency.protection import is_exempt, protection_of
+from idempotency.signals import response_stored
 from tests.app.authentication import NamedUser
 from tests.app.models import Effect
 from tests.conftest import KEY, key
@@ -106,6 +109,32 @@ class Decorated(View):
         return Desk.work(request)
 
 
+@csrf_exempt
+@transaction.non_atomic_requests
+@idempotent(atomic=False, on_abandoned="hold")
+def leased_out(request: HttpRequest) -> Any:
+    return Desk.work(request)
+
+
+@method_decorator(idempotent(atomic=False, on_abandoned="hold"), name="post")
+class Leased(View):
+    def post(self, request: HttpRequest) -> Any:
+        return Desk.work(request)
+
+
+@method_decorator(transaction.non_atomic_requests, name="dispatch")
+class LeasedOut(Leased):
+    pass
+
+
+class LeasedMixed(IdempotencyMixin, View):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "hold"
+
+    def post(self, request: HttpRequest) -> Any:
+        return Desk.work(request)
+
+
 @login_required
 @idempotent
 def members(request: HttpRequest) -> Any:
@@ -113,6 +142,7 @@ def members(request: HttpRequest) -> Any:
 
 
 def as_nobody(view: Any) -> Any:
+    @wraps(view)
     def nobody(request: HttpRequest) -> Any:
         request.user = AnonymousUser()
         return view(request)
@@ -125,6 +155,10 @@ urlpatterns = [
     path("function/<int:pk>/", function),
     path("required/", required),
     path("leased/", leased),
+    path("leased-out/", leased_out),
+    path("leased-method/", Leased.as_view()),
+    path("leased-method-out/", LeasedOut.as_view()),
+    path("leased-mixed/", LeasedMixed.as_view()),
     path("mixed/", Mixed.as_view()),
     path("mixed/<int:pk>/", Mixed.as_view()),
     path("put/", MixedPut.as_view()),
@@ -164,37 +198,35 @@ def test_form(client: Client, url: str) -> None:
     assert other.status_code == 422
 
 
-def test_double_click(client: Client, work: Any) -> None:
-    """A form with the key in its action gets the redirect again."""
+def test_redirect(client: Client, work: Any) -> None:
+    """R2b: Django's own tests follow a replayed redirect as the first one."""
+    work(lambda request: HttpResponseRedirect("/done/?a=1", status=303))
+    for _time in range(2):
+        response = client.post("/function/", **key())
+        SimpleTestCase().assertRedirects(
+            response, "/done/?a=1", status_code=303, fetch_redirect_response=False
+        )
+        followed = client.post("/function/", **key(), follow=True)
+        assert followed.redirect_chain == [("/done/?a=1", 303)]
+    assert response["Idempotent-Replayed"] == "true"
 
-    def redirect(request: HttpRequest) -> HttpResponse:
-        return HttpResponseRedirect(f"/paid/{act(request).content.decode()[3:-4]}/")
 
-    work(redirect)
-    url = f"/function/?$idempotency={KEY}"
-    first, again = (client.post(url, {"note": "a"}) for _time in range(2))
-    assert first.status_code == again.status_code == 302
-    assert again["Location"] == first["Location"]
-    assert Effect.objects.count() == 1
+@pytest.mark.parametrize("url", ["/leased/", "/leased-mixed/"])
+def test_resolved(client: Client, work: Any, url: str) -> None:
+    """R2b: What a person stored is an HttpResponse for a plain view."""
 
+    def fail(request: HttpRequest) -> Any:
+        raise RuntimeError
 
-@pytest.mark.parametrize("url", ["/function/", "/mixed/"])
-def test_without_a_key(client: Client, url: str, work: Any) -> None:
-    """K4: Without a key there is no query, no transaction and no header."""
-    if url == "/mixed/":
-        refusal = client.post(url)
-        assert refusal.status_code == 400
-        return
-    seen: list[bool] = []
-
-    def look(request: HttpRequest) -> HttpResponse:
-        seen.append(connection.in_atomic_block)
-        return HttpResponse("plain")
-
-    work(look)
-    response = client.post(url)
-    assert (response.content, seen) == (b"plain", [False])
-    assert not [name for name in response.headers if name.startswith("Idem")]
+    work(fail)
+    assert client.post(url, **key()).status_code == 500
+    stored = HttpResponseRedirect("/done/")
+    IdempotencyRecord.objects.with_lease_state().get().resolve(stored)
+    again = client.post(url, **key())
+    assert (again.status_code, again.content) == (302, b"")
+    assert type(again) is HttpResponse
+    assert again["Location"] == again.url  # type: ignore[attr-defined]
+    assert again["Idempotent-Replayed"] == "true"
 
 
 @pytest.mark.parametrize("url", ["/required/", "/mixed/", "/decorated/"])
@@ -220,6 +252,47 @@ def test_own_refusal(client: Client, settings: Any) -> None:
     response = client.post("/required/")
     assert response.content.startswith(b"<h1>/required/: This request needs")
     assert response["Idempotency-Error"] == "idempotency_key_required"
+
+
+@pytest.mark.parametrize("url", ["/leased/", "/leased-method/"])
+def test_leased_in_a_transaction(url: str, atomic_requests: bool) -> None:
+    """E11: Under ATOMIC_REQUESTS a leased view fails at once, with what to write."""
+    if not atomic_requests:
+        assert Client().post(url, **key()).status_code == 201
+        return
+    with pytest.raises(ImproperlyConfigured) as error:
+        Client().post(url, **key())
+    for place in (
+        "    @transaction.non_atomic_requests\n    @idempotent",
+        '    @method_decorator(transaction.non_atomic_requests, name="dispatch")\n',
+    ):
+        assert place in str(error.value)
+    assert Effect.objects.count() == IdempotencyRecord.objects.count() == 0
+
+
+@pytest.mark.parametrize("url", ["/leased-out/", "/leased-method-out/"])
+def test_leased_and_opted_out(client: Client, url: str, atomic_requests: bool) -> None:
+    """E11: What the error says to write lets the view run."""
+    for _time in range(2):
+        response = client.post(url, **key())
+        assert response.status_code == 201
+    assert response["Idempotent-Replayed"] == "true"
+    assert Effect.objects.count() == 1
+
+
+def test_leased_mixin(client: Client, work: Any, atomic_requests: bool) -> None:
+    """E11: The mixin opts out its leased requests, and no others."""
+    seen: list[bool] = []
+
+    def look(request: HttpRequest) -> HttpResponse:
+        seen.append(connection.in_atomic_block)
+        return act(request)
+
+    work(look)
+    for headers in ({}, key(), key()):
+        assert client.post("/leased-mixed/", **headers).status_code == 201
+    assert seen == [atomic_requests, False]
+    assert Effect.objects.count() == 2
 
 
 def test_retry_after(client: Client, work: Any) -> None:
@@ -366,8 +439,10 @@ def test_arguments(client: Client, url: str) -> None:
 
 @pytest.mark.parametrize("url", ["/members/", "/members-view/"])
 def test_login(client: Client, url: str) -> None:
-    """S2: The login is checked before the key is used."""
-    assert client.post(url, **key()).status_code == 302
+    """S2, K5: The login is checked before the key is used, without a warning."""
+    response = client.post(url, **key())
+    assert response.status_code == 302
+    assert "Idempotency-Warning" not in response
     assert IdempotencyRecord.objects.count() == 0
 
 
@@ -380,6 +455,18 @@ def test_order(decorator: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"must be below {name}"):
         idempotent(decorator(act))
     assert decorator(idempotent(act))
+
+
+@pytest.mark.parametrize("decorate", [lambda view: view, csrf_protect])
+@pytest.mark.parametrize("decorator", [idempotent, idempotency_exempt])
+def test_whole_class(decorator: Any, decorate: Any) -> None:
+    """X2: A class-based view in the decorator is refused at import.
+
+    Its dispatch() checks the request, so the key would come before these checks (S2),
+    and the audit and the middleware would take it for unprotected.
+    """
+    with pytest.raises(TypeError, match=r"Decorated\.as_view\(\) is not one.*Mixin"):
+        decorator(decorate(Decorated.as_view()))
 
 
 def test_coroutine() -> None:
@@ -435,3 +522,22 @@ def test_audit() -> None:
     assert "/function/" in listed
     assert is_exempt(Mixed.as_view(), "PUT")
     assert protection_of(function, "GET") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "sender"),
+    [("/function/", PlainView), ("/mixed/", Mixed), ("/decorated/", Decorated)],
+)
+def test_sender(client: Client, place: str, sender: type) -> None:
+    """The sender of signals is the view's class, or PlainView for a function."""
+    senders: list[type] = []
+
+    def listen(sender: type, **kwargs: Any) -> None:
+        senders.append(sender)
+
+    response_stored.connect(listen)
+    try:
+        client.post(place, **key())
+    finally:
+        response_stored.disconnect(listen)
+    assert senders == [sender]

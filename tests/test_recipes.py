@@ -85,6 +85,7 @@ class TestPage:
             for each in blocks(heading):
                 kinds = {
                     "python": r"\w+\.py",
+                    "html": r"\w+\.html",
                     "ini": r"pgbouncer\.ini",
                     "console": r"python manage\.py .+",
                 }

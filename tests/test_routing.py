@@ -456,6 +456,12 @@ class TestExempt:
         serve(*protected([path("a/", PLAIN)], exempt=[f"{__name__}.PLAIN"]))
         assert_acts_twice(client, "/a/")
 
+    def test_mixin(self) -> None:
+        """A view that is protected by itself can't be left out here."""
+        patterns = [path("", views.MixinView.as_view())]
+        with pytest.raises(ImproperlyConfigured, match="Write @idempotency_exempt"):
+            protected(patterns, exempt=[views.MixinView])
+
     def test_original(self) -> None:
         """The package's own view gets no mark."""
         protected([*self.URLS], exempt=["a"])
@@ -518,11 +524,18 @@ class TestMistakes:
         protected(patterns, exempt=[Later])
 
 
+@pytest.fixture
+def ada(database: None) -> Iterator[None]:
+    """A user who can log in."""
+    user = get_user_model().objects.create_user("ada", password="lovelace")
+    yield
+    user.delete()
+
+
+@pytest.mark.usefixtures("ada")
 def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     """A retried login makes one session, and gets the first response."""
     pytest.importorskip("dj_rest_auth")
-    get_user_model().objects.filter(username="ada").delete()
-    get_user_model().objects.create_user("ada", password="lovelace")
     settings.REST_AUTH = {"TOKEN_MODEL": None}
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     before = Session.objects.count()
@@ -536,11 +549,10 @@ def test_login(client: APIClient, serve: Serve, settings: Any) -> None:
     assert Session.objects.count() == before + 1
 
 
+@pytest.mark.usefixtures("ada")
 def test_tokens(client: APIClient, serve: Serve) -> None:
     """A retried request for tokens gets the first ones."""
     views = pytest.importorskip("rest_framework_simplejwt.views")
-    get_user_model().objects.filter(username="ada").delete()
-    get_user_model().objects.create_user("ada", password="lovelace")
     serve(*protected([path("", views.token_obtain_pair)]))
     data = {"username": "ada", "password": "lovelace"}
     first, again = (APIClient().post("/", data, **key()) for _time in range(2))

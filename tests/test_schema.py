@@ -137,6 +137,13 @@ def described(request: Request) -> Response:
     return Response()
 
 
+class DescribedActions(IdempotencyMixin, ViewSet):
+    @extend_schema(request=None, summary="Mine.")
+    @action(detail=False, methods=["post"])
+    def act(self, request: Request) -> Response:
+        return Response()
+
+
 VIEW_SET = views.MixinViewSet
 WAYS = {
     "mixin on a view": views.MixinView.as_view(),
@@ -147,6 +154,9 @@ WAYS = {
     "function below its description": described,
     "method": views.MethodView.as_view(),
     "action": views.ActionViewSet.as_view({"post": "act"}),
+    "action below its description": DescribedActions.as_view(
+        {"post": "act"}, **DescribedActions.act.kwargs
+    ),
 }
 
 

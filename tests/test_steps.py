@@ -7,17 +7,23 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
+from django.http import JsonResponse
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.views import APIView
 
 from idempotency.context import context_of
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
+from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.signals import StepsSkipped, steps_skipped
 from tests.app.models import Effect
@@ -69,6 +75,40 @@ def rerunning(request: Request) -> Any:
     return respond(request)
 
 
+class Mixed(IdempotencyMixin, APIView):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+
+    def post(self, request: Request) -> Any:
+        return respond(request)
+
+    def put(self, request: Request) -> Any:
+        return respond(request)
+
+
+@method_decorator(csrf_exempt, name="dispatch")
+class Plain(IdempotencyMixin, View):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+
+    def post(self, request: Any) -> Any:
+        return respond_plain(request)
+
+    def put(self, request: Any) -> Any:
+        return respond_plain(request)
+
+
+def respond_plain(request: Any) -> Any:
+    response = respond(request)
+    if isinstance(response, Response):
+        return JsonResponse(response.data or {}, status=response.status_code)
+    return response
+
+
+class Elsewhere(Mixed):
+    idempotency_using = "other"
+
+
 @api_view(["POST"])
 @idempotent
 def atomic(request: Request) -> Any:
@@ -80,6 +120,9 @@ urlpatterns = [
     path("resuming/", resuming),
     path("rerunning/", rerunning),
     path("in-a-transaction/", atomic),
+    path("mixed/", Mixed.as_view()),
+    path("plain/", Plain.as_view()),
+    path("elsewhere/", Elsewhere.as_view()),
 ]
 
 
@@ -114,7 +157,7 @@ def create(name: str) -> dict[str, Any]:
     return {"id": Effect.objects.create(name=name).pk}
 
 
-def book(request: Request, steps: Any, die: str = "") -> Response:
+def book(request: Any, steps: Any, die: str = "") -> Any:
     """Order, charge, confirm; and end like a killed process at a place."""
 
     def reach(place: str) -> None:
@@ -127,11 +170,12 @@ def book(request: Request, steps: Any, die: str = "") -> Response:
     charged = steps.call("charge", provider.charge)
     reach("charge")
 
-    def confirm() -> Response:
+    def confirm() -> Any:
         Effect.objects.create(name="receipt")
-        return Response({**ride, **charged}, status=201)
+        make = Response if isinstance(request, Request) else JsonResponse
+        return make({**ride, **charged}, status=201)
 
-    response: Response = steps.step("confirm", confirm)
+    response: Any = steps.step("confirm", confirm)
     reach("confirm")
     return response
 
@@ -688,3 +732,55 @@ class TestTransactions:
         handle(run)
         assert post(client, "/in-a-transaction/").status_code == 201
         assert names() == ["kept"]
+
+
+@pytest.mark.parametrize("atomic_requests", [False, True], indirect=True)
+@pytest.mark.parametrize("value", [None, KEY], ids=["no key", "key"])
+@pytest.mark.parametrize("place", ["/mixed/", "/plain/"])
+def test_atomic_requests(
+    client: APIClient, atomic_requests: bool, place: str, value: str | None
+) -> None:
+    """E11, E14: The mixin keeps steps out of ATOMIC_REQUESTS, without a key, too."""
+    handle(die_at("charge"))
+    with pytest.raises(Killed):
+        post(client, place, value)
+    assert names() == ["ride"]
+    if value is None:
+        Effect.objects.all().delete()
+    handle(book)
+    assert post(client, place, value).status_code == 201
+    assert names() == ["ride", "receipt"]
+    # Requests that have no steps keep their transaction.
+    seen: list[bool] = []
+
+    def look(request: Request, steps: Any) -> Response:
+        seen.append(connection.in_atomic_block)
+        return Response()
+
+    handle(look)
+    assert client.put(place).status_code == 200
+    assert seen == [atomic_requests]
+
+
+def test_another_database(client: APIClient) -> None:
+    """E12: Steps are in the database of the option ``using``."""
+
+    def create_there(name: str) -> Any:
+        return {"id": Effect.objects.using("other").create(name=name).pk}
+
+    def run(request: Request, steps: Any) -> Any:
+        steps.step("ride", lambda: create_there("ride"))
+
+        def fail() -> Any:
+            create_there("failed")
+            raise ZeroDivisionError
+
+        return steps.step("confirm", fail)
+
+    handle(run)
+    assert post(client, "/elsewhere/").status_code == 500
+    there = Effect.objects.using("other")
+    assert [*there.values_list("name", flat=True)] == ["ride"]
+    assert IdempotencyRecord.objects.using("other").get().state == State.ABANDONED
+    handle(lambda request, steps: Response(steps.recorded, status=201))
+    assert [*post(client, "/elsewhere/").json()] == ["ride"]

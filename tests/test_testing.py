@@ -74,6 +74,10 @@ URLS = [
     "/method/",
     "/action/",
     "/waiting/",
+    "/routed/view/",
+    "/plain/function/",
+    "/plain/view/",
+    "/plain/method/",
 ]
 outside: list[str] = []
 numbers = count()

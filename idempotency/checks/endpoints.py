@@ -18,6 +18,7 @@ from idempotency.handlers import (
     dotted_name,
     function_of,
     handlers_of,
+    hidden_in,
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks
@@ -82,8 +83,8 @@ def check_leased_views(**kwargs: Any) -> list[CheckMessage]:
         Error(
             f"{name} is leased, but ATOMIC_REQUESTS wraps it in a transaction.",
             hint=(
-                f"Write @{opt_out} above @api_view, or "
-                f'@method_decorator({opt_out}, name="dispatch") above the view class.'
+                f"Write @{opt_out} above a function's other decorators, or "
+                f'@method_decorator({opt_out}, name="dispatch") above a view class.'
             ),
             id="idempotency.E005",
         )
@@ -119,7 +120,12 @@ def check_views_without_the_mixin(**kwargs: Any) -> list[CheckMessage]:
 def _decorated(route: Route) -> Iterator[tuple[str, Any]]:
     """Yield the methods and handlers of a route that have @idempotent."""
     for method in route.methods():
-        for handler in handlers_of(route.parts, method):
+        found = handlers_of(route.parts, method)
+        if route.parts is None:
+            # Decorators that show the mark stand around the function that has it.
+            marked = [each for each in hidden_in(route.callback) if mark_of(each)]
+            found = marked[-1:] or [route.callback]
+        for handler in found:
             mark = mark_of(handler)
             if mark is not None and mark.options is not None:
                 yield method, function_of(handler)

@@ -124,6 +124,12 @@ ON_ABANDONED = Rule(
 )
 
 
+COMPLETER = function(
+    "a callable that takes what a handler has as request.idempotency and returns the "
+    "response, or its dotted path"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The options of one endpoint, and the table that defines every option.
@@ -157,6 +163,10 @@ class Policy:
         | Callable[[Any, Request], HttpResponseBase | None],
         Option(ON_ABANDONED, has_setting=False, is_leased_only=True),
     ] = "hold"
+    completer: Annotated[
+        str | Callable[[Any], HttpResponseBase] | None,
+        Option(COMPLETER, has_setting=False, is_leased_only=True),
+    ] = None
 
     def with_options(self, options: Options) -> Policy:
         """Return the policy with an endpoint's own options, which must be valid."""
@@ -209,6 +219,11 @@ def _validate_mode(options: Options, where: str) -> None:
             '"hold" refuses it until a person decides, "rerun" runs the handler again, '
             '"resume" goes on after its recorded steps, and a callable finds out what '
             "happened."
+        )
+    if "completer" in options and options["on_abandoned"] != "resume":
+        raise ImproperlyConfigured(
+            f'{where}: completer has no effect without on_abandoned="resume". '
+            "Remove it, or let the handler resume."
         )
     lease, retention = options.get("lease"), options.get("retention")
     if lease and retention and lease >= retention:

@@ -19,22 +19,21 @@ from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
 from idempotency.modes.steps import RecordedSteps
 from idempotency.responses import StoredResponse
 from idempotency.signals import extras
-from idempotency.steps import is_in_transaction
+from idempotency.steps import as_text, is_in_transaction
 
 logger = logging.getLogger("idempotency")
 
 OPEN_TRANSACTION = """\
 Leased mode can't run inside a transaction: its claim must be committed before the \
 handler acts outside. Under ATOMIC_REQUESTS, IdempotencyMixin takes care of that. \
-Without it, opt the view out:
+Without it, opt the view out above all other decorators:
 
     @{opt_out}
-    @api_view(["POST"])
     @idempotent(atomic=False, ...)
     def pay(request): ...
 
     @method_decorator({opt_out}, name="dispatch")
-    class Pay(APIView): ..."""
+    class Pay(View): ..."""
 
 LEFT_OPEN = """\
 Leased mode must commit its writes about the claim at once, but the handler has \
@@ -60,7 +59,7 @@ class LeasedMode(Mode):
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Commit the claim, then run the handler (E7)."""
-        new_record.steps = "[]" if self.resumes else None
+        new_record.steps = as_text(self.context.payload) if self.resumes else None
         if is_in_transaction(self.connection):  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
@@ -116,7 +115,7 @@ class LeasedMode(Mode):
 
     def _run_handler(
         self, ran: Ran, abandoned: IdempotencyRecord | None
-    ) -> HttpResponseBase | Exception:
+    ) -> HttpResponseBase | BaseException:
         """Run the handler, and decide about the record (O1 to O4, E9).
 
         After an abandoned run, the outcome is unknown until a response is stored.
@@ -138,8 +137,10 @@ class LeasedMode(Mode):
             response = found = self._find_out(abandoned)
             if response is None:
                 response = self.handler()
-        except BaseException as error:  # noqa: BLE001  # raised there
-            return self._failed(ran, error)
+        except BaseException as error:
+            if self._is_refused(ran, error):
+                return error
+            raise
         if self.steps is not None and self.steps.response is not None:
             self._report_skipped()
             ran.fate = Fate.STORED
@@ -168,11 +169,8 @@ class LeasedMode(Mode):
             self._end_in_error(ran)
         return response
 
-    def _failed(self, ran: Ran, error: BaseException) -> Exception:
-        """Return a refusal by the handler, after the end of its claim.
-
-        Raise any other error of the handler.
-        """
+    def _is_refused(self, ran: Ran, error: BaseException) -> bool:
+        """End a claim after an error; return whether the handler refuses by it."""
         if self._has_ended:
             ran.fate = Fate.STORED  # the last step is committed
         elif isinstance(error, ClaimLost):
@@ -183,8 +181,8 @@ class LeasedMode(Mode):
             self._give_up(ran)
         else:
             self._end_in_error(ran)
-            return error
-        raise error
+            return True
+        return False
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
         """Return what the policy's callable finds out about an abandoned run."""

@@ -85,4 +85,4 @@ class Reporter:
             attempt=context.attempt,
             **more,
         )
-        signal.emit(type(keyed.view), details)
+        signal.emit(keyed.sender, details)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -19,7 +18,15 @@ from idempotency.discretion import discreet
 from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
-from idempotency.steps import Entry, Kind, Steps, new_entry, through_json
+from idempotency.steps import (
+    Entry,
+    Kind,
+    Steps,
+    as_text,
+    from_text,
+    new_entry,
+    through_json,
+)
 
 AFTER_THE_END = """\
 {name!r} comes after the step that returned the response, which is stored. Return it."""
@@ -59,7 +66,8 @@ class RecordedSteps(Steps):
         self.finish = finish
         # Stored by the last step.
         self.response: HttpResponseBase | None = None
-        self.entries: dict[str, Entry] = {e["name"]: e for e in claimed.entries}
+        self.payload, entries = from_text(claimed.steps)
+        self.entries: dict[str, Entry] = {entry["name"]: entry for entry in entries}
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -109,7 +117,7 @@ class RecordedSteps(Steps):
                     result = through_json("step", name, result)
                     entries = self._with_result(entry, result)
                     self.claims.record_steps(
-                        self.claimed, token, as_text(entries), self.lease
+                        self.claimed, token, self._text(entries), self.lease
                     )
                     note = partial(self._note, token, entries)
         except DatabaseError as error:
@@ -148,7 +156,7 @@ class RecordedSteps(Steps):
 
     def forget_results(self) -> None:
         """Keep only names and times with the response (E14)."""
-        self.claimed.steps = as_text(without_results(self.entries))
+        self.claimed.steps = self._text(without_results(self.entries))
 
     def _end(
         self, response: HttpResponseBase, entry: Entry
@@ -161,7 +169,7 @@ class RecordedSteps(Steps):
             transaction.set_rollback(True, using=self.alias)
             return response, None
         entries = without_results(self._with_result(entry, None))
-        self.claimed.steps = as_text(entries)
+        self.claimed.steps = self._text(entries)
         self.claims.end_steps(self.claimed, stored)
         return response, partial(setattr, self, "response", response)
 
@@ -171,20 +179,22 @@ class RecordedSteps(Steps):
 
     def _commit(self, entries: dict[str, Entry]) -> None:
         token = uuid4()
-        self.leases.record_steps(self.claimed, token, as_text(entries), self.lease)
+        self.leases.record_steps(self.claimed, token, self._text(entries), self.lease)
         self._note(token, entries)
+
+    def _text(self, entries: dict[str, Entry]) -> str:
+        """Return the entries as a record stores them.
+
+        Raise ``ValueError`` if they are too long.
+        """
+        text = as_text(self.payload, entries.values())
+        if len(text) > get_settings().MAX_RESPONSE_BYTES:
+            raise ValueError(TOO_LARGE)
+        return text
 
     def _note(self, token: UUID, entries: dict[str, Entry]) -> None:
         self.claimed.token = token
         self.entries = entries
-
-
-def as_text(entries: dict[str, Entry]) -> str:
-    """Return the entries as a record stores them. Raise ``ValueError`` if too long."""
-    text = json.dumps([*entries.values()])
-    if len(text) > get_settings().MAX_RESPONSE_BYTES:
-        raise ValueError(TOO_LARGE)
-    return text
 
 
 def without_results(entries: dict[str, Entry]) -> dict[str, Entry]:

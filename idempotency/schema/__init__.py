@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import new_class
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiViewExtension
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import get_doc
 
 from idempotency.conf import get_settings
-from idempotency.handlers import VIA
-from idempotency.hooks import PREFIX, Hooks
+from idempotency.hooks import Hooks
 from idempotency.mixins import IdempotencyMixin
 from idempotency.protection import protection_of_view
+from idempotency.schema import copies  # noqa: F401  # registers itself
 from idempotency.schema.operations import describe
 
 Json = dict[str, Any]
 
 _get_description = AutoSchema.get_description
 _get_operation = AutoSchema.get_operation
-_get_match = OpenApiViewExtension.get_match
 
 
 class Extended:
@@ -39,8 +36,10 @@ class Extended:
 
     def __get__(self, auto_schema: AutoSchema | None, owner: type) -> Any:
         """Return the original or the extended method."""
-        # The property ``view`` raises if a schema has no view yet.
-        view = getattr(auto_schema, "_view", None)
+        # The property ``view`` raises if a schema has no view yet. Where @extend_schema
+        # stands above @action, an attribute hides the property.
+        own = {} if auto_schema is None else vars(auto_schema)
+        view = own.get("view", own.get("_view"))
         concerned = auto_schema is None or (view is not None and self.concerns(view))
         function = self.extended if concerned else self.original
         return function.__get__(auto_schema, owner)
@@ -60,9 +59,6 @@ def install() -> None:
     AutoSchema.get_operation = Extended(  # type: ignore[assignment]  # see above
         _get_operation, get_operation, _is_protected
     )
-    OpenApiViewExtension.get_match = staticmethod(  # type: ignore[assignment]  # see above
-        get_match
-    )
 
 
 def _is_protected(view: Any) -> bool:
@@ -81,43 +77,6 @@ def get_description(self: AutoSchema) -> str:
         return description
     mro = type(self.view).__mro__
     return get_doc(mro[mro.index(Hooks) + 1])
-
-
-class ExtensionOfOriginal:
-    """The view extension of a class of which ``protected()`` has made a copy."""
-
-    def __init__(self, extension: OpenApiViewExtension, copy: type) -> None:
-        self.extension = extension
-        self.copy = copy
-
-    def view_replacement(self) -> Any:
-        """Return the replacement of the original, protected as the copy is."""
-        view: Any = self.extension.view_replacement()
-        own = {
-            name: value
-            for name, value in vars(self.copy).items()
-            if name == VIA or name.startswith(PREFIX)
-        }
-        own |= {"__doc__": view.__doc__}
-        bases = (IdempotencyMixin, view)
-        return new_class(view.__name__, bases, exec_body=lambda body: body.update(own))
-
-
-def get_match(callback: Any) -> Any:
-    """Return the view extension for a callback, or None.
-
-    drf-spectacular looks for the very class that an extension names, which
-    ``protected()`` has replaced by a subclass.
-    """
-    cls = callback.cls
-    if VIA not in vars(cls):
-        return _get_match(callback)
-    callback.cls = cls.__bases__[1]
-    try:
-        found = _get_match(callback)
-    finally:
-        callback.cls = cls
-    return None if found is None else ExtensionOfOriginal(found, cls)
 
 
 def get_operation(self: AutoSchema, *args: Any, **kwargs: Any) -> Json | None:

@@ -93,7 +93,7 @@ def assert_idempotent(
 
     Raise ``AssertionError`` with what doubled or was left, and how to fix it;
     ``TypeError`` for an effect that is not a number; ``ValueError`` if the settings
-    turn ``key_in`` off; and any error of the view.
+    turn ``key_in`` off, and for ``follow=True``; and any error of the view.
     """
     request = SentRequest(
         client=client, method=method, url=url, data=data, key_in=key_in, extra=extra

@@ -53,9 +53,15 @@ class SentRequest:
     def send(self, key: str) -> Any:
         """Send the request with a key; files are sent from their beginning.
 
-        Raise ``ValueError`` if the settings turn ``key_in`` off, ``AssertionError`` if
-        a throttle refuses the request, and any error of the view.
+        Raise ``ValueError`` if the settings turn ``key_in`` off, and for
+        ``follow=True``; ``AssertionError`` if a throttle refuses the request; and any
+        error of the view.
         """
+        if self.extra.get("follow"):
+            raise ValueError(
+                "Leave out follow=True: a duplicate must get the redirect itself, and "
+                "the page behind it does not show that."
+            )
         _rewind(self.data)
         url, extra = self._with_key(key)
         with marks_taken_back():

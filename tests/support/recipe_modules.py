@@ -16,6 +16,9 @@ from django.urls import path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
+# The first line of a block names its file, in a comment.
+FILE = re.compile(r"\A(?:#|//|;|\$|<!--) (.+?)(?: -->)?$", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -37,8 +40,7 @@ def blocks(heading: str) -> list[Block]:
     fence = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
     found = fence.findall(sections()[heading])
     return [
-        Block(language, *re.findall(r"^(?:#|//|;|\$) (.+)", source)[:1], source)
-        for language, source in found
+        Block(language, *FILE.findall(source), source) for language, source in found
     ]
 
 

@@ -26,12 +26,14 @@ class Command(BaseCommand):
         parser.add_argument(
             "--all",
             action="store_true",
-            help="also list unprotected routes of other kinds, such as the admin's",
+            help="also list unprotected routes of other kinds, such as plain Django "
+            "views, the admin's included",
         )
         parser.add_argument(
             "--fail-unprotected",
             action="store_true",
-            help="exit with status 1 if a listed route is neither protected nor exempt",
+            help="exit with status 1 if a listed route is neither protected nor exempt "
+            "(plain Django views are listed with --all)",
         )
         parser.add_argument(
             "--exclude",
@@ -86,9 +88,9 @@ class Command(BaseCommand):
             cells = map(str.ljust, row, widths)
             self.stdout.write("  ".join(cells).rstrip())
         count = Counter(finding.via for finding in findings)
-        protected = len(findings) - count["exempt"] - count["none"]
+        others = count["exempt"] + count["none"]
         self.stdout.write(
-            f"{protected} protected, {count['exempt']} exempt, "
+            f"{len(findings) - others} protected, {count['exempt']} exempt, "
             f"{count['none']} not protected"
         )
 
