@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -33,7 +32,7 @@ from idempotency.database import UTCNow
 from idempotency.management.commands.purge_idempotency_records import Interruption
 from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport
-from idempotency.steps import new_entry
+from idempotency.steps import as_text, new_entry
 from idempotency.tasks import purge_expired_records
 from tests.support.fault_points import wait_for_visit
 from tests.support.processes import PATIENCE, run_python, running
@@ -146,7 +145,7 @@ HALF_DONE = {
     "state": State.IN_PROGRESS,
     "status_code": None,
     "body": None,
-    "steps": json.dumps([new_entry("step", "ride", timezone.now())]),
+    "steps": as_text("", [new_entry("step", "ride", timezone.now())]),
 }
 
 
@@ -155,7 +154,9 @@ def test_half_done() -> None:
     lease = timezone.now() + timedelta(hours=1)
     for number in range(3):
         make_record(EXPIRED, key=f"half done {number}", **HALF_DONE)
-        make_record(EXPIRED, key=f"begun {number}", **{**HALF_DONE, "steps": "[]"})
+        make_record(
+            EXPIRED, key=f"begun {number}", **{**HALF_DONE, "steps": as_text("")}
+        )
         make_record(EXPIRED, key=f"another {number}", **{**HALF_DONE, "steps": None})
         make_record(EXPIRED, key=f"done {number}", steps=HALF_DONE["steps"])
     make_record(EXPIRED, key="running", lease_expires_at=lease, **HALF_DONE)
