@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
-from django.middleware.csrf import CsrfViewMiddleware
 from rest_framework.request import Request
 
 from idempotency.conf.policy import Options, Policy, validate_options
 from idempotency.execution import execute, execute_plain
 from idempotency.handlers import (
     Mark,
-    contents_of,
     dotted_name,
     function_of,
-    hidden_in,
     is_class,
     is_coroutine_function,
+    late_check_of,
     leave_mark,
     mark_of,
     parts_of,
@@ -29,7 +26,6 @@ from idempotency.handlers import (
 from idempotency.hooks import options_of
 
 REQUESTS = (Request, HttpRequest)
-CHECKS_OF_USERS = "django.contrib.auth.decorators"
 # What Django Ninja stores on a function.
 NINJA = "_ninja_operation"
 
@@ -186,13 +182,9 @@ def _check_inner(handler: Any) -> None:
             f"@idempotent can't protect {dotted_name(handler)}, an operation of Django "
             "Ninja. Rewrite it with Django or Django REST framework."
         )
-    for function in [function_of(handler), *hidden_in(handler)]:
-        place = getattr(function, "__globals__", {}).get("__name__")
-        held = contents_of(function) if type(function) is FunctionType else []
-        is_csrf = any(issubclass(type(each), CsrfViewMiddleware) for each in held)
-        if place == CHECKS_OF_USERS or is_csrf:
-            name = "csrf_protect" if is_csrf else "login_required and the like"
-            raise TypeError(
-                f"@idempotent must be below {name}, so that {dotted_name(handler)} is "
-                "checked before its key is used."
-            )
+    name = late_check_of(handler)
+    if name is not None:
+        raise TypeError(
+            f"@idempotent must be below {name}, so that {dotted_name(handler)} is "
+            "checked before its key is used."
+        )

@@ -16,12 +16,16 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
+from django.middleware.csrf import CsrfViewMiddleware
 from django.views import View
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSetMixin
 
 # Tracers wrap views and handlers in the proxies of wrapt, or of their own copy of it.
 PROXIES = {"FunctionWrapper", "BoundFunctionWrapper"}
+CSRF = CsrfViewMiddleware.__module__, CsrfViewMiddleware.__name__
+# Django's decorators that ask for a user or a permission are in this module.
+CHECKS_OF_USERS = "django.contrib.auth.decorators"
 # The attribute of a class that was protected in another way than by the mixin.
 VIA = "_idempotency_via"
 
@@ -208,8 +212,24 @@ def contents_of(function: Any) -> list[Any]:
     """Return the objects in a function's closure, or the function of a partial."""
     if type(function) is partial:
         return [function.func]
-    found = []
+    found: list[Any] = []
     for cell in getattr(function, "__closure__", None) or ():
         with suppress(ValueError):  # an unbound name
-            found.append(cell.cell_contents)
+            held = cell.cell_contents
+            # method_decorator() holds a list of decorators.
+            found += held if type(held) is list or type(held) is tuple else [held]
     return found
+
+
+def late_check_of(handler: Any) -> str | None:
+    """Return the decorator by which a handler checks requests itself, or None (S2)."""
+    for function in [function_of(handler), *hidden_in(handler)]:
+        place = getattr(function, "__globals__", {}).get("__name__")
+        held = contents_of(function) if type(function) is FunctionType else []
+        # The class in the decorator itself, an instance in what it returns.
+        kinds = (each if is_class(each) else type(each) for each in held)
+        if any(CSRF in places_of(kind) for kind in kinds):
+            return "csrf_protect"
+        if place == CHECKS_OF_USERS:
+            return "login_required and the like"
+    return None

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 # Of the attributes of a view that set options.
+# The attribute of a copy with the view class that ``protected()`` has copied.
+ORIGINAL = "_idempotency_original"
 PREFIX = "idempotency_"
 
 

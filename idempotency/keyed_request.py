@@ -13,6 +13,7 @@ from django.core.exceptions import (
 )
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from django.http.multipartparser import MultiPartParserError
+from django.views.generic.detail import SingleObjectMixin
 from rest_framework.exceptions import APIException
 from rest_framework.generics import GenericAPIView
 
@@ -20,7 +21,7 @@ from idempotency.conf import get_settings
 from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
 from idempotency.exceptions import IdempotencyError
-from idempotency.hooks import DEFAULT_HOOKS, Hooks, imported, scope_of
+from idempotency.hooks import DEFAULT_HOOKS, ORIGINAL, Hooks, imported, scope_of
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -51,6 +52,8 @@ class PlainView:
         *(BadRequest, SuspiciousOperation, MultiPartParserError),
     )
 
+    # What a hook of the app has refused the request by.
+    refusal: APIException | None = None
     # The arguments of a URL, which Django REST framework's views hand on.
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012  # never changed
@@ -69,7 +72,7 @@ class PlainView:
 
     def handle_exception(self, error: Exception) -> HttpResponseBase:
         """Return a response for a refusal of the app; leave other errors to Django."""
-        if not isinstance(error, IdempotencyError):
+        if not isinstance(error, IdempotencyError) and error is not self.refusal:
             raise error
         response: HttpResponseBase = self.get_exception_handler()(self.request, error)
         return response
@@ -79,9 +82,10 @@ class PlainView:
         return imported(get_settings().REFUSAL_RESPONSE or refusal_response)
 
 
-def refusal_response(request: HttpRequest, refusal: IdempotencyError) -> JsonResponse:
+def refusal_response(request: HttpRequest, refusal: APIException) -> JsonResponse:
     """Return a refusal as JSON with ``detail`` and ``code`` (X1)."""
-    content = {"detail": str(refusal.detail), "code": refusal.default_code}
+    detail = refusal.detail
+    content = {"detail": detail, "code": getattr(detail, "code", refusal.default_code)}
     return JsonResponse(content, status=refusal.status_code)
 
 
@@ -96,9 +100,14 @@ class KeyedRequest:
     policy: Policy = field(default_factory=Policy)
 
     @property
+    def view_object(self) -> Any:
+        """The project's view, or None for a plain function."""
+        return self.view.owner if isinstance(self.view, PlainView) else self.view
+
+    @property
     def hooks(self) -> Hooks:
         """The view's own hooks if it has the mixin, else the default ones."""
-        view = self.view.owner if isinstance(self.view, PlainView) else self.view
+        view = self.view_object
         return view if isinstance(view, Hooks) else DEFAULT_HOOKS
 
     @property
@@ -117,8 +126,10 @@ class KeyedRequest:
     @property
     def sender(self) -> type:
         """The view's class, as the sender of signals; PlainView for plain functions."""
-        owner = self.view.owner if isinstance(self.view, PlainView) else None
-        return type(self.view if owner is None else owner)
+        view = self.view_object
+        cls = type(self.view if view is None else view)
+        original: type = vars(cls).get(ORIGINAL, cls)
+        return original
 
     @property
     def action(self) -> str | None:
@@ -139,7 +150,11 @@ class KeyedRequest:
 
     def scope(self) -> str:
         """Return whose key it is, from the option or the hook (S1)."""
-        return scope_of(self.request, self.policy.scope)
+        try:
+            return scope_of(self.request, self.policy.scope)
+        except APIException as error:
+            self._note_refusal(error)
+            raise
 
     def may_store(self, response: HttpResponseBase) -> bool:
         """Return whether the option ``store`` and the hook keep a response (O4)."""
@@ -153,16 +168,32 @@ class KeyedRequest:
 
         ``"object"`` calls a generic view's ``get_object()`` if the URL names an object.
         """
-        view, option = self.view, self.policy.check_replay
-        if not callable(option) and option == "object":
-            if isinstance(view, GenericAPIView) and _names_an_object(view):
-                view.get_object()
-        elif option is not None:
-            imported(option)(self.request, record)
-        self.hooks.check_replay(self.request, record)
+        option = self.policy.check_replay
+        try:
+            if not callable(option) and option == "object":
+                self._get_object()
+            elif option is not None:
+                imported(option)(self.request, record)
+            self.hooks.check_replay(self.request, record)
+        except APIException as error:
+            self._note_refusal(error)
+            raise
+
+    def _get_object(self) -> None:
+        view = self.view_object
+        is_generic = isinstance(view, GenericAPIView | SingleObjectMixin)
+        if is_generic and _names_an_object(view):
+            view.get_object()
+
+    def _note_refusal(self, error: APIException) -> None:
+        """Let a plain view respond to an APIException by which a hook refuses."""
+        if isinstance(self.view, PlainView) and error.status_code < 500:
+            self.view.refusal = error
 
 
-def _names_an_object(view: GenericAPIView[Any]) -> bool:
+def _names_an_object(view: Any) -> bool:
+    if isinstance(view, SingleObjectMixin):
+        return bool({view.pk_url_kwarg, view.slug_url_kwarg} & {*view.kwargs})  # type: ignore[attr-defined]  # of the view class
     is_detail: bool | None = getattr(view, "detail", None)  # set by routers
     if is_detail is None:
         # The view's own get_object() may use any part of the URL.

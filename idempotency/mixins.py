@@ -23,6 +23,7 @@ from idempotency.handlers import (
     attributes_of,
     dotted_name,
     is_coroutine_function,
+    late_check_of,
     mark_of,
 )
 from idempotency.hooks import PREFIX, Hooks, options_of
@@ -60,16 +61,17 @@ class IdempotencyMixin(Hooks):
 
         Exempt a view with a leased handler from ATOMIC_REQUESTS (E11), and give its
         other requests their transaction. Raise ``TypeError`` for a class that is not a
-        view, and for a coroutine.
+        view, and for a handler that can't be protected.
         """
         if not issubclass(cls, View):
             raise TypeError(
                 f"IdempotencyMixin protects views, and {cls.__qualname__} is not one. "
                 "Derive it from APIView or from Django's View."
             )
-        refuse_coroutines(cls, *args, **initkwargs)
         options = _options(cls, initkwargs)
         validate_options(options, where=f"{cls.__qualname__}.as_view()")
+        actions = args[0] if args else initkwargs.get("actions")
+        refuse_handlers(cls, actions, options)
         view = super().as_view(*args, **initkwargs)  # type: ignore[misc]  # of the view class
         return opted_out_if_leased(view, cls, initkwargs)
 
@@ -137,16 +139,30 @@ def _keep_body(request: HttpRequest) -> None:
         record_body(request)
 
 
-def refuse_coroutines(cls: type, actions: Any = None, **initkwargs: Any) -> None:
-    """Raise ``TypeError`` if a handler of a view or ViewSet is a coroutine."""
-    for name in (actions or {}).values() or View.http_method_names:
-        handler = answering(cls, attribute_of(cls, name))
-        if is_coroutine_function(handler):
+def refuse_handlers(cls: type, actions: Any, options: Options) -> None:
+    """Raise ``TypeError`` if a handler of a view or ViewSet can't be protected.
+
+    That is a coroutine, or a handler that checks requests by decorators of Django's,
+    which come after the key (S2).
+    """
+    methods = options.get("methods", get_settings().policy.methods)
+    for method, name in (actions or {m: m for m in View.http_method_names}).items():
+        handler = attribute_of(cls, name)
+        last = answering(cls, handler)
+        if is_coroutine_function(last):
             raise TypeError(
-                f"IdempotencyMixin can't protect {dotted_name(handler)}(): it is a "
+                f"IdempotencyMixin can't protect {dotted_name(last)}(): it is a "
                 "coroutine, and Django's transactions are synchronous. In protected(), "
                 "leave its view out with exempt=."
             )
+        if method.upper() in methods and mark_of(last) is None:
+            check = late_check_of(handler) or late_check_of(last)
+            if check is not None:
+                raise TypeError(
+                    f"{check} must be on dispatch(), so that {dotted_name(last)}() is "
+                    "checked before its key is used. Write above the view class: "
+                    '@method_decorator(..., name="dispatch")'
+                )
 
 
 def opted_out_if_leased(view: Any, cls: type, initkwargs: Options) -> Any:

@@ -27,8 +27,8 @@ from idempotency.handlers import (
     mark_of,
     parts_of,
 )
-from idempotency.hooks import PREFIX, Hooks
-from idempotency.mixins import IdempotencyMixin, opted_out_if_leased, refuse_coroutines
+from idempotency.hooks import ORIGINAL, PREFIX, Hooks
+from idempotency.mixins import IdempotencyMixin, opted_out_if_leased, refuse_handlers
 
 View: TypeAlias = "str | type | Callable[..., Any]"
 
@@ -84,7 +84,8 @@ def _read(patterns: Any) -> tuple[Any, str | None]:
 
 def original_of(cls: type) -> type | None:
     """Return the view class that ``protected()`` has copied, or None."""
-    return cls.__bases__[1] if vars(cls).get(VIA) == "routing" else None
+    found: type | None = vars(cls).get(ORIGINAL)
+    return found
 
 
 def copy_like(copy: type, cls: type) -> type:
@@ -101,10 +102,11 @@ class _Copies:
         self.exempt = [(view, _imported(view)) for view in exempt]
         self.unused = [*exempt]
         self.names: set[str] = set()
+        self.options = options
         self.attributes = {PREFIX + name: value for name, value in options.items()}
         self.has_views = False
         # By identity: a route with a format suffix has the same view as without.
-        self.callbacks: dict[int, Any] = {}
+        self.callbacks: dict[int, tuple[Any, Any]] = {}
         self.classes: dict[type, type] = {}
 
     def check(self) -> None:
@@ -153,8 +155,9 @@ class _Copies:
         if parts is None or not is_drf or issubclass(parts.cls, Hooks):
             return callback
         if id(callback) not in self.callbacks:
-            self.callbacks[id(callback)] = self._protect(callback, parts)
-        return self.callbacks[id(callback)]
+            # With the callback, whose id must not be used again.
+            self.callbacks[id(callback)] = callback, self._protect(callback, parts)
+        return self.callbacks[id(callback)][1]
 
     def _is_exempt(self, callback: Any, parts: Parts | None, name: str) -> bool:
         names = {name, dotted_name(callback)}
@@ -179,7 +182,7 @@ class _Copies:
 
     def _protect(self, callback: Any, parts: Parts) -> Any:
         try:
-            refuse_coroutines(parts.cls, parts.actions)
+            refuse_handlers(parts.cls, parts.actions, self.options)
         except TypeError as error:
             raise TypeError(
                 f"{error} Exempt the view: protected(..., exempt=[...])."
@@ -199,7 +202,8 @@ class _Copies:
     def of_class(self, cls: Any) -> type:
         """Return a copy of a view class, which is its protected subclass."""
         own = {name: getattr(cls, name) for name in ("__module__", "__qualname__")}
-        own |= {"__doc__": cls.__doc__, VIA: "routing", **self.attributes}
+        own |= {"__doc__": cls.__doc__, VIA: "routing", ORIGINAL: cls}
+        own |= self.attributes
         for name, handler in attributes_of(cls).items():
             mark = _hidden_mark(handler)
             if mark is not None:

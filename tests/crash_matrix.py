@@ -2,15 +2,18 @@
 
 On SQLite, and on a PostgreSQL and a MariaDB of its own, a request is cut at each of
 its boundaries: its process is killed, its client hangs up, its connection to the
-database is terminated, the database server crashes and comes back. Then it is retried
-once. The command fails unless nothing was doubled, lost or stuck (which a retry is,
-too, if it has to wait), no answer was unexpected, and no database was left out.
+database is terminated, a statement is done and its reply lost, the database server
+crashes and comes back. Then it is retried once. The command fails unless nothing was
+doubled, lost or stuck (which a retry is, too, if it has to wait), no answer was
+unexpected, and no database was left out.
 
 In leased mode it is retried while the lease is live, and twice after that, under each
 policy: what clients were told, how many outside calls there were, and under how many
-derived keys at most. There a statement is also done, and its reply lost. The command
-fails unless all is as the policies promise, on every database, and unless a handler
-runs whose process goes on.
+derived keys at most. The command fails unless all is as the policies promise, on every
+database, and unless a handler runs whose process goes on.
+
+In each mode two handlers are plain Django views, and one is a third party's view in
+``protected()``: ``CreateAPIView`` of Django REST framework.
 
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
     python -m tests.crash_matrix --mode leased
@@ -40,10 +43,14 @@ from tests.support.database_servers import (
 DATABASES = ("sqlite", "postgresql", "mariadb")
 HOWS = ("kill", "hang-up", "terminate", "lose-reply", "restart")
 HANDLERS = {
-    "atomic": ("plain", "released", "expired", "savepoint"),
+    "atomic": (
+        *("plain", "released", "expired", "savepoint"),
+        *("django-view", "django-released", "third-party"),
+    ),
     "leased": (
         *("plain", "renewing", "refused", "released"),
         *("failed-before", "failed-after"),
+        *("django-view", "django-refused", "third-party"),
     ),
 }
 
@@ -144,8 +151,6 @@ def parse_arguments() -> argparse.Namespace:
         )
     arguments = parser.parse_args()
     arguments.handler = arguments.handler or [*HANDLERS[arguments.mode]]
-    if arguments.mode == "atomic" and "lose-reply" in (arguments.how or ()):
-        parser.error("lose-reply is for leased mode")
     for handler in arguments.handler:
         if handler not in HANDLERS[arguments.mode]:
             parser.error(f"{arguments.mode} mode has no handler {handler}")

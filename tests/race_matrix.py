@@ -3,9 +3,10 @@
 On SQLite, and on PostgreSQL and MariaDB where they answer as ``make test`` looks for
 them, with ATOMIC_REQUESTS on and off, real server processes get duplicates, two
 payloads, slow handlers, replays, expired keys, purges, scopes and schemas at the same
-time. The races are those of ``tests/test_races.py``. The command fails unless
-nothing was doubled, lost or stuck, no answer has a status that its race does not
-allow, and no database was left out.
+time. The races are those of ``tests/test_races.py``, most of them with several kinds of
+views: a function of Django REST framework, a plain Django view, and a third party's
+view in ``protected()``. The command fails unless nothing was doubled, lost or stuck, no
+answer has a status that its race does not allow, and no database was left out.
 
     python -m tests.race_matrix --database postgresql
 """

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib import messages
 from django.contrib.auth import login, logout
 from django.contrib.auth.models import User
 from django.test import Client
@@ -175,6 +176,32 @@ def test_sessions(
     sent = sends_cookie(visitor, handle, handler)
     assert bool(lines(caplog)) == is_told
     assert sent or not is_told
+
+
+def look_at_messages(request: Request) -> Response:
+    return Response({"messages": len(messages.get_messages(request))})
+
+
+def add_message(request: Request) -> Response:
+    messages.success(request._request, "Saved.")
+    return Response()
+
+
+@pytest.mark.parametrize(
+    ("handler", "is_told"), [(add_message, True), (look_at_messages, False)]
+)
+def test_messages(
+    visitor: Client,
+    handle: Any,
+    caplog: Any,
+    settings: Any,
+    handler: Any,
+    is_told: bool,
+) -> None:
+    """R2: A message to the user is also lost with the first response."""
+    settings.MIDDLEWARE += ["django.contrib.messages.middleware.MessageMiddleware"]
+    sends_cookie(visitor, handle, handler)
+    assert bool(lines(caplog)) == is_told
 
 
 # Well-known packages, by names alone.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from signal import SIGUSR1, pthread_kill, signal
+from threading import main_thread
 from typing import Any
 
 import pytest
@@ -39,6 +41,11 @@ pytestmark = [
     pytest.mark.usefixtures("database"),
     pytest.mark.urls(__name__),
 ]
+
+
+class Stop(BaseException):
+    """What ends a request from outside, such as a timeout of gevent's."""
+
 
 Handler = Callable[[Request], Any]
 Handle = Callable[[Handler], None]
@@ -245,6 +252,62 @@ class TestFailures:
         assert IdempotencyRecord.objects.count() == 0
         assert "Idempotency-Expires" not in answer
         assert_acts_once(client)
+
+    @pytest.mark.parametrize("interruption", [Stop, RuntimeError])
+    def test_interrupted(
+        self,
+        client: APIClient,
+        handle: Handle,
+        interruption: type[BaseException],
+        caplog: Any,
+    ) -> None:
+        """E4: An exception while COMMIT waits leaves its outcome open."""
+
+        def interrupt(*_arguments: Any) -> None:
+            raise interruption
+
+        with closing(connection.copy()) as rival, rival.cursor() as cursor:
+            rival.set_autocommit(False)
+            rival.inc_thread_sharing()
+            session: list[int] = []
+
+            def handler(request: Request) -> Response:
+                cursor.execute(f"LOCK TABLE {TABLE} IN SHARE MODE")
+                session.append(connection.connection.info.backend_pid)
+                waiting.append(pool.submit(stop_when_waiting))
+                return create_effect(request)
+
+            def stop_when_waiting() -> None:
+                waits = (
+                    "SELECT wait_event_type = 'Lock' FROM pg_stat_activity "
+                    "WHERE pid = %s"
+                )
+                wait_until(lambda: fetch_one(cursor, waits, session), "the COMMIT")
+                pthread_kill(main_thread().ident or 0, SIGUSR1)
+
+            waiting: list[Future[None]] = []
+            usual = signal(SIGUSR1, interrupt)
+            handle(handler)
+            try:
+                with ThreadPoolExecutor(1) as pool:
+                    if interruption is Stop:
+                        with pytest.raises(Stop):
+                            send(client)
+                    else:
+                        assert send(client).status_code == 500
+                    waiting[0].result()
+            finally:
+                signal(SIGUSR1, usual)
+            assert "rolled back" not in caplog.text
+            assert "key_released" not in caplog.text
+            rival.rollback()
+            gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = %s"
+            wait_until(lambda: fetch_one(cursor, gone, session), "the session's end")
+            rival.rollback()
+            rival.set_autocommit(True)
+        handle(create_effect)
+        assert send(client).status_code == 201
+        assert Effect.objects.count() == 1
 
     def test_on_commit(self, client: APIClient, handle: Handle) -> None:
         """O5: on_commit functions run after the COMMIT, and not where it fails."""
@@ -646,6 +709,27 @@ class TestConnections:
             if "pool" in changes:
                 connections.close_all()
                 connection.close_pool()  # type: ignore[attr-defined]
+
+    def test_rows_of_another_kind(self, client: APIClient) -> None:
+        """R6: A project's rows and cursors with fewer arguments go with it."""
+        import psycopg  # noqa: PLC0415
+
+        class Own(psycopg.ClientCursor[Any]):
+            def execute(self, query: Any, params: Any = None) -> Any:  # type: ignore[override]
+                return super().execute(query, params)
+
+        for changes in (
+            {"prepare_threshold": 0},
+            {"cursor_factory": Own, "prepare_threshold": 0},
+        ):
+            with options(**changes):
+                connection.ensure_connection()
+                connection.connection.row_factory = psycopg.rows.namedtuple_row
+                send(client, f"key-of-twenty-chars-{len(changes)}")
+                again = send(client, f"key-of-twenty-chars-{len(changes)}")
+                assert "Idempotent-Replayed" in again
+                assert way() is None
+        assert Effect.objects.count() == 2
 
     def test_large_response(self, client: APIClient, handle: Handle) -> None:
         """R2: A body travels as bytes both ways, whatever the project's cursors are."""

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 import pytest
-from django.contrib.auth.decorators import login_required
+from django.contrib.auth.decorators import login_required, permission_required
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import (
@@ -32,7 +32,9 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
-from rest_framework.exceptions import ValidationError
+from django.views.generic import UpdateView
+from rest_framework.exceptions import NotAuthenticated, ValidationError
+from rest_framework.views import APIView
 
 from idempotency.audit import audit, news
 from idempotency.decorators import idempotency_exempt, idempotent
@@ -41,6 +43,7 @@ from idempotency.keyed_request import PlainView
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
 from idempotency.protection import is_exempt, protection_of
+from idempotency.routing import protected
 from idempotency.signals import response_stored
 from tests.app.authentication import NamedUser
 from tests.app.models import Effect
@@ -541,3 +544,106 @@ def test_sender(client: Client, place: str, sender: type) -> None:
     finally:
         response_stored.disconnect(listen)
     assert senders == [sender]
+
+
+class Update(IdempotencyMixin, UpdateView):  # type: ignore[type-arg]  # of the stubs
+    """A generic view whose ``get_object()`` can refuse."""
+
+    model = Effect
+    fields = ("note",)
+    success_url = "/done/"
+    idempotency_check_replay = "object"
+    is_open = True
+
+    def get_object(self, queryset: Any = None) -> Any:
+        if not Update.is_open:
+            raise PermissionDenied
+        return super().get_object(queryset)
+
+
+def refuse(request: Any, record: Any) -> None:
+    raise NotAuthenticated
+
+
+def refuse_scope(request: Any) -> str:
+    raise ValidationError(["no caller"])
+
+
+@idempotent(check_replay=refuse)
+def checked(request: HttpRequest) -> Any:
+    return Desk.work(request)
+
+
+@idempotent(scope=refuse_scope)
+def scoped(request: HttpRequest) -> Any:
+    return Desk.work(request)
+
+
+urlpatterns += [
+    path("update/<int:pk>/", Update.as_view()),
+    path("checked/", checked),
+    path("scoped/", scoped),
+]
+
+
+def test_object_of_a_generic_view(client: Client) -> None:
+    """S2: ``check_replay="object"`` also calls Django's own ``get_object()``."""
+    place = f"/update/{Effect.objects.create(name='it').pk}/"
+    assert client.post(place, {"note": "a"}, **key()).status_code == 302
+    assert client.post(place, {"note": "a"}, **key())["Idempotent-Replayed"] == "true"
+    Update.is_open = False
+    try:
+        again = client.post(place, {"note": "a"}, **key())
+    finally:
+        Update.is_open = True
+    assert again.status_code == 403
+    assert "Idempotent-Replayed" not in again
+
+
+def test_hooks_that_refuse(client: Client, work: Any) -> None:
+    """S2: A hook's APIException is a refusal; the handler's is Django's error."""
+    assert client.post("/checked/", **key()).status_code == 201
+    refused = client.post("/checked/", **key())
+    assert (refused.status_code, refused.json()["code"]) == (401, "not_authenticated")
+    refused = client.post("/scoped/", **key())
+    assert (refused.status_code, refused.json()) == (
+        400,
+        {"detail": ["no caller"], "code": "invalid"},
+    )
+
+    def fail(request: HttpRequest) -> Any:
+        raise NotAuthenticated
+
+    work(fail)
+    assert client.post("/function/", **key("another" + KEY)).status_code == 500
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        method_decorator(login_required),
+        method_decorator([csrf_exempt, permission_required("a.b")]),
+        method_decorator(csrf_protect),
+    ],
+)
+@pytest.mark.parametrize("base", [View, APIView])
+def test_late_checks(decorator: Any, base: Any) -> None:
+    """S2: What checks a request must come before its key, so it is not on a handler."""
+
+    def post(self: Any, request: Any) -> Any:
+        return HttpResponse()
+
+    def get(self: Any, request: Any) -> Any:
+        return HttpResponse()
+
+    def view(**handlers: Any) -> Any:
+        return type("Late", (IdempotencyMixin, base), handlers).as_view()  # type: ignore[attr-defined]
+
+    with pytest.raises(TypeError, match=r"must be on dispatch\(\)"):
+        view(post=decorator(post))
+    if base is APIView:
+        plain = type("Third", (base,), {"post": decorator(post)}).as_view()  # type: ignore[attr-defined]
+        with pytest.raises(TypeError, match=r"must be on dispatch\(\)"):
+            protected([path("", plain)])
+    view(post=post, get=decorator(get))
+    view(post=idempotency_exempt(decorator(post)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,13 +27,25 @@ from tests.app.models import Effect
 from tests.race_matrix import Tally, properties
 from tests.support.http_servers import Answer, Server, is_replayed, serving
 from tests.support.processes import wait_until
-from tests.support.rendezvous import PATIENCE, Rendezvous
+from tests.support.rendezvous import (
+    ATOMIC_VIEWS,
+    LEASED_VIEWS,
+    PATIENCE,
+    Rendezvous,
+)
 
 VENDOR = connection.vendor
 HAS_ONE_WRITER = VENDOR == "sqlite"
 MANY = 50
 
 Send = Callable[..., Answer]
+
+VIEWS = {**ATOMIC_VIEWS, **LEASED_VIEWS}
+
+
+def each(views: Iterable[str]) -> pytest.MarkDecorator:
+    """Run a test with each of some views."""
+    return pytest.mark.parametrize("view", views)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Action:
 
     @property
     def data(self) -> dict[str, Any]:
-        return {"mark": self.mark, "payload": self.payload}
+        return {"note": self.mark, "payload": self.payload}
 
 
 class Crowd:
@@ -152,6 +164,8 @@ def finish(request: pytest.FixtureRequest, atomic_requests: bool) -> Finish:
     ) -> None:
         tally = Tally.sum(race.judge(allowed, due or {}) for race in races)
         name = request.function.__name__.removeprefix("test_").replace("_", " ")
+        view = request.node.callspec.params.get("view")
+        name = f"{name}, {view}" if view else name
         notes = properties(
             connection.display_name, name, tally, atomic_requests=atomic_requests
         )
@@ -197,9 +211,10 @@ def expire(action: Action) -> None:
     IdempotencyRecord.objects.filter(key=action.key).update(expires_at=UTCNow())
 
 
-def test_duplicates_at_once(race: Race, finish: Finish) -> None:
+@each(VIEWS)
+def test_duplicates_at_once(race: Race, finish: Finish, view: str) -> None:
     """E1, E3: Of 50 at once one acts; the others replay or get the 409."""
-    for action in (Action(), Action()):
+    for action in (Action(VIEWS[view]), Action(VIEWS[view])):
         answers = race.send_all([action] * MANY)
         (first,) = runs(answers)
         assert {a.body for a in answers if a.status == 201} == {first.body}
@@ -207,9 +222,10 @@ def test_duplicates_at_once(race: Race, finish: Finish) -> None:
     finish(race, allowed={201, 409})
 
 
-def test_two_payloads(race: Race, finish: Finish) -> None:
+@each(VIEWS)
+def test_two_payloads(race: Race, finish: Finish, view: str) -> None:
     """F4: Two payloads under one key: one acts, the other never does."""
-    action = Action()
+    action = Action(VIEWS[view])
     other = replace(action, payload=2)
     answers = race.send_all([action, other] * (MANY // 2))
     assert len(runs(answers)) == 1
@@ -217,9 +233,13 @@ def test_two_payloads(race: Race, finish: Finish) -> None:
     finish(race, allowed={201, 409, 422})
 
 
-def test_slow_handler(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
+@each(ATOMIC_VIEWS)
+def test_slow_handler(
+    race: Race, finish: Finish, rendezvous: Rendezvous, view: str
+) -> None:
     """E3: While a request runs, its duplicates are refused and others are served."""
-    action = Action("/rendezvous/")
+    url = VIEWS[view]
+    action = Action(url)
     slow = race.start([action], **rendezvous.header)
     with held(rendezvous):
         if HAS_ONE_WRITER:
@@ -228,13 +248,37 @@ def test_slow_handler(race: Race, finish: Finish, rendezvous: Rendezvous) -> Non
             assert_refused(race.send_all([action] * MANY))
             # The record can't be seen yet.
             assert_refused(race.send_all([replace(action, payload=2)] * 2))
-            others = [Action(), Action("/rendezvous/"), Action(key=None)]
+            others = [Action(), Action(url), Action(url, key=None)]
             assert len(runs(race.send_all(others))) == 3
     (first,) = slow.answers()
     assert first.status == 201
     if HAS_ONE_WRITER:
         assert_replayed(duplicates.answers(), first)
     finish(race, allowed={201, 409})
+
+
+@each(LEASED_VIEWS)
+def test_slow_leased_handler(
+    race: Race, finish: Finish, rendezvous: Rendezvous, view: str
+) -> None:
+    """E3, E7: A leased request refuses its duplicates, and holds nobody else up.
+
+    So it is on SQLite, too: a lease is no transaction.
+    """
+    url = VIEWS[view]
+    action = Action(url)
+    slow = race.start([action], **rendezvous.header)
+    with held(rendezvous):
+        assert_refused(race.send_all([action] * MANY))
+        # The record can be seen.
+        others = race.send_all([replace(action, payload=2)] * 2)
+        assert statuses(others) == {422: 2}
+        others = race.send_all([Action(), Action(url), Action(url, key=None)])
+        assert len(runs(others)) == 3
+    (first,) = slow.answers()
+    assert first.status == 201
+    assert_replayed([race.send(action)], first)
+    finish(race, allowed={201, 409, 422})
 
 
 def test_slow_handler_waited_for(
@@ -252,11 +296,12 @@ def test_slow_handler_waited_for(
     finish(race, allowed={201})
 
 
+@each(ATOMIC_VIEWS)
 def test_replays_beside_other_traffic(
-    race: Race, finish: Finish, rendezvous: Rendezvous
+    race: Race, finish: Finish, rendezvous: Rendezvous, view: str
 ) -> None:
     """R6: 100 replay at once; neither they nor others are refused or held up."""
-    action = Action()
+    action = Action(VIEWS[view])
     first = race.send(action)
     others = [Action(key=None if n % 3 else str(uuid4())) for n in range(30)]
     everything = [action] * (2 * MANY) + others
@@ -274,9 +319,12 @@ def test_replays_beside_other_traffic(
     finish(race, allowed={201})
 
 
-def test_expired_key(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
+@each(ATOMIC_VIEWS)
+def test_expired_key(
+    race: Race, finish: Finish, rendezvous: Rendezvous, view: str
+) -> None:
     """P1: 50 claim an expired key at once: one wins, the others know at once."""
-    action = Action("/rendezvous/")
+    action = Action(VIEWS[view])
     race.send(action)
     expire(action)
     # Any payload will do.
@@ -379,9 +427,12 @@ def purge_and_close() -> int:
         connection.close()
 
 
-def test_two_scopes(race: Race, finish: Finish, rendezvous: Rendezvous) -> None:
+@each(ATOMIC_VIEWS)
+def test_two_scopes(
+    race: Race, finish: Finish, rendezvous: Rendezvous, view: str
+) -> None:
     """S1: One key of two callers is two keys, executed at the same time."""
-    ada = Action("/rendezvous/")
+    ada = Action(VIEWS[view])
     bob = replace(ada, user="bob", mark=uuid4().hex)
     if HAS_ONE_WRITER:
         crowd = race.start([ada, bob])

@@ -34,6 +34,7 @@ from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.protection import is_exempt, protection_of
 from idempotency.routing import protected
+from idempotency.signals import response_stored
 from tests.app import views
 from tests.app.models import Effect
 from tests.app.views import behave
@@ -559,6 +560,39 @@ def test_tokens(client: APIClient, serve: Serve) -> None:
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.content == first.content
     assert again["Idempotent-Replayed"] == "true"
+
+
+def test_generator(client: APIClient, serve: Serve) -> None:
+    """Patterns that are made one by one keep their own views."""
+
+    def make() -> Iterator[Any]:
+        for number in range(30):
+
+            @api_view(["POST"])
+            def numbered(request: Request, number: int = number) -> Response:
+                return Response({"number": number})
+
+            yield path(f"{number}/", numbered)
+
+    serve(*protected(make()))
+    for number in range(30):
+        assert client.post(f"/{number}/").json() == {"number": number}
+
+
+def test_sender(client: APIClient, serve: Serve) -> None:
+    """Receivers that name the view's class hear of it, though it was copied."""
+    serve(*protected([path("", PLAIN)]))
+    senders: list[type] = []
+
+    def listen(sender: type, **kwargs: Any) -> None:
+        senders.append(sender)
+
+    response_stored.connect(listen, sender=views.PlainView)
+    try:
+        client.post("/", **key())
+    finally:
+        response_stored.disconnect(listen, sender=views.PlainView)
+    assert senders == [views.PlainView]
 
 
 def test_resolver_of_its_own(client: APIClient, serve: Serve) -> None:

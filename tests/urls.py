@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.urls import include, path
+from rest_framework.generics import CreateAPIView
 
 from idempotency.routing import protected
 from tests.app import views
+from tests.app.models import Effect
 
 MIXIN_VIEW_SET = views.MixinViewSet
+EFFECTS = Effect.objects.all()
+CREATE = CreateAPIView.as_view(
+    queryset=EFFECTS, serializer_class=views.EffectSerializer
+)
+CREATE_AND_MEET = CreateAPIView.as_view(
+    queryset=EFFECTS, serializer_class=views.MeetingSerializer
+)
 
 urlpatterns = [
     path("admin/", admin.site.urls),
@@ -30,11 +39,25 @@ urlpatterns = [
                     path("view/", views.PlainView.as_view()),
                     path("viewset/", views.PlainViewSet.as_view({"post": "create"})),
                     path("function/", views.unprotected),
+                    path("create/", CREATE),
+                    path("rendezvous/", CREATE_AND_MEET),
                 ]
             )
         ),
     ),
+    path(
+        "routed/leased/",
+        include(
+            protected(
+                [path("rendezvous/", CREATE_AND_MEET)],
+                atomic=False,
+                on_abandoned="hold",
+            )
+        ),
+    ),
     path("plain/function/", views.plain_function),
+    path("plain/rendezvous/", views.plain_rendezvous),
+    path("plain/leased/rendezvous/", views.leased_plain_rendezvous),
     path("plain/view/", views.with_user(views.PlainDjangoView.as_view())),
     path("plain/method/", views.with_user(views.PlainMethodView.as_view())),
     path("required/", views.required),

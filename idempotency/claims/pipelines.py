@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from idempotency.responses import StoredResponse
 
 READ_COMMITTED = "read committed"
+# Projects may choose other rows, such as dictionaries.
+TUPLES = None if psycopg is None else psycopg.rows.tuple_row
 
 
 def why_not(connection: Any) -> str | None:
@@ -73,8 +75,14 @@ def _message_cursor(factory: Any) -> Any:
         """
 
         def execute(self, *args: Any, **kwargs: Any) -> Any:
+            driver = self.connection
+            usual = driver.prepare_threshold
             # PostgreSQL prepares single statements only.
-            super().execute(*args, **kwargs, prepare=False)
+            driver.prepare_threshold = None
+            try:
+                super().execute(*args, **kwargs)
+            finally:
+                driver.prepare_threshold = usual
             self.first_rows = []
             while True:
                 if self.rownumber is not None:
@@ -173,7 +181,7 @@ class PipelinedTransaction(Transaction):
     ) -> IdempotencyRecord | None:
         """Take the lock, then look up the record."""
         claims, driver = self.claims, self.connection.connection
-        cursor = _message_cursor(driver.cursor_factory)(driver)
+        cursor = _message_cursor(driver.cursor_factory)(driver, row_factory=TUPLES)
         failure: Error | None = None
         try:
             self._send(cursor, f"{self.opening}; {claims.claim_sql(new_record.pk)}")
@@ -223,9 +231,11 @@ class PipelinedTransaction(Transaction):
                     self._send(last, connection.ops.savepoint_commit_sql(savepoint))
                     connection.savepoint_ids[-1] = None  # Django must not repeat it
         except Error as error:
-            if insert.pgresult is None and not insert.connection.closed:
-                self.is_ending = False  # the server has skipped the rest
-            failure = without_values(error)
+            failure: BaseException | None = self._interruption_of(error)
+            if failure is None:
+                if insert.pgresult is None and not insert.connection.closed:
+                    self.is_ending = False  # the server has skipped the rest
+                failure = without_values(error)
         else:
             return
         raise failure
@@ -234,6 +244,19 @@ class PipelinedTransaction(Transaction):
         """Free the key, for which nothing was written."""
         if self.began_at is None:
             super().release(claimed)
+
+    def _interruption_of(self, error: Error) -> BaseException | None:
+        """Return what interrupted the wait for the replies, such as a timeout, or None.
+
+        Then psycopg can't leave the pipeline, and raises an error about that instead.
+        Close the connection, because nothing can be sent while replies are missing.
+        """
+        driver = self.connection.connection
+        if driver.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            return None
+        interruption = (error.__cause__ or error).__context__
+        self.connection.close()
+        return interruption
 
     def _leave_savepoint(self) -> None:
         """Leave the release of the savepoint to the end of the transaction.
@@ -263,7 +286,7 @@ class PipelinedTransaction(Transaction):
 
     def _bound_cursor(self, pipeline: ExitStack, *, is_last: bool) -> Any:
         driver = self.connection.connection
-        cursor = _bound(driver.cursor_factory)(driver)
+        cursor = _bound(driver.cursor_factory)(driver, row_factory=TUPLES)
         cursor.format = psycopg.pq.Format.BINARY
         cursor.pipeline, cursor.is_last = pipeline, is_last
         return cursor

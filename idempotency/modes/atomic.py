@@ -155,6 +155,10 @@ class AtomicMode(Mode):
                 self._undo_because_of(error, ran.record)
             ran.fate = Fate.STORED
             raise
+        except BaseException:
+            if self.transaction.is_ending:
+                ran.fate = None  # the outcome of COMMIT is unknown
+            raise
         ran.fate = Fate.STORED
 
     def _undo_because_of(

@@ -23,7 +23,11 @@ _warned_of: set[tuple[str, str | None, str]] = set()
 
 def warn_of_cookies(keyed: KeyedRequest, response: HttpResponseBase) -> None:
     """Log that replays of a response lack its cookies, once per endpoint."""
-    if not (response.cookies or _has_new_session(keyed.request)):
+    if not (
+        response.cookies
+        or _has_new_session(keyed.request)
+        or _has_new_messages(keyed.request)
+    ):
         return
     name, action, method = endpoint = keyed.view_name, keyed.action, keyed.method
     if endpoint in _warned_of:
@@ -50,3 +54,9 @@ def _has_new_session(request: Request) -> bool:
     sent = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
     # A new session may get its key only when the middleware saves it.
     return (None if session.is_empty() else session.session_key or "") != sent
+
+
+def _has_new_messages(request: Request) -> bool:
+    """Return whether MessageMiddleware will store messages for the client."""
+    messages: Any = getattr(request, "_messages", None)
+    return messages is not None and messages.added_new

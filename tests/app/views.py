@@ -16,6 +16,7 @@ from rest_framework.decorators import action, api_view
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import IntegerField, ModelSerializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
@@ -116,6 +117,24 @@ class PlainViewSet(ViewSet):
         return behave(request)
 
 
+class EffectSerializer(ModelSerializer[Effect]):
+    """What a view of Django REST framework's own, with nothing of ours, acts by."""
+
+    effect = IntegerField(source="pk", read_only=True)
+
+    class Meta:
+        model = Effect
+        fields = ("effect", "note")
+
+
+class MeetingSerializer(EffectSerializer):
+    def create(self, validated_data: dict[str, Any]) -> Effect:
+        """Act, and meet the test where it wants to be met."""
+        effect = super().create(validated_data)
+        meet_if_asked(self.context["request"])
+        return effect
+
+
 @api_view(["GET", "POST"])
 def unprotected(request: Request) -> Any:
     return behave(request)
@@ -150,19 +169,23 @@ def patient_rendezvous(request: Request) -> Any:
 def act_and_meet(request: Request) -> Any:
     """Meet the test before COMMIT and, where it says so, after it."""
     response = create_effect(request)
+    meet_if_asked(request)
+    return response
+
+
+def meet_if_asked(request: Request) -> None:
     place = request.META.get("HTTP_X_MEET")
     if place and request.META.get("HTTP_X_WHEN") == "after":
         transaction.on_commit(lambda: meet(place))
     elif place:
         meet(place)
-    return response
 
 
-def plain_body(request: Any) -> Any:
+def plain_body(request: Any, act: Callable[[Request], Any] = behave) -> Any:
     """Do what a test chose for views of DRF, in Django's terms."""
     request._request, request.data = request, request.body.decode()
     try:
-        response = behave(request)
+        response = act(request)
     except PermissionDenied:
         raise DjangoPermissionDenied from None
     if not isinstance(response, Response):
@@ -191,6 +214,19 @@ def with_user(view: Any) -> Any:
 @idempotent
 def plain_function(request: HttpRequest) -> Any:
     return plain_body(request)
+
+
+@with_user
+@idempotent
+def plain_rendezvous(request: HttpRequest) -> Any:
+    return plain_body(request, act_and_meet)
+
+
+@transaction.non_atomic_requests
+@with_user
+@idempotent(atomic=False, on_abandoned="hold")
+def leased_plain_rendezvous(request: HttpRequest) -> Any:
+    return plain_body(request, act_and_meet)
 
 
 class PlainDjangoView(IdempotencyMixin, View):

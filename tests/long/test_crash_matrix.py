@@ -18,7 +18,7 @@ from tests.support.rendezvous import Rendezvous
 
 HOWS = ["kill", "hang-up"]
 if connection.vendor != "sqlite":
-    HOWS.append("terminate")
+    HOWS += ["terminate", "lose-reply"]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.support.faults import Cuts, Sending
 from tests.support.http_servers import Answer, is_replayed
 from tests.support.sleep_counter import waits_in
 
-URL = "/function/"
 COLUMNS = (
     *("boundaries", "doubled", "lost", "stuck", "unexpected"),
     *("replayed", "ran"),
@@ -33,6 +32,8 @@ class Handler:
     """A handler of ``tests.support.fault_wsgi``, and what one run of it does."""
 
     name: str
+    # The view that it runs in.
+    url: str = "/function/"
     effects: int = 1
     status: int = 201
     # Whether the key has a record already, but an expired one.
@@ -49,6 +50,11 @@ HANDLERS = {
     "released": Handler("refuse", status=400),
     "expired": Handler("act", is_expired=True),
     "savepoint": Handler("twice", effects=2),
+    # A function that takes Django's own request.
+    "django-view": Handler("act", "/plain/function/"),
+    "django-released": Handler("refuse", "/plain/function/", status=400),
+    # A view of Django REST framework's own, in protected().
+    "third-party": Handler("act", "/routed/create/"),
 }
 
 
@@ -114,7 +120,10 @@ def effects_in(answer: Answer) -> set[int]:
         said = json.loads(answer.body)
     except ValueError:
         return set()
-    return {*said["effects"]} if isinstance(said, dict) and "effects" in said else set()
+    if not isinstance(said, dict):
+        return set()
+    # A third party's view names its one effect in its own way.
+    return {said["effect"]} if "effect" in said else {*said.get("effects", ())}
 
 
 @dataclass
@@ -169,9 +178,10 @@ class Crashes(Cuts):
         """Cut one request at each boundary."""
         tally = Tally()
         labels = self.record(handler).labels
-        for number in range(1, len(labels) + 1):
-            outcome = self.cut(handler, how, labels[:number])
-            tally.count(f"{how} at {number}, {labels[number - 1]}", outcome)
+        for passed, where in self.places(how, labels):
+            outcome = self.cut(handler, how, passed)
+            view = f"{handler.name} in {handler.url}"
+            tally.count(f"{how} of {view} at {where}", outcome)
         return tally
 
     def record(self, handler: Handler) -> Visit:
@@ -215,7 +225,7 @@ class Crashes(Cuts):
 def request_of(handler: Handler) -> Sending:
     """Return what runs a handler; its effects are those of the key."""
     key = str(uuid4())
-    return Sending(URL, {"handler": handler.name, "note": key}, key)
+    return Sending(handler.url, {"handler": handler.name, "note": key}, key)
 
 
 def effects_of(key: str) -> set[int]:

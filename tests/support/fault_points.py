@@ -28,6 +28,8 @@ LABEL_LENGTH = 40
 SAVEPOINT_NAME = re.compile(r"\W?s\d+_x\d+\W?")
 # What asks for a connection's health, in a driver's way instead of by a statement.
 PING = "ping"
+# The reply to a further statement of the same message.
+NEXT_REPLY = "after the next statement"
 
 
 @dataclass
@@ -129,7 +131,9 @@ def reach(label: str) -> None:
 def statements_in(labels: Iterable[str]) -> int:
     """Return how many statements have these boundaries."""
     return sum(
-        label.startswith("before ") and not label.endswith(PING) for label in labels
+        label == NEXT_REPLY
+        or (label.startswith("before ") and not label.endswith(PING))
+        for label in labels
     )
 
 
@@ -209,6 +213,15 @@ def _watch_mariadb() -> None:
     for name in ("commit", "rollback", PING):
         call = getattr(Connection, name)
         setattr(Connection, name, between_boundaries(call, _constant(name)))
+    read_next = Connection.next_result
+
+    def next_result(self: Any) -> int:
+        result: int = read_next(self)
+        if result == 0:  # there was one
+            reach(NEXT_REPLY)
+        return result
+
+    Connection.next_result = next_result
     set_autocommit = between_boundaries(
         Connection.autocommit, lambda _self, on: f"SET autocommit={on:d}"
     )

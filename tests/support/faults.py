@@ -54,10 +54,17 @@ class Cuts:
         """Return the ways in which a request can be cut here."""
         names = ["kill", "hang-up"]
         if connection.vendor != "sqlite":
-            names.append("terminate")
+            names += ["terminate", "lose-reply"]
         if self.database is not None:
             names.append("restart")
         return names
+
+    def places(self, how: str, labels: list[str]) -> Iterator[tuple[list[str], str]]:
+        """Yield the boundaries up to each where a request can be cut, and its label."""
+        for number, label in enumerate(labels, 1):
+            if how == "lose-reply" and not label.startswith("after "):
+                continue  # no reply to lose
+            yield labels[:number], f"{number}, {label}"
 
     def send(self, sending: Sending) -> Answer:
         """Send a request that nobody cuts."""

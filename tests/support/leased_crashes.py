@@ -92,12 +92,6 @@ class Crashes(Cuts):
         super().__init__(server, rendezvous, database)
         self.ledger = Ledger(rendezvous.address.with_name("ledger"))
 
-    def hows(self) -> list[str]:
-        """Return the ways in which a request can be cut here."""
-        names = super().hows()
-        # Each write commits by itself, so each reply may be that of a commit.
-        return [*names, "lose-reply"] if "terminate" in names else names
-
     def rows(self, how: str, handlers: Iterable[Handler]) -> Iterator[Tally]:
         """Yield what became of all handlers under each policy, a row of the table."""
         handlers = [*handlers]
@@ -110,12 +104,10 @@ class Crashes(Cuts):
     def run(self, policy: str, handler: Handler, how: str, tally: Tally) -> None:
         """Cut one request at each boundary."""
         labels = self.record(policy, handler).labels
-        for number in range(1, len(labels) + 1):
-            if how == "lose-reply" and not labels[number - 1].startswith("after "):
-                continue  # no reply to lose
-            where = f"{how} of {handler.name} at {number}, {labels[number - 1]}"
-            outcome = self.cut(policy, handler, how, labels[:number])
-            tally.count(f"{policy}: {where}", outcome)
+        for passed, where in self.places(how, labels):
+            outcome = self.cut(policy, handler, how, passed)
+            view = f"{handler.name} in {handler.place}/{policy}/"
+            tally.count(f"{how} of {view} at {where}", outcome)
 
     def record(self, policy: str, handler: Handler) -> Visit:
         """Send a request that is not cut; it tells its boundaries."""
@@ -131,7 +123,7 @@ class Crashes(Cuts):
     def prepare(self, policy: str, handler: Handler) -> Sending:
         """Return a request of a new key, after the failure of an earlier one."""
         sending = Sending(
-            url=f"/{policy}/",
+            url=f"{handler.place}/{policy}/",
             data={"handler": handler.name},
             key=str(uuid4()),
             headers=self.ledger.header,

@@ -38,6 +38,8 @@ class Handler:
     leaves: str | None = State.COMPLETED
     # Where an earlier run of the key has failed, if there was one.
     failed: str | None = None
+    # Where its views are; each policy has one.
+    place: str = ""
 
 
 HANDLERS = {
@@ -47,6 +49,13 @@ HANDLERS = {
     "released": Handler("releasing", status=402, calls=0, leaves=None),
     "failed-before": Handler("plain", failed="before"),
     "failed-after": Handler("plain", failed="after"),
+    # Functions that take Django's own request.
+    "django-view": Handler("plain", place="/django"),
+    "django-refused": Handler(
+        "refusing", status=404, leaves=State.ABANDONED, place="/django"
+    ),
+    # Views of Django REST framework's own, in protected().
+    "third-party": Handler("plain", place="/third-party"),
 }
 
 

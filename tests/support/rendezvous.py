@@ -14,6 +14,17 @@ from django.db import connection
 
 from tests.support.processes import PATIENCE, wait_until
 
+# Views of the tests that act, and meet a test where it wants to be met.
+ATOMIC_VIEWS = {
+    "api_view": "/rendezvous/",
+    "plain view": "/plain/rendezvous/",
+    "third party's view": "/routed/rendezvous/",
+}
+LEASED_VIEWS = {
+    "leased plain view": "/plain/leased/rendezvous/",
+    "leased third party's view": "/routed/leased/rendezvous/",
+}
+
 
 class Rendezvous:
     """A place where a handler waits until the test lets it go on.
