@@ -232,9 +232,10 @@ def test_call_without_an_end(staff: Client, fields: Any, said: str) -> None:
 
 def test_many_steps(staff: Client) -> None:
     """A2: A page shows the last steps, and says how many were before them."""
-    steps = [entry(f"line-{n}", result="x") for n in range(SHOWN_STEPS + 1)]
+    steps = [entry(f"line-{n}", result="x") for n in range(1, SHOWN_STEPS + 1)]
+    steps.insert(0, entry("zeroth", result="x"))
     text = text_of(staff, make_cut_off(*steps))
-    assert "step “line-0”" not in text
+    assert "zeroth" not in text
     assert "step “line-1”: ended at 12:30:15 after 12 ms (after 1 earlier step" in text
     assert f"step “line-{SHOWN_STEPS}”" in text
     assert "earlier" not in text_of(staff, make_cut_off(*steps[1:]))

@@ -167,6 +167,17 @@ def test_half_done() -> None:
     assert left() == {"running", "in force"}
 
 
+def test_half_done_rows_of_one_moment() -> None:
+    """P2: A batch has no more rows for those that are half done."""
+    at = timezone.now() - EXPIRED
+    for number in range(6):
+        fields = HALF_DONE if number % 2 else {}
+        make_record(created_at=at, expires_at=at + RETENTION, **fields)
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=2)]
+    assert [report.deleted for report in reports] == [2, 4, 6, 6]
+    assert reports[-1].half_done == 3
+
+
 def test_database_clock() -> None:
     """P2: The database's clock counts in UTC and below the second."""
     before = timezone.now()
