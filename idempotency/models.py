@@ -31,7 +31,17 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
-from idempotency.steps import IN_DOUBT, Entry, as_text, from_text, through_json
+from idempotency.steps import (
+    HAS_ENTRIES,
+    IN_DOUBT,
+    IS_IN_DOUBT,
+    Entry,
+    as_text,
+    from_text,
+    limited,
+    through_json,
+    without_result,
+)
 
 
 class State(models.TextChoices):
@@ -118,14 +128,11 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         They have recorded steps and no call in doubt, are unexpired, and nobody has run
         them for ``idle``.
         """
-        return (
-            self.abandoned()
-            .filter(
-                steps__contains='"name": ',
-                expires_at__gt=UTCNow(),
-                lease_expires_at__lte=UTCNow() - idle,
-            )
-            .exclude(steps__contains=f'"{IN_DOUBT}": true')
+        return self.abandoned().filter(
+            HAS_ENTRIES,
+            ~IS_IN_DOUBT,
+            expires_at__gt=UTCNow(),
+            lease_expires_at__lte=UTCNow() - idle,
         )
 
     def purge(
@@ -303,7 +310,7 @@ class IdempotencyRecord(models.Model):
     def resolve(self, response: HttpResponseBase) -> None:
         """Store a rendered response for the retries of an abandoned record (E9).
 
-        A handler that is still running loses its claim.
+        A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
         over (P1), and ``ValueError`` if the response can't be kept (R4).
@@ -321,6 +328,9 @@ class IdempotencyRecord(models.Model):
             "lease_expires_at": None,
             "token": uuid4(),
         }
+        if self.steps is not None:
+            payload, entries = from_text(self.steps)
+            values["steps"] = as_text(payload, map(without_result, entries))
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=values["token"])
         self._decide(lambda: row.update(**values), mine.exists)
@@ -345,8 +355,9 @@ class IdempotencyRecord(models.Model):
     def call_returned(self, name: str, result: Any) -> None:
         """Record what the call in doubt has returned: the next run goes on (E13).
 
-        Raise ``ValueError`` if it is not that call that is in doubt, ``TypeError`` if
-        the result is not JSON, and ``RecordChanged`` as ``resolve()`` does.
+        Raise ``ValueError`` if it is not that call that is in doubt or the result is
+        too long, ``TypeError`` if the result is not JSON, and ``RecordChanged`` as
+        ``resolve()`` does.
         """
         result = through_json("call", name, result)
         ended = {"ended": timezone.now().isoformat(), "result": result}
@@ -374,7 +385,7 @@ class IdempotencyRecord(models.Model):
             for entry in self.entries
             for each in (settled(entry) if entry["name"] == name else [entry])
         ]
-        steps, token = as_text(from_text(self.steps)[0], entries), uuid4()
+        steps, token = limited(as_text(from_text(self.steps)[0], entries)), uuid4()
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=token)
         self._decide(lambda: row.update(steps=steps, token=token), mine.exists)

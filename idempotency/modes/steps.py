@@ -14,7 +14,6 @@ from django.http import HttpResponseBase
 from django.utils import timezone
 
 from idempotency.claims.leases import Leases
-from idempotency.conf import get_settings
 from idempotency.discretion import discreet
 from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
@@ -26,17 +25,16 @@ from idempotency.steps import (
     Steps,
     as_text,
     from_text,
+    limited,
     new_entry,
     through_json,
+    without_result,
 )
 
 AFTER_THE_END = """\
 {name!r} comes after the step that returned the response, which is stored. Return it."""
 ANOTHER_KIND = """\
 {name!r} was recorded by {kind}(). A name stands for one result: choose another one."""
-TOO_LARGE = """\
-The results of the steps are longer than MAX_RESPONSE_BYTES. Return less: what later \
-steps need, such as a primary key."""
 
 # Finishes a response, and returns what to store of it.
 Finish = Callable[[HttpResponseBase], tuple[HttpResponseBase, StoredResponse | None]]
@@ -202,10 +200,7 @@ class RecordedSteps(Steps):
 
         Raise ``ValueError`` if they are too long.
         """
-        text = as_text(self.payload, entries.values())
-        if len(text) > get_settings().MAX_RESPONSE_BYTES:
-            raise ValueError(TOO_LARGE)
-        return text
+        return limited(as_text(self.payload, entries.values()))
 
     def _note(self, token: UUID, entries: dict[str, Entry]) -> None:
         self.claimed.token = token
@@ -214,7 +209,4 @@ class RecordedSteps(Steps):
 
 def without_results(entries: dict[str, Entry]) -> dict[str, Entry]:
     """Return the entries with their names, kinds and times alone."""
-    return {
-        name: {key: value for key, value in entry.items() if key != "result"}
-        for name, entry in entries.items()
-    }
+    return {name: without_result(entry) for name, entry in entries.items()}
