@@ -179,6 +179,20 @@ BREAKS = (
         test="tests/test_stalled_workers.py::TestStalledWorkers::test_renewing",
     ),
     Break(
+        name="a step recorded apart from its writes",
+        file="idempotency/modes/steps.py",
+        old="with transaction.atomic(using=self.alias, durable=True):",
+        new="with self.connection.wrap_database_errors:",
+        test="tests/test_crash.py::test_killed_between_steps",
+    ),
+    Break(
+        name="a held call without its mark",
+        file="idempotency/modes/steps.py",
+        old='elif on_abandoned == "hold":',
+        new="elif on_abandoned is None:",
+        test="tests/test_stalled_workers.py::TestStalledSteps::test_not_called_late",
+    ),
+    Break(
         name="a refusal after derive() frees the key",
         file="idempotency/modes/leased.py",
         old="context.has_side_effects and not context.is_released",

@@ -442,14 +442,30 @@ class TestOutcomes:
         assert post(client).status_code == 400
         assert IdempotencyRecord.objects.get().state == State.ABANDONED
 
-    def test_on_commit_raises(self, client: APIClient) -> None:
-        """O5: The step is committed, so it is recorded."""
+    def test_returned_after_release_and_a_step(self, client: APIClient) -> None:
+        """E15: After a step a returned response is stored, ``release()`` or not."""
+
+        def release(request: Request, steps: Any) -> Any:
+            steps.release()
+            return Response(steps.step("ride", lambda: create("ride")), status=201)
+
+        handle(release)
+        assert post(client).status_code == 201
+        assert "Idempotent-Replayed" in post(client)
+        assert names() == ["ride"]
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError, DatabaseError])
+    def test_on_commit_raises(self, client: APIClient, error: type[Exception]) -> None:
+        """O5: The step is committed, so it is recorded; the client gets the 500."""
+
+        def fail() -> None:
+            raise error
 
         def ride() -> Any:
-            transaction.on_commit(lambda: 1 / 0)
+            transaction.on_commit(fail)
             return create("ride")
 
-        handle(lambda request, steps: steps.step("ride", ride))
+        handle(lambda request, steps: Response(steps.step("ride", ride), status=201))
         assert post(client).status_code == 500
         handle(book)
         assert post(client).status_code == 201

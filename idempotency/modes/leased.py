@@ -153,7 +153,8 @@ class LeasedMode(Mode):
                 and self.is_released_by(response)
                 and not self._has_entries
             )
-            is_stored = not (is_error or context.is_released)
+            is_released = context.is_released and not self._has_entries
+            is_stored = not (is_error or is_released)
             stored = self.to_store(response) if is_stored else None
         except BaseException:
             self._give_up(ran)  # not a refusal by the handler

@@ -117,10 +117,13 @@ class RecordedSteps(Steps):
             return self.entries[name]["result"]
         entry, token = new_entry("step", name, timezone.now()), uuid4()
         note: Callable[[], None] | None = None
+        is_noted = False
 
         def note_commit() -> None:
+            nonlocal is_noted
             if note is not None:
                 note()
+                is_noted = True
 
         try:
             with self.transaction():
@@ -137,6 +140,8 @@ class RecordedSteps(Steps):
                     )
                     note = partial(self._note, token, entries)
         except DatabaseError as error:
+            if is_noted:
+                raise  # by another on_commit function
             if note is None or not self.leases.is_recorded(self.claimed, token):
                 if self.claims.is_transient(error):
                     raise TransactionFailed from error
