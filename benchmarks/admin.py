@@ -78,7 +78,7 @@ def make_kinds() -> None:
     from django.utils import timezone  # set up by now
 
     from idempotency.models import IdempotencyRecord, State
-    from idempotency.steps import as_text, new_entry
+    from idempotency.steps import as_text, held_entry
 
     now = timezone.now()
     no_body: dict[str, Any] = {"body": None, "body_size": None}
@@ -89,7 +89,7 @@ def make_kinds() -> None:
             **no_answer,
             "state": State.ABANDONED,
             "lease_expires_at": now - hour,
-            "steps": as_text("", [new_entry("call", "charge", now - hour)]),
+            "steps": as_text("", [held_entry("charge", now - hour)]),
         },
         RUNNING: {
             **no_answer,

@@ -177,6 +177,11 @@ def new_entry(kind: Kind, name: str, began: datetime) -> Entry:
     return {"name": name, "kind": kind, "began": began.isoformat()}
 
 
+def held_entry(name: str, began: datetime) -> Entry:
+    """Return what a record says of a call in doubt, or that is running (E13)."""
+    return {**new_entry("call", name, began), IN_DOUBT: True}
+
+
 def without_result(entry: Entry) -> Entry:
     """Return an entry with its name, kind and times alone."""
     return {key: value for key, value in entry.items() if key != "result"}

@@ -181,7 +181,7 @@ BREAKS = (
     Break(
         name="a step recorded apart from its writes",
         file="idempotency/modes/steps.py",
-        old="with transaction.atomic(using=self.alias, durable=True):",
+        old="with self.transaction():",
         new="with self.connection.wrap_database_errors:",
         test="tests/test_crash.py::test_killed_between_steps",
     ),

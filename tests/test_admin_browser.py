@@ -30,7 +30,7 @@ from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
-from idempotency.steps import as_text, new_entry
+from idempotency.steps import as_text, held_entry, new_entry
 from testproject import settings as demo
 from tests.app.models import Effect
 from tests.conftest import key
@@ -481,7 +481,9 @@ def steps(*names: str, in_doubt: str | None = None) -> str:
     for name in [*names, *filter(None, [in_doubt])]:
         entry = new_entry("call" if name == "charge" else "step", name, began)
         began += timedelta(milliseconds=1840 if name == "charge" else 13)
-        if name != in_doubt:
+        if name == in_doubt:
+            entry = held_entry(name, began)
+        else:
             result = results.get(name, "x" * 300)
             entry |= {"ended": began.isoformat(), "result": result}
         entries.append(entry)

@@ -19,7 +19,7 @@ from django.contrib.sessions.models import Session
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.models import IdempotencyRecord, State
-from idempotency.steps import as_text, new_entry
+from idempotency.steps import as_text, held_entry
 from tests.support.admin_pages import (
     EVERYTHING,
     LIST,
@@ -138,7 +138,7 @@ def test_records_of_others(
     visitor = enter(*EVERYTHING, site=kind.__name__)
     own: dict[str, Any] = {"scope": THEIRS, "path": f"/reset/{SECRET}/"}
     done, stuck = make_record(body=b'{"to": "them"}', **own), make_abandoned(**own)
-    entry = new_entry("call", "charge", stuck.created_at)
+    entry = held_entry("charge", stuck.created_at)
     in_doubt = make_abandoned(**own, steps=as_text("", [entry]))
     before = rows()
     for record in (done, stuck, in_doubt):
@@ -241,7 +241,7 @@ def test_forged_forms(enter: Enter, admin_server: Server) -> None:
     """A3: A form from another site, or without a login, changes nothing."""
     visitor = enter(*EVERYTHING)
     done, stuck = make_record(), make_abandoned()
-    entry = new_entry("call", "charge", stuck.created_at)
+    entry = held_entry("charge", stuck.created_at)
     in_doubt = make_abandoned(steps=as_text("", [entry]))
     before = rows()
     pages = {

@@ -30,7 +30,7 @@ from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.lists import OF_A_CALLER
 from idempotency.discretion import _with_all_before, discreet_page
 from idempotency.models import IdempotencyRecord, State
-from idempotency.steps import as_text, new_entry
+from idempotency.steps import as_text, held_entry, new_entry
 from tests.support.admin_pages import (
     EVERYTHING,
     LIST,
@@ -142,7 +142,7 @@ def make_records() -> tuple[IdempotencyRecord, IdempotencyRecord]:
         "ended": ended.isoformat(),
         "result": {"answered": ANSWERED},
     }
-    steps = as_text(FINGERPRINT, [ride, new_entry("call", "charge", ended)])
+    steps = as_text(FINGERPRINT, [ride, held_entry("charge", ended)])
     stuck = new_secret(key=f"1-{KEY}", steps=steps, **own)
     more = [new_secret(key=f"2-{n}-{KEY}", **own) for n in range(OF_A_CALLER)]
     IdempotencyRecord.objects.bulk_create([done, stuck, *more])

@@ -29,7 +29,7 @@ from idempotency.context import RequestContext
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
 from idempotency.models import IdempotencyRecord, State, Status
-from idempotency.steps import as_text
+from idempotency.steps import IN_DOUBT, as_text
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.support.admin_pages import (
@@ -136,7 +136,7 @@ def entry(
     name: str, kind: str = "step", took: int | None = 12, **more: Any
 ) -> dict[str, Any]:
     """Return what a record says of a step that took so many milliseconds."""
-    ended = {}
+    ended: dict[str, Any] = {IN_DOUBT: True} if took is None else {}
     if took is not None:
         ended["ended"] = (BEGAN + timedelta(milliseconds=took)).isoformat()
     return {"name": name, "kind": kind, "began": BEGAN.isoformat(), **ended, **more}

@@ -41,7 +41,7 @@ from idempotency.keys import ClientKey
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
-from idempotency.steps import as_text, new_entry
+from idempotency.steps import as_text, held_entry
 from tests.app.views import behave
 from tests.support.admin_pages import LIST, RELEASE, RESOLVE, VIEW, Enter
 from tests.support.failing_commits import commit_fails_with
@@ -645,7 +645,7 @@ def make_abandoned() -> IdempotencyRecord:
         scope=SCOPE,
         state=State.ABANDONED,
         lease_expires_at=ended,
-        steps=as_text(FINGERPRINT, [new_entry("call", "charge", ended)]),
+        steps=as_text(FINGERPRINT, [held_entry("charge", ended)]),
         **NO_ANSWER,
     )
 

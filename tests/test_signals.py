@@ -671,7 +671,7 @@ OF_THE_APP = (
     "ran.record.pk",
     "ran.record.attempt",
     "record.pk",
-    "record.attempt + 1",
+    "attempt",
     "current",
     "self.keyed.method",
 )

@@ -19,12 +19,12 @@ from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import StoredResponse
 from idempotency.steps import (
-    IN_DOUBT,
     Entry,
     Kind,
     Steps,
     as_text,
     from_text,
+    held_entry,
     limited,
     new_entry,
     through_json,
@@ -160,16 +160,16 @@ class RecordedSteps(Steps):
         self.admit("call", name)
         if name in self.entries:
             return self.entries[name]["result"]
-        key, entry = self.derive(name), new_entry("call", name, timezone.now())
+        key, began = self.derive(name), timezone.now()
         result = None
         if callable(on_abandoned) and self.claimed.attempt > 1:
             result = on_abandoned(key, self.claimed)
         elif on_abandoned == "hold":
-            self._commit({**self.entries, name: {**entry, IN_DOUBT: True}})
+            self._commit({**self.entries, name: held_entry(name, began)})
         if result is None:
             result = function(key)
         result = through_json("call", name, result)
-        self._commit(self._with_result(entry, result))
+        self._commit(self._with_result(new_entry("call", name, began), result))
         return result
 
     def forget_results(self) -> None:
