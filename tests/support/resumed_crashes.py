@@ -56,6 +56,7 @@ class Outcome(leased_outcomes.Outcome):
     decided: Step | None = None
     # What a completer has made of it before a client came back, if it could.
     completed: Moment | None = None
+    comes_back: bool = True
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -87,7 +88,10 @@ class Outcome(leased_outcomes.Outcome):
             yield "lost", f"an answer of its own left the record {then.state}"
         if kind != "ran" and then.state == State.COMPLETED:
             yield "unexpected", f"{self.first.answer}, though all was committed"
-        if then.rows.get("order") and self.handler.calls and not then.charges:
+        # A completer that could not begin is run again.
+        has_begun = not self.handler.is_completed or then != self.before
+        is_ordered = has_begun and bool(then.rows.get("order"))
+        if is_ordered and self.handler.calls and not then.charges:
             yield "unexpected", f"{self.first.answer} after the order, without a call"
 
     def _judge_retries(self) -> Iterator[tuple[str, str]]:
@@ -156,6 +160,7 @@ class Tally(leased_crashes.Tally):
         """Count one request; a fault counts once, however it shows."""
         assert isinstance(outcome, Outcome)
         kind = outcome.first.kind(outcome.handler)
+        self.counts["came back"] += outcome.comes_back
         self.counts["completed"] += outcome.completed is not None
         told = {"ran": "answered", "nothing": "nothing"}.get(kind, "failed")
         self.counts["boundaries"] += 1
@@ -170,7 +175,7 @@ class Tally(leased_crashes.Tally):
     @property
     def cells(self) -> tuple[str | int, ...]:
         """What stands in the table, below COLUMNS."""
-        by = "completer" if self.counts["completed"] else "client"
+        by = "client" if self.counts["came back"] else "completer"
         return (self.policy, by, *(self.counts[name] for name in COLUMNS[2:]))
 
 
@@ -219,6 +224,7 @@ class Crashes(leased_crashes.Crashes):
             early = self.step(sending)
         self.end_lease(sending.key)
         return Outcome(
+            comes_back=self.comes_back,
             completed=None if self.comes_back else self.complete(sending.key),
             policy=policy,
             handler=handler,
