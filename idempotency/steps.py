@@ -90,6 +90,8 @@ class Steps:
         self.derive = derive
         self.is_durable = is_durable
         self.names: set[str] = set()
+        # What is recorded by name; then the key can't be freed (E15).
+        self.entries: dict[str, Entry] = {}
         # The transaction of the latest step.
         self.block: Any = None
 
@@ -97,11 +99,6 @@ class Steps:
     def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         return {}
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether anything is recorded, so that the key can't be freed (E15)."""
-        return False
 
     @property
     def is_in_step(self) -> bool:

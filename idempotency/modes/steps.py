@@ -81,18 +81,13 @@ class RecordedSteps(Steps):
         # Stored by the last step.
         self.response: HttpResponseBase | None = None
         self.payload, entries = from_text(claimed.steps)
-        self.entries: dict[str, Entry] = {entry["name"]: entry for entry in entries}
+        self.entries = {entry["name"]: entry for entry in entries}
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         found = {n: e["result"] for n, e in self.entries.items() if "result" in e}
         return Recorded(found, self.read)
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether anything is recorded, so that the key can't be freed (E15)."""
-        return bool(self.entries)
 
     @property
     def skipped(self) -> list[str]:
