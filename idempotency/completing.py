@@ -48,9 +48,10 @@ Completer: TypeAlias = Callable[[RequestContext], HttpResponseBase]
 FIRST_PAUSE = timedelta(minutes=1)
 # After that many runs a person has to decide.
 MAX_ATTEMPTS = 10
-# Records that one run of the task completes, and those that it looks at.
+# Records that one run of the task completes, and those that it looks at. Most of the
+# latter have no completer.
 LIMIT = 10
-MAX_LOOKED_AT = 1_000
+MAX_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,16 +155,12 @@ def complete_abandoned(
     for attempt in range(1, max_attempts):
         pause = FIRST_PAUSE * 2 ** (attempt - 1)
         due |= Q(attempt=attempt, lease_expires_at__lte=UTCNow() - pause)
-    records = IdempotencyRecord.objects.using(alias)
-    waiting = records.resumable().filter(due).order_by("lease_expires_at")
-    # One by one, because results of steps may be large.
-    for pk in [*waiting.values_list("pk", flat=True)[:MAX_LOOKED_AT]]:
+    waiting = IdempotencyRecord.objects.using(alias).resumable().filter(due)
+    # Results of steps may be large.
+    for record in waiting.order_by("lease_expires_at").defer("steps")[:MAX_LOOKED_AT]:
         if report.completed + report.failed >= limit:
             break
-        record = records.filter(pk=pk).first()
-        if record is None:
-            continue
-        completer = None if record.call_in_doubt else completer_of(record)
+        completer = completer_of(record)
         if completer is None:
             report.left += 1
             continue
@@ -173,26 +170,29 @@ def complete_abandoned(
             continue  # another run has it
         except fatal:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a completer is the project's
             report.failed += 1
-            kind = error_classes(error)
-            logger.exception(
-                "A completer failed: record %s, attempt %d: %s",
-                record.pk,
-                record.attempt + 1,
-                kind,
-                extra=extras(
-                    "completer_failed",
-                    record_id=record.pk,
-                    attempt=record.attempt + 1,
-                    error=kind,
-                ),
-            )
+            log_failure(record, error)
         else:
             is_failed = response.status_code >= 500
             report.failed += is_failed
             report.completed += not is_failed
     return report
+
+
+def log_failure(record: IdempotencyRecord, error: Exception) -> None:
+    """Log the error of a completer."""
+    kind, attempt = error_classes(error), record.attempt + 1
+    logger.error(
+        "A completer failed: record %s, attempt %d: %s",
+        record.pk,
+        attempt,
+        kind,
+        exc_info=error,
+        extra=extras(
+            "completer_failed", record_id=record.pk, attempt=attempt, error=kind
+        ),
+    )
 
 
 class _Completion:

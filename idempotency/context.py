@@ -156,7 +156,7 @@ class RequestContext:
         """
         if self.key is not None:
             self._leased("release")
-            if self.steps is not None and self.steps.has_entries:
+            if self.steps is not None and self.steps.entries:
                 raise RuntimeError(
                     "request.idempotency.release() comes too late: a step is recorded."
                 )

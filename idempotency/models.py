@@ -31,7 +31,17 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
-from idempotency.steps import as_text, from_text, through_json
+from idempotency.steps import (
+    HAS_ENTRIES,
+    IN_DOUBT,
+    IS_IN_DOUBT,
+    Entry,
+    as_text,
+    from_text,
+    limited,
+    through_json,
+    without_result,
+)
 
 
 class State(models.TextChoices):
@@ -115,10 +125,12 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def resumable(self, idle: timedelta = timedelta(0)) -> IdempotencyRecordQuerySet:
         """Return the abandoned records that ``completing.resume()`` can finish (E17).
 
-        They have recorded steps, are unexpired, and nobody has run them for ``idle``.
+        They have recorded steps and no call in doubt, are unexpired, and nobody has run
+        them for ``idle``.
         """
         return self.abandoned().filter(
-            steps__contains='"name": ',
+            HAS_ENTRIES,
+            ~IS_IN_DOUBT,
             expires_at__gt=UTCNow(),
             lease_expires_at__lte=UTCNow() - idle,
         )
@@ -298,7 +310,7 @@ class IdempotencyRecord(models.Model):
     def resolve(self, response: HttpResponseBase) -> None:
         """Store a rendered response for the retries of an abandoned record (E9).
 
-        A handler that is still running loses its claim.
+        A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
         over (P1), and ``ValueError`` if the response can't be kept (R4).
@@ -316,6 +328,9 @@ class IdempotencyRecord(models.Model):
             "lease_expires_at": None,
             "token": uuid4(),
         }
+        if self.steps is not None:
+            payload, entries = from_text(self.steps)
+            values["steps"] = as_text(payload, map(without_result, entries))
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=values["token"])
         self._decide(lambda: row.update(**values), mine.exists)
@@ -340,12 +355,18 @@ class IdempotencyRecord(models.Model):
     def call_returned(self, name: str, result: Any) -> None:
         """Record what the call in doubt has returned: the next run goes on (E13).
 
-        Raise ``ValueError`` if it is not that call that is in doubt, ``TypeError`` if
-        the result is not JSON, and ``RecordChanged`` as ``resolve()`` does.
+        Raise ``ValueError`` if it is not that call that is in doubt or the result is
+        too long, ``TypeError`` if the result is not JSON, and ``RecordChanged`` as
+        ``resolve()`` does.
         """
         result = through_json("call", name, result)
         ended = {"ended": timezone.now().isoformat(), "result": result}
-        self._settle(name, lambda entry: [{**entry, **ended}])
+
+        def settled(entry: Entry) -> list[Entry]:
+            del entry[IN_DOUBT]
+            return [{**entry, **ended}]
+
+        self._settle(name, settled)
 
     @discreet
     def call_never_happened(self, name: str) -> None:
@@ -364,7 +385,7 @@ class IdempotencyRecord(models.Model):
             for entry in self.entries
             for each in (settled(entry) if entry["name"] == name else [entry])
         ]
-        steps, token = as_text(from_text(self.steps)[0], entries), uuid4()
+        steps, token = limited(as_text(from_text(self.steps)[0], entries)), uuid4()
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=token)
         self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
@@ -416,7 +437,7 @@ class IdempotencyRecord(models.Model):
         """The name of the call that may have happened and must not again, or None."""
         if self.state == State.COMPLETED:
             return None
-        return next((e["name"] for e in self.entries if "ended" not in e), None)
+        return next((e["name"] for e in self.entries if IN_DOUBT in e), None)
 
     @property
     def stored_response(self) -> StoredResponse | None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, transaction
+from django.db.models import Q
 from django.http import HttpResponseBase
 
+from idempotency.conf import get_settings
 from idempotency.discretion import discreet
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ Kind: TypeAlias = Literal["step", "call"]
 # A step or call in a record: its name, kind, times and, until the response, result.
 Entry: TypeAlias = dict[str, Any]
 
+# In the entry of a call that may have happened and must not again (E13).
+IN_DOUBT = "in_doubt"
+# The records with a recorded step or call, those of them without a response, and those
+# with a call in doubt.
+HAS_ENTRIES = Q(steps__contains='"name": ')
+HALF_DONE = Q(status_code=None) & HAS_ENTRIES
+IS_IN_DOUBT = Q(steps__contains=f'"{IN_DOUBT}": true')
+
 MAX_NAME_LENGTH = 100
 OPEN_TRANSACTION = """\
 request.idempotency.{kind}({name!r}) can't run inside a transaction, or inside another \
@@ -32,6 +42,9 @@ step: what it records must be committed with it. End the transaction first."""
 USED_TWICE = """\
 Two steps of one run are named {name!r}. A name stands for one result. Number steps in \
 a loop: f"line-{{number}}"."""
+TOO_LARGE = """\
+The results of the steps are longer than MAX_RESPONSE_BYTES. Return less: what later \
+steps need, such as a primary key."""
 NOT_JSON = """\
 The {kind} {name!r} must return JSON, not {type}: {error}. Return what later steps \
 need, such as a primary key."""
@@ -77,6 +90,8 @@ class Steps:
         self.derive = derive
         self.is_durable = is_durable
         self.names: set[str] = set()
+        # What is recorded by name; then the key can't be freed (E15).
+        self.entries: dict[str, Entry] = {}
         # The transaction of the latest step.
         self.block: Any = None
 
@@ -84,11 +99,6 @@ class Steps:
     def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         return {}
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether anything is recorded, so that the key can't be freed (E15)."""
-        return False
 
     @property
     def is_in_step(self) -> bool:
@@ -144,6 +154,13 @@ def as_text(payload: str, entries: Iterable[Entry] = ()) -> str:
     return json.dumps({"payload": payload, "entries": [*entries]})
 
 
+def limited(text: str) -> str:
+    """Return what a record stores of steps. Raise ``ValueError`` if it is too long."""
+    if len(text) > get_settings().MAX_RESPONSE_BYTES:
+        raise ValueError(TOO_LARGE)
+    return text
+
+
 def from_text(text: str | None) -> tuple[str, list[Entry]]:
     """Return the payload and the entries of a record."""
     if text is None:
@@ -155,3 +172,13 @@ def from_text(text: str | None) -> tuple[str, list[Entry]]:
 def new_entry(kind: Kind, name: str, began: datetime) -> Entry:
     """Return what a record says of a step or call that has begun."""
     return {"name": name, "kind": kind, "began": began.isoformat()}
+
+
+def held_entry(name: str, began: datetime) -> Entry:
+    """Return what a record says of a call in doubt, or that is running (E13)."""
+    return {**new_entry("call", name, began), IN_DOUBT: True}
+
+
+def without_result(entry: Entry) -> Entry:
+    """Return an entry with its name, kind and times alone."""
+    return {key: value for key, value in entry.items() if key != "result"}

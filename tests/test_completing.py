@@ -217,6 +217,20 @@ class TestResume:
         assert (seen[1].status_code, seen[1].record_id) == (200, record.pk)
         assert post(client, "/by-path/").content == b"done"
 
+    def test_renderer_of_its_own(self, client: APIClient) -> None:
+        """E17: A response that has a renderer keeps it."""
+        record = cut_off(client)
+
+        def shout(steps: RequestContext) -> Response:
+            response = Response({"done": True})
+            response.accepted_renderer = JSONRenderer()
+            response.accepted_media_type = "application/json"
+            response.renderer_context = {}
+            return response
+
+        resume(record, shout)
+        assert post(client, "/by-path/").content == b'{"done":true}'
+
     def test_error_response(self, client: APIClient) -> None:
         """E17: From 500 up the record stays abandoned."""
         record = cut_off(client)
@@ -411,7 +425,7 @@ class TestCompleteAbandoned:
         with pytest.raises(Killed):
             resume(record, die)
         make_due()
-        assert str(complete_abandoned()) == "0 completed, 0 failed, 1 left"
+        assert str(complete_abandoned()) == "0 completed, 0 failed, 0 left"
 
     def test_command(self, client: APIClient) -> None:
         """E17: The command does the same, and prints the report."""

@@ -131,7 +131,7 @@ class LeaseMachine(Judge, RuleBasedStateMachine):
     def give_up(self, back: int, is_free: bool) -> None:
         """End without an answer to store: the key is free, or abandoned."""
         worker = self.end(back)
-        if is_free and not worker.steps.has_entries:
+        if is_free and not worker.steps.entries:
             self.write(worker, lambda: self.claims.release(worker.record))
             self.row = None if self.owns(worker) else self.row
         else:

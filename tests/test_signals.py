@@ -544,7 +544,7 @@ def test_log_of_a_path_that_forges_lines(
 def test_signals_that_forge_lines(told: Told, caplog: pytest.LogCaptureFixture) -> None:
     """X1: Whatever a detail says, receivers, the line and its extras get one line."""
     purged = signals.RecordsPurged(
-        database=FORGED, deleted=1, batches=1, seconds=0.5, more=False
+        database=FORGED, deleted=1, half_done=0, batches=1, seconds=0.5, more=False
     )
     with caplog.at_level(logging.INFO, logger="idempotency"):
         signals.records_purged.emit(IdempotencyRecord, purged)
@@ -671,7 +671,7 @@ OF_THE_APP = (
     "ran.record.pk",
     "ran.record.attempt",
     "record.pk",
-    "record.attempt + 1",
+    "attempt",
     "current",
     "self.keyed.method",
 )

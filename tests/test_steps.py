@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.http import JsonResponse
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -20,9 +21,12 @@ from rest_framework.response import Response
 from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
+from idempotency.claims import claims_in
+from idempotency.claims.leases import Leases
 from idempotency.context import context_of
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
+from idempotency.exceptions import ClaimLost
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.signals import StepsSkipped, steps_skipped
@@ -801,3 +805,84 @@ def test_another_database(client: APIClient) -> None:
     assert IdempotencyRecord.objects.using("other").get().state == State.ABANDONED
     handle(lambda request, steps: Response(steps.recorded, status=201))
     assert [*post(client, "/elsewhere/").json()] == ["ride"]
+
+
+class TestLostReplies:
+    """E7, E12: what was done before its reply was lost counts as done."""
+
+    @pytest.fixture
+    def claimed(self, client: APIClient) -> IdempotencyRecord:
+        handle(die_at("ride"))
+        with pytest.raises(Killed):
+            post(client)
+        IdempotencyRecord.objects.update(state=State.IN_PROGRESS)
+        return IdempotencyRecord.objects.get()
+
+    @pytest.fixture
+    def leases(self) -> Leases:
+        return Leases(claims_in("default"))
+
+    def test_recorded_twice(
+        self, claimed: Any, leases: Leases, monkeypatch: Any
+    ) -> None:
+        """The repetition finds its own token."""
+        token, usual = uuid4(), leases.claims.record_steps
+
+        def lose_reply(*args: Any) -> None:
+            monkeypatch.undo()
+            usual(*args)
+            raise OperationalError("the reply is lost")
+
+        monkeypatch.setattr(leases.claims, "record_steps", lose_reply)
+        leases.record_steps(claimed, token, claimed.steps, timedelta(seconds=60))
+        assert IdempotencyRecord.objects.get().token == token
+
+    def test_taken_over(self, claimed: Any, leases: Leases, monkeypatch: Any) -> None:
+        """The repetition finds another run's token."""
+
+        def fail(*args: Any) -> None:
+            monkeypatch.undo()
+            IdempotencyRecord.objects.update(token=uuid4())
+            raise OperationalError("the connection is lost")
+
+        monkeypatch.setattr(leases.claims, "record_steps", fail)
+        with pytest.raises(ClaimLost):
+            leases.record_steps(claimed, uuid4(), claimed.steps, timedelta(seconds=60))
+
+    def test_unknown(self, claimed: Any, leases: Leases, monkeypatch: Any) -> None:
+        """In an open transaction, and without an answer, it is not known as done."""
+        assert leases.is_recorded(claimed, claimed.token)
+        with transaction.atomic():
+            assert not leases.is_recorded(claimed, claimed.token)
+
+        def fail(*args: Any) -> Any:
+            raise OperationalError("the server is gone")
+
+        monkeypatch.setattr(leases.claims, "look_up", fail)
+        assert not leases.is_recorded(claimed, claimed.token)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no deadlocks")
+def test_deadlock(client: APIClient) -> None:
+    """E12: A step that loses a deadlock is undone, and the retry resumes."""
+    statement = {
+        "postgresql": (
+            "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40P01'; END $$"
+        ),
+        "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213",
+    }[connection.vendor]
+
+    def lose() -> Any:
+        create("lost")
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    handle(lambda request, steps: steps.step("ride", lose))
+    response = post(client)
+    assert (response.status_code, code_of(response)) == (
+        503,
+        "idempotency_transaction_failed",
+    )
+    handle(book)
+    assert post(client).status_code == 201
+    assert names() == ["ride", "receipt"]

@@ -153,11 +153,9 @@ class PostgreSQLClaims(Claims):
 
     def is_aborted(self) -> bool:
         driver: Any = self.connection.connection
-        if driver is None:
-            return True
         # psycopg 3 makes objects for ``info``; psycopg2 has no ``pgconn``.
-        known = driver.pgconn if hasattr(driver, "pgconn") else driver.info
-        return known.transaction_status in self.ABORTED
+        known = driver and (getattr(driver, "pgconn", None) or driver.info)
+        return known is None or known.transaction_status in self.ABORTED
 
     def _selected(self, name: str) -> str:
         # As text even in binary results, because Django parses the JSON.

@@ -197,7 +197,7 @@ class LeasedMode(Mode):
     @property
     def _has_entries(self) -> bool:
         """Whether a step is recorded."""
-        return self.steps is not None and self.steps.has_entries
+        return self.steps is not None and bool(self.steps.entries)
 
     @property
     def _has_ended(self) -> bool:

@@ -14,7 +14,6 @@ from django.http import HttpResponseBase
 from django.utils import timezone
 
 from idempotency.claims.leases import Leases
-from idempotency.conf import get_settings
 from idempotency.discretion import discreet
 from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
@@ -25,17 +24,17 @@ from idempotency.steps import (
     Steps,
     as_text,
     from_text,
+    held_entry,
+    limited,
     new_entry,
     through_json,
+    without_result,
 )
 
 AFTER_THE_END = """\
 {name!r} comes after the step that returned the response, which is stored. Return it."""
 ANOTHER_KIND = """\
 {name!r} was recorded by {kind}(). A name stands for one result: choose another one."""
-TOO_LARGE = """\
-The results of the steps are longer than MAX_RESPONSE_BYTES. Return less: what later \
-steps need, such as a primary key."""
 
 # Finishes a response, and returns what to store of it.
 Finish = Callable[[HttpResponseBase], tuple[HttpResponseBase, StoredResponse | None]]
@@ -82,18 +81,13 @@ class RecordedSteps(Steps):
         # Stored by the last step.
         self.response: HttpResponseBase | None = None
         self.payload, entries = from_text(claimed.steps)
-        self.entries: dict[str, Entry] = {entry["name"]: entry for entry in entries}
+        self.entries = {entry["name"]: entry for entry in entries}
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         """The recorded results by name."""
         found = {n: e["result"] for n, e in self.entries.items() if "result" in e}
         return Recorded(found, self.read)
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether anything is recorded, so that the key can't be freed (E15)."""
-        return bool(self.entries)
 
     @property
     def skipped(self) -> list[str]:
@@ -161,19 +155,16 @@ class RecordedSteps(Steps):
         self.admit("call", name)
         if name in self.entries:
             return self.entries[name]["result"]
-        key, entry, result = (
-            self.derive(name),
-            new_entry("call", name, timezone.now()),
-            None,
-        )
+        key, began = self.derive(name), timezone.now()
+        result = None
         if callable(on_abandoned) and self.claimed.attempt > 1:
             result = on_abandoned(key, self.claimed)
         elif on_abandoned == "hold":
-            self._commit({**self.entries, name: entry})
+            self._commit({**self.entries, name: held_entry(name, began)})
         if result is None:
             result = function(key)
         result = through_json("call", name, result)
-        self._commit(self._with_result(entry, result))
+        self._commit(self._with_result(new_entry("call", name, began), result))
         return result
 
     def forget_results(self) -> None:
@@ -209,10 +200,7 @@ class RecordedSteps(Steps):
 
         Raise ``ValueError`` if they are too long.
         """
-        text = as_text(self.payload, entries.values())
-        if len(text) > get_settings().MAX_RESPONSE_BYTES:
-            raise ValueError(TOO_LARGE)
-        return text
+        return limited(as_text(self.payload, entries.values()))
 
     def _note(self, token: UUID, entries: dict[str, Entry]) -> None:
         self.claimed.token = token
@@ -221,7 +209,4 @@ class RecordedSteps(Steps):
 
 def without_results(entries: dict[str, Entry]) -> dict[str, Entry]:
     """Return the entries with their names, kinds and times alone."""
-    return {
-        name: {key: value for key, value in entry.items() if key != "result"}
-        for name, entry in entries.items()
-    }
+    return {name: without_result(entry) for name, entry in entries.items()}
