@@ -33,7 +33,8 @@ IN_DOUBT = "in_doubt"
 # with a call in doubt.
 HAS_ENTRIES = Q(steps__contains='"name": ')
 HALF_DONE = Q(status_code=None) & HAS_ENTRIES
-IS_IN_DOUBT = Q(steps__contains=f'"{IN_DOUBT}": true')
+MARK = f'{{"{IN_DOUBT}": true, '
+IS_IN_DOUBT = Q(steps__startswith=MARK)
 
 MAX_NAME_LENGTH = 100
 OPEN_TRANSACTION = """\
@@ -151,7 +152,11 @@ def as_text(payload: str, entries: Iterable[Entry] = ()) -> str:
 
     ``payload`` is the digest that stands for the request's payload in derived keys.
     """
-    return json.dumps({"payload": payload, "entries": [*entries]})
+    told = {"payload": payload, "entries": [*entries]}
+    if any(IN_DOUBT in entry for entry in told["entries"]):
+        # At the beginning, where no result of the project can say the same.
+        return json.dumps({IN_DOUBT: True, **told})
+    return json.dumps(told)
 
 
 def limited(text: str) -> str:

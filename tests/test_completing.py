@@ -28,6 +28,7 @@ from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.signals import response_stored, steps_skipped
+from idempotency.steps import as_text, from_text, held_entry
 from tests.app.models import Effect
 from tests.conftest import KEY, key
 from tests.urls import urlpatterns as usual_urls
@@ -166,6 +167,18 @@ class TestResume:
             assert again.content.startswith(b'{"ID":')
         done = IdempotencyRecord.objects.get()
         assert (done.state, done.attempt) == (State.COMPLETED, 2)
+
+    def test_results_are_no_marks(self, client: APIClient) -> None:
+        """E13, E17: Whatever a result says, only a held call is in doubt."""
+        record = cut_off(client)
+        payload, entries = from_text(record.steps)
+        entries[0]["result"]["in_doubt"] = True
+        records = IdempotencyRecord.objects
+        records.update(steps=as_text(payload, entries))
+        assert (records.resumable().count(), records.get().call_in_doubt) == (1, None)
+        entries.append(held_entry("wire", record.created_at))
+        records.update(steps=as_text(payload, entries))
+        assert (records.resumable().count(), records.get().call_in_doubt) == (0, "wire")
 
     def test_nothing_skipped(
         self, client: APIClient, caplog: pytest.LogCaptureFixture
