@@ -34,7 +34,7 @@ from idempotency.testing import (
     assert_resumable,
 )
 from tests.app.models import Effect
-from tests.conftest import KEY
+from tests.conftest import KEY, once
 from tests.support.processes import ROOT
 from tests.test_docs import run_case
 from tests.urls import urlpatterns as usual_urls
@@ -216,6 +216,7 @@ def test_good_handlers(
     assert warned == []
 
 
+@once
 def test_payloads_that_are_taken_once(ada: APIClient) -> None:
     """A function as ``data`` returns another payload for each key."""
 
@@ -272,6 +273,7 @@ def test_effects_that_depend_on_earlier_requests(ada: APIClient) -> None:
     assert_resumable(ada, "post", "/resuming/", {})
 
 
+@once
 def test_fewer_boundaries(ada: APIClient) -> None:
     """The kit stops where later requests pass fewer boundaries than the first ones."""
     left = iter([7, 7, 7])
@@ -410,6 +412,7 @@ MAKE_STEPS = "what is in no step and no call. Put writes into request.idempotenc
 USE_RESULTS = "Let the handler decide by results of steps and calls"
 
 
+@once
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
@@ -523,6 +526,7 @@ def test_bad_handlers(ada: APIClient, bad: Handler, said: tuple[str, ...]) -> No
         assert re.search(line, message), message
 
 
+@once
 def test_message_of_the_page(ada: APIClient) -> None:
     """A failure reads as docs/testing.md prints it."""
     page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
@@ -544,6 +548,7 @@ def test_message_of_the_page(ada: APIClient) -> None:
     assert message == printed
 
 
+@once
 def test_what_is_not_the_handlers_reason(ada: APIClient) -> None:
     """Where a call doubled, writes outside of steps are not named."""
 
@@ -574,6 +579,7 @@ def test_process_is_dead(ada: APIClient) -> None:
     assert not Effect.objects.filter(note="undead").exists()
 
 
+@once
 def test_other_endpoints(ada: APIClient) -> None:
     """Endpoints that do not resume are for the other assertions."""
     handle(lambda request, steps: Response(create("ride"), 201))
@@ -581,6 +587,7 @@ def test_other_endpoints(ada: APIClient) -> None:
         assert 'on_abandoned="resume". For all others' in refused(ada, url=url)
 
 
+@once
 def test_nothing_happened(ada: APIClient) -> None:
     """A test that could not have failed does not pass."""
     handle(lambda request, steps: Response({}, 201))
@@ -632,6 +639,7 @@ def test_warnings_in_debug_mode(
     assert [each.lineno - first for each in warned] == [2, 4, 6]
 
 
+@once
 def test_warnings_once(ada: APIClient, settings: Any, warned: list[Any]) -> None:
     """Python shows the warning of a line once, unless its filters say otherwise."""
     settings.DEBUG = True
@@ -642,6 +650,7 @@ def test_warnings_once(ada: APIClient, settings: Any, warned: list[Any]) -> None
     assert len(warned) == 3
 
 
+@once
 def test_warnings_as_errors(ada: APIClient, settings: Any) -> None:
     """A filter can make errors of them; then nothing is written."""
     settings.DEBUG = True
@@ -704,6 +713,7 @@ def test_warnings_of_the_kit(ada: APIClient, warned: list[Any]) -> None:
         assert_resumable(ada, "post", "/resuming/", {})
 
 
+@once
 @pytest.mark.parametrize(
     ("sql", "write"),
     [
