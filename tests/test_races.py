@@ -394,7 +394,8 @@ def test_purge_first(race: Race, finish: Finish) -> None:
     crowds: list[Crowd] = []
 
     def meet_claims(execute: Any, sql: str, *args: Any) -> Any:
-        if sql.startswith("DELETE"):
+        # SQLite has a DELETE for half-done records first.
+        if sql.startswith("DELETE") and not crowds:
             crowds.append(race.start([action] * 4))
             if VENDOR == "postgresql":
                 wait_until(is_waited_for, "a claim to wait for the purge")

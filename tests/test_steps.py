@@ -109,6 +109,15 @@ def respond_plain(request: Any) -> Any:
     return response
 
 
+class Breaking(Mixed):
+    """A view that makes errors of its responses."""
+
+    def finalize_response(self, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(*args, **kwargs)
+        response.status_code = 503
+        return response
+
+
 class Elsewhere(Mixed):
     idempotency_using = "other"
 
@@ -127,6 +136,7 @@ urlpatterns = [
     path("mixed/", Mixed.as_view()),
     path("plain/", Plain.as_view()),
     path("elsewhere/", Elsewhere.as_view()),
+    path("breaking/", Breaking.as_view()),
 ]
 
 
@@ -385,6 +395,13 @@ class TestOutcomes:
         handle(book)
         assert post(client).status_code == 201
         assert names() == ["ride", "receipt"]
+
+    def test_error_of_the_view(self, client: APIClient) -> None:
+        """E15: So does a response that the view makes an error of."""
+        handle(book)
+        assert post(client, "/breaking/").status_code == 503
+        assert names() == ["ride"]
+        assert IdempotencyRecord.objects.get().state == State.ABANDONED
 
     def test_exception_in_a_step(self, client: APIClient) -> None:
         """E12: What a step raises undoes it, and it is not recorded."""
