@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 # Of the attributes of a view that set options.
+PREFIX = "idempotency_"
 # The attribute of a copy with the view class that ``protected()`` has copied.
 ORIGINAL = "_idempotency_original"
-PREFIX = "idempotency_"
 
 
 class Hooks:

@@ -231,7 +231,7 @@ class PipelinedTransaction(Transaction):
                     self._send(last, connection.ops.savepoint_commit_sql(savepoint))
                     connection.savepoint_ids[-1] = None  # Django must not repeat it
         except Error as error:
-            failure: BaseException | None = self._interruption_of(error)
+            failure: BaseException | None = self._interruption_of(error, insert)
             if failure is None:
                 if insert.pgresult is None and not insert.connection.closed:
                     self.is_ending = False  # the server has skipped the rest
@@ -245,14 +245,14 @@ class PipelinedTransaction(Transaction):
         if self.began_at is None:
             super().release(claimed)
 
-    def _interruption_of(self, error: Error) -> BaseException | None:
+    def _interruption_of(self, error: Error, cursor: Any) -> BaseException | None:
         """Return what interrupted the wait for the replies, such as a timeout, or None.
 
         Then psycopg can't leave the pipeline, and raises an error about that instead.
         Close the connection, because nothing can be sent while replies are missing.
         """
-        driver = self.connection.connection
-        if driver.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+        status = cursor.connection.pgconn.transaction_status
+        if status != psycopg.pq.TransactionStatus.ACTIVE:
             return None
         interruption = (error.__cause__ or error).__context__
         self.connection.close()
