@@ -64,6 +64,7 @@ RECORDS = {
     "release": (COMPLETED, "release"),
     "an abandoned record": (ABANDONED, "change"),
     "resolve": (ABANDONED, "resolve"),
+    "settle the call": (ABANDONED, "call"),
     "a record in progress": (RUNNING, "change"),
     "a record left behind": (LEFT, "change"),
     "a record without its answer": (NOT_KEPT, "change"),
@@ -77,6 +78,7 @@ def make_kinds() -> None:
     from django.utils import timezone  # set up by now
 
     from idempotency.models import IdempotencyRecord, State
+    from idempotency.steps import as_text, held_entry
 
     now = timezone.now()
     no_body: dict[str, Any] = {"body": None, "body_size": None}
@@ -87,6 +89,7 @@ def make_kinds() -> None:
             **no_answer,
             "state": State.ABANDONED,
             "lease_expires_at": now - hour,
+            "steps": as_text("", [held_entry("charge", now - hour)]),
         },
         RUNNING: {
             **no_answer,

@@ -95,8 +95,8 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
         )
         return lambda number: post(place, key)
 
-    bare, keyed, leased, floor = (
-        f"/{name}/{size}/" for name in ("bare", "keyed", "leased", "floor")
+    bare, keyed, leased, step, floor = (
+        f"/{name}/{size}/" for name in ("bare", "keyed", "leased", "resuming", "floor")
     )
     found = [
         Kind(name=BARE, status=201, make=lambda number: post(bare, None)),
@@ -134,6 +134,7 @@ def kinds(size: int, *, with_leased: bool) -> list[Kind]:
         )
     if with_leased:
         found.append(Kind(name="leased first-time", status=201, make=first(leased)))
+        found.append(Kind(name="last step first-time", status=201, make=first(step)))
         found.append(Kind(name="leased replay", status=201, make=known(leased)))
         found.append(Kind(name="409, leased", status=409, make=under_lease(leased)))
     if connection.vendor == "postgresql":

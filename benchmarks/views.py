@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from benchmarks.answers import BYTES, TEXT
 from benchmarks.floor import COMMIT, claim, send, statements
 from idempotency.claims.rows import ATTNAMES
+from idempotency.context import context_of
 from idempotency.decorators import idempotent
 from tests.app.models import Effect
 
@@ -61,6 +62,13 @@ def leased(request: Request, size: int) -> Any:
 
 
 @api_view(["POST"])
+@idempotent(atomic=False, lease=timedelta(seconds=60), on_abandoned="resume")
+def resuming(request: Request, size: int) -> Any:
+    """In leased mode, in one step that returns the response."""
+    return context_of(request).step("act", lambda: act(request, size))
+
+
+@api_view(["POST"])
 def floor(request: Request, size: int) -> Any:
     """The app's statements through the bare driver, and nothing else of the app."""
     sent = statements(UUID(request.META["HTTP_IDEMPOTENCY_KEY"]), BYTES[:size])
@@ -79,5 +87,6 @@ urlpatterns = [
     path("keyed/<int:size>/", keyed),
     path("refusing/<int:size>/", refusing),
     path("leased/<int:size>/", leased),
+    path("resuming/<int:size>/", resuming),
     path("floor/<int:size>/", floor),
 ]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
 from idempotency.client_warnings import ClientWarning
 from idempotency.conf import get_secret
+from idempotency.conf.policy import Policy
 from idempotency.discretion import discreet
+from idempotency.models import default_alias
+from idempotency.steps import JSON, CallResult, StepResult, Steps
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
+
+    from idempotency.models import IdempotencyRecord
 
 
 # Never changes, like the rest of derive_key(): a retry after an upgrade would otherwise
@@ -45,6 +50,8 @@ class RequestContext:
     renew_claim: Callable[[timedelta | None], None] | None = None
     has_side_effects: bool = False
     is_released: bool = False
+    policy: Policy = field(default_factory=Policy, repr=False)
+    steps: Steps | None = field(default=None, repr=False)
     _fresh: dict[str, str] = field(default_factory=dict, repr=False)
 
     @discreet
@@ -80,14 +87,79 @@ class RequestContext:
             self.has_side_effects = True
             self._leased("renew")(lease)
 
+    def step(self, name: str, function: Callable[[], StepResult]) -> StepResult:
+        """Run a function once per key, in a transaction of its own (E12).
+
+        Its writes are committed together with what it returns, which must be JSON. A
+        later run with the key gets the result, read back from JSON, and does not run
+        the function. If it returns a response below 500, the response is stored in the
+        same transaction, and the run ends: return it from the handler.
+
+        Without a key, and in atomic mode, nothing is recorded (E14).
+
+        Raise ``ClaimLost`` if another request has taken over the key,
+        ``TransactionFailed`` for a deadlock or the like, ``TypeError`` for a result
+        that is not JSON, ``ValueError`` for a name that does not have 1 to 100
+        characters, and ``RuntimeError`` inside a transaction, for a name that was used,
+        and in leased mode without ``on_abandoned="resume"``.
+        """
+        result: StepResult = self._steps("step").step(name, function)
+        return result
+
+    def call(
+        self,
+        name: str,
+        function: Callable[[str], CallResult],
+        on_abandoned: Literal["rerun", "hold"]
+        | Callable[[str, IdempotencyRecord], JSON] = "rerun",
+    ) -> CallResult:
+        """Call something outside with the key ``derive(name)``, and record the result.
+
+        ``on_abandoned`` is for the next run, if this one ends before the result is
+        recorded (E13): ``"rerun"`` calls again with the same key. ``"hold"`` refuses it
+        until a person says how the call ended. A callable takes the key and the record
+        and returns the result, or None to call.
+
+        Raise what the function raises, and the errors of ``step()``.
+        """
+        steps = self._steps("call")
+        self.has_side_effects = True
+        result: CallResult = steps.call(name, function, on_abandoned)
+        return result
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """The results of the recorded steps and calls by name.
+
+        Raise ``RuntimeError`` in leased mode without ``on_abandoned="resume"``.
+        """
+        return self._steps("recorded").recorded
+
+    def _steps(self, name: str) -> Steps:
+        if self.steps is None:
+            policy = self.policy
+            if not policy.atomic and policy.on_abandoned != "resume":
+                raise RuntimeError(
+                    f'request.idempotency.{name} needs on_abandoned="resume" in leased '
+                    f"mode. This endpoint has {policy.on_abandoned!r}."
+                )
+            alias = policy.using or default_alias()
+            self.steps = Steps(alias, self.derive, is_durable=not policy.atomic)
+        return self.steps
+
     def release(self) -> None:
         """Declare that the handler has caused no external effect (E9).
 
         The response is then not stored, and a retry runs the handler. Without a key
-        this does nothing. Raise ``RuntimeError`` in atomic mode.
+        this does nothing. Raise ``RuntimeError`` in atomic mode, and after a recorded
+        step.
         """
         if self.key is not None:
             self._leased("release")
+            if self.steps is not None and self.steps.entries:
+                raise RuntimeError(
+                    "request.idempotency.release() comes too late: a step is recorded."
+                )
             self.is_released = True
 
     def _leased(self, method: str) -> Callable[[timedelta | None], None]:

@@ -75,9 +75,12 @@ def idempotent(handler: Any = None, /, **options: Any) -> Any:
       leased mode, which is for external calls and needs ``on_abandoned``
     - ``lease``: how long a claim holds in leased mode, a ``timedelta``
     - ``on_abandoned``: what a retry does if a leased handler may have acted: ``"hold"``
-      refuses it until a person decides, ``"rerun"`` runs the handler again, and a
-      callable that takes the record and the request returns the response to store, or
-      None to run the handler again
+      refuses it until a person decides, ``"rerun"`` runs the handler again,
+      ``"resume"`` also, but skips the steps that are recorded, and a callable that
+      takes the record and the request returns the response to store, or None to run
+      the handler again
+    - ``completer``: with ``"resume"``, a callable, or its dotted path, that takes what
+      a handler has as ``request.idempotency`` and finishes an abandoned request
     - ``on_concurrent``: ``"refuse"`` or ``"wait"`` while another request has the key
     - ``wait_timeout``: how long to wait, a ``timedelta``
 

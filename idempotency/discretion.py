@@ -53,6 +53,7 @@ def discreet(
             return function(*args, **kwargs)
         except BaseException as error:
             _empty_frames(error)
+            del args, kwargs  # of this frame, which is running
             raise
 
     return discreetly

@@ -1,4 +1,4 @@
-"""The refusals and their stable codes (contract X1)."""
+"""The refusals and their stable codes (contract X1), and a warning."""
 
 from __future__ import annotations
 
@@ -147,3 +147,7 @@ class QuotaExceeded(IdempotencyError):
     def __init__(self, wait: int = 1) -> None:
         super().__init__()
         self.wait = wait
+
+
+class WriteOutsideStep(RuntimeWarning):
+    """A handler that resumes writes outside of its steps (E12)."""

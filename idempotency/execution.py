@@ -48,6 +48,7 @@ from idempotency.models import (
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
 from idempotency.modes.reporting import Reporter
+from idempotency.modes.stray_writes import with_stray_writes_reported
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def execute(
     if enabled and request.method not in policy.methods:
         ignore_key(view, request)
         return handler()
-    context = RequestContext(executing=True, request=request)
+    context = RequestContext(executing=True, request=request, policy=policy)
     http_request.idempotency = context
     keyed = KeyedRequest(view=view, request=request, policy=policy, context=context)
+    handler = with_stray_writes_reported(handler, keyed)
     try:
         key = keys.find_key(request.META) if enabled else None
         if key is not None:
@@ -161,7 +163,7 @@ def warn_of_near_miss(keyed: KeyedRequest) -> None:
 EMPTY: Any = dict.fromkeys(
     (
         *("created_at", "expires_at", "lease_expires_at", "completed_at"),
-        *("status_code", "headers", "body", "body_size"),
+        *("status_code", "headers", "body", "body_size", "steps"),
     )
 )
 

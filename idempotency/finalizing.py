@@ -50,7 +50,9 @@ class ResponseFinalizer:
         self.view.finalize_response = self  # type: ignore[method-assign, assignment]  # of this instance
 
     def finish(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Finalize and render a handler's response."""
+        """Finalize and render a handler's response, unless that is done."""
+        if response is self._finished:
+            return response
         return self.render(self.finalize(response))
 
     def finalize(self, response: HttpResponseBase) -> HttpResponseBase:

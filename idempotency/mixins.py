@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial, wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -167,14 +167,20 @@ def refuse_handlers(cls: type, actions: Any, options: Options) -> None:
 
 def opted_out_if_leased(view: Any, cls: type, initkwargs: Options) -> Any:
     """Exempt a view with a leased handler from ATOMIC_REQUESTS (E11)."""
-    options = _options(cls, initkwargs)
-    return _opted_out(view) if _has_leased_handler(cls, options) else view
+    leased = [*_leased_handlers(cls, _options(cls, initkwargs))]
+    if not leased:
+        return view
+    resumes = any(options.get("on_abandoned") == "resume" for options in leased)
+    return _opted_out(view, resumes=resumes)
 
 
-def _has_leased_handler(cls: type, options: Options) -> bool:
+def _leased_handlers(cls: type, options: Options) -> Iterator[Any]:
+    """Yield the options of a view and its handlers if they choose leased mode."""
     marks = map(mark_of, attributes_of(cls).values())
     decorated = [mark.options for mark in marks if mark is not None]
-    return any(not (own or {}).get("atomic", True) for own in [options, *decorated])
+    for own in [options, *decorated]:
+        if own and not own.get("atomic", True):
+            yield own
 
 
 class _OptedOut(set[str]):
@@ -192,13 +198,18 @@ class _OptedOut(set[str]):
         super().add(alias)
 
 
-def _opted_out(view: Any) -> Any:
-    """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased."""
+def _opted_out(view: Any, *, resumes: bool) -> Any:
+    """Exempt a view from ATOMIC_REQUESTS, except for requests that are not leased.
+
+    ``resumes`` says whether a handler may have steps, which have transactions of their
+    own without a key, too (E14).
+    """
 
     @wraps(view)
     def opted_out(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         run = view
-        if not _is_leased(view, request, *args, **kwargs):
+        is_leased = resumes or _has_key(request)
+        if not is_leased or not _is_leased(view, request, *args, **kwargs):
             for alias, database in connections.settings.items():
                 if database["ATOMIC_REQUESTS"] and alias not in aliases.own:
                     run = transaction.atomic(using=alias)(run)
@@ -209,15 +220,20 @@ def _opted_out(view: Any) -> Any:
     return opted_out
 
 
-def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Return whether a request is going to run in leased mode."""
+def _has_key(request: HttpRequest) -> bool:
+    """Return whether a request has a key that has an effect."""
     try:
-        if not get_settings().ENABLED or keys.find_key(request.META) is None:
-            return False
+        return get_settings().ENABLED and keys.find_key(request.META) is not None
     except APIException:
         return False  # to be refused
+
+
+def _is_leased(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
+    """Return whether a request is going to run in leased mode, or in its steps."""
     protection = protection_of_request(view, request, *args, **kwargs)
-    return protection is not None and not protection.policy.atomic
+    if protection is None or protection.policy.atomic:
+        return False
+    return protection.policy.on_abandoned == "resume" or _has_key(request)
 
 
 def _options(cls: type, initkwargs: Options) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
 from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, scopes
@@ -30,6 +31,17 @@ from idempotency.purging import (
     purge_in_batches,
 )
 from idempotency.responses import StoredResponse
+from idempotency.steps import (
+    HAS_ENTRIES,
+    IN_DOUBT,
+    IS_IN_DOUBT,
+    Entry,
+    as_text,
+    from_text,
+    limited,
+    through_json,
+    without_result,
+)
 
 
 class State(models.TextChoices):
@@ -109,6 +121,19 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
     def with_status(self, status: Status) -> IdempotencyRecordQuerySet:
         """Return the records that have this status by the database's clock."""
         return self.filter(status.condition)
+
+    def resumable(self, idle: timedelta = timedelta(0)) -> IdempotencyRecordQuerySet:
+        """Return the abandoned records that ``completing.resume()`` can finish (E17).
+
+        They have recorded steps and no call in doubt, are unexpired, and nobody has run
+        them for ``idle``.
+        """
+        return self.abandoned().filter(
+            HAS_ENTRIES,
+            ~IS_IN_DOUBT,
+            expires_at__gt=UTCNow(),
+            lease_expires_at__lte=UTCNow() - idle,
+        )
 
     def purge(
         self,
@@ -243,6 +268,9 @@ class IdempotencyRecord(models.Model):
     body = models.BinaryField(_("body"), null=True)
     # NULL if there is no response, or if it was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
+    # JSON in text: PostgreSQL's jsonb refuses NUL. NULL (so DJ001) unless the endpoint
+    # resumes.
+    steps = models.TextField(_("steps"), null=True)  # noqa: DJ001
     created_at = InstantField(_("created at"))
     completed_at = InstantField(_("completed at"), null=True)
     expires_at = InstantField(_("expires at"))
@@ -282,7 +310,7 @@ class IdempotencyRecord(models.Model):
     def resolve(self, response: HttpResponseBase) -> None:
         """Store a rendered response for the retries of an abandoned record (E9).
 
-        A handler that is still running loses its claim.
+        A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
         over (P1), and ``ValueError`` if the response can't be kept (R4).
@@ -300,6 +328,9 @@ class IdempotencyRecord(models.Model):
             "lease_expires_at": None,
             "token": uuid4(),
         }
+        if self.steps is not None:
+            payload, entries = from_text(self.steps)
+            values["steps"] = as_text(payload, map(without_result, entries))
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
         mine = self._rows().filter(token=values["token"])
         self._decide(lambda: row.update(**values), mine.exists)
@@ -319,6 +350,46 @@ class IdempotencyRecord(models.Model):
         self._decide(
             lambda: row._raw_delete(self._alias()), lambda: not self._rows().exists()
         )
+
+    @discreet
+    def call_returned(self, name: str, result: Any) -> None:
+        """Record what the call in doubt has returned: the next run goes on (E13).
+
+        Raise ``ValueError`` if it is not that call that is in doubt or the result is
+        too long, ``TypeError`` if the result is not JSON, and ``RecordChanged`` as
+        ``resolve()`` does.
+        """
+        result = through_json("call", name, result)
+        ended = {"ended": timezone.now().isoformat(), "result": result}
+
+        def settled(entry: Entry) -> list[Entry]:
+            del entry[IN_DOUBT]
+            return [{**entry, **ended}]
+
+        self._settle(name, settled)
+
+    @discreet
+    def call_never_happened(self, name: str) -> None:
+        """Declare that the call in doubt has not happened: the next run calls (E13).
+
+        Raise ``ValueError`` if it is not that call that is in doubt, and
+        ``RecordChanged`` as ``resolve()`` does.
+        """
+        self._settle(name, lambda entry: [])
+
+    def _settle(self, name: str, settled: Callable[[Any], list[Any]]) -> None:
+        if name != self.call_in_doubt:
+            raise ValueError(f"The call {name!r} is not in doubt.")
+        entries = [
+            each
+            for entry in self.entries
+            for each in (settled(entry) if entry["name"] == name else [entry])
+        ]
+        steps, token = limited(as_text(from_text(self.steps)[0], entries)), uuid4()
+        row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
+        mine = self._rows().filter(token=token)
+        self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
+        self.steps, self.token = steps, token
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, and repeat that on a new connection if the first is lost (E7)."""
@@ -355,6 +426,18 @@ class IdempotencyRecord(models.Model):
     def status(self) -> Status:
         """The status at ``read_at`` (E3, E5, E9, R4)."""
         return Status.of(self.state, self.body_size, is_leased=self.is_leased)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The recorded steps and calls, in their order (E12)."""
+        return from_text(self.steps)[1]
+
+    @property
+    def call_in_doubt(self) -> str | None:
+        """The name of the call that may have happened and must not again, or None."""
+        if self.state == State.COMPLETED:
+            return None
+        return next((e["name"] for e in self.entries if IN_DOUBT in e), None)
 
     @property
     def stored_response(self) -> StoredResponse | None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db import connections, transaction
+from django.db.models import Case, Value, When
 from django.utils import timezone
 
 from idempotency.database import EXPIRES_AT_INDEX
 from idempotency.signals import RecordsPurged, records_purged
+from idempotency.steps import HALF_DONE
 
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecordQuerySet
@@ -41,9 +43,13 @@ COUNT_BATCH_SIZE = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeReport:
-    """The result of a purge; ``more`` is true if expired rows may be left."""
+    """The result of a purge; ``more`` is true if expired rows may be left.
+
+    ``half_done`` of the deleted rows had recorded steps, but no response (E12).
+    """
 
     deleted: int = 0
+    half_done: int = 0
     batches: int = 0
     seconds: float = 0.0
     more: bool = True
@@ -124,14 +130,15 @@ def _batches(
     rest: Callable[[float], object],
 ) -> Iterator[PurgeReport]:
     began = started = time.monotonic()
-    deleted = batches = 0
+    deleted = half_done = batches = 0
     size = min(batch_size, FIRST_BATCH_SIZE)
     since: datetime | None = None
     while True:
         window = Window.next(expired, size, since)
-        found, last = _delete_batch(purgeable, window, size)
+        found, half_done_found, last = _delete_batch(purgeable, window, size)
         ended = time.monotonic()
         deleted += found
+        half_done += half_done_found
         batches += 1
         if found == size:
             # The window may have more. Start at the last deleted row, so that the next
@@ -141,7 +148,11 @@ def _batches(
             more = window.end is not None
             since = window.after
         yield PurgeReport(
-            deleted=deleted, batches=batches, seconds=ended - started, more=more
+            deleted=deleted,
+            half_done=half_done,
+            batches=batches,
+            seconds=ended - started,
+            more=more,
         )
         took = ended - began
         pause = (
@@ -167,10 +178,11 @@ def _next_size(size: int, took: float, most: int) -> int:
 
 def _delete_batch(
     purgeable: IdempotencyRecordQuerySet, window: Window, size: int
-) -> tuple[int, datetime | None]:
+) -> tuple[int, int, datetime | None]:
     """Delete up to ``size`` rows of a window.
 
-    Return how many, and when the last one expired, or None without row locks.
+    Return how many, how many of them were half done, and when the last one expired, or
+    None without row locks.
     """
     alias = purgeable.db
     connection: Any = connections[alias]
@@ -181,8 +193,13 @@ def _delete_batch(
     with transaction.atomic(using=alias, durable=True):
         if not features.has_select_for_update:
             # On SQLite, a transaction that reads first may be unable to write.
+            # So the number of half-done rows is that of a statement that deletes them.
             next_rows = rows.values("pk")[:size]
-            return purgeable.filter(pk__in=next_rows)._raw_delete(alias), None
+            next_of_purgeable = purgeable.filter(pk__in=next_rows)
+            half_done = next_of_purgeable.filter(HALF_DONE)._raw_delete(alias)
+            next_rows = rows.values("pk")[: size - half_done]
+            others = purgeable.filter(pk__in=next_rows)._raw_delete(alias)
+            return half_done + others, half_done, None
         if is_outermost:
             with connection.cursor() as cursor:
                 # At higher levels, concurrent purges fail on PostgreSQL, and InnoDB
@@ -192,13 +209,17 @@ def _delete_batch(
         rows = rows.select_for_update(skip_locked=skip_locked)
         is_mariadb = getattr(connection, "mysql_is_mariadb", False)
         with _in_order_of_expiry(connection) if is_mariadb else nullcontext():
-            mine = list(rows.values_list("pk", "expires_at")[:size])
+            is_half_done = Case(When(HALF_DONE, then=Value(1)), default=Value(0))
+            mine = list(rows.values_list("pk", "expires_at", is_half_done)[:size])
         if not mine:
-            return 0, None
-        pks = [pk for pk, _expires_at in mine]
+            return 0, 0, None
+        pks = [pk for pk, *_rest in mine]
+        half_done = sum(each for *_rest, each in mine)
         if is_mariadb:
-            return _delete_by_primary_key(purgeable, connection, pks), mine[-1][1]
-        return purgeable.filter(pk__in=pks)._raw_delete(alias), mine[-1][1]
+            deleted = _delete_by_primary_key(purgeable, connection, pks)
+        else:
+            deleted = purgeable.filter(pk__in=pks)._raw_delete(alias)
+        return deleted, half_done, mine[-1][1]
 
 
 @contextmanager

@@ -135,20 +135,36 @@ class KeyAbandoned(RequestDetails):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepsSkipped(RequestDetails):
+    """A run resumed, and did not ask for these recorded steps (E16)."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordsPurged:
-    """A purge ended; ``more`` says whether expired records are left."""
+    """A purge ended; ``more`` says whether expired records are left.
+
+    ``half_done`` of the deleted records had recorded steps, but no response (E12).
+    """
 
     database: str
     deleted: int
+    half_done: int
     batches: int
     seconds: float
     more: bool
 
     def __str__(self) -> str:
+        half_done = (
+            f"; {self.half_done} had recorded steps, but no response"
+            if self.half_done
+            else ""
+        )
         rest = "; more are left for the next run" if self.more else ""
         return (
             f"{self.deleted} expired records in {self.batches} batches "
-            f"and {self.seconds:.1f} s{rest}"
+            f"and {self.seconds:.1f} s{half_done}{rest}"
         )
 
 
@@ -159,4 +175,5 @@ response_replayed = LoggedSignal("response_replayed", logging.INFO)
 request_refused = LoggedSignal("request_refused", logging.INFO)
 key_released = LoggedSignal("key_released", logging.INFO)
 key_abandoned = LoggedSignal("key_abandoned", logging.WARNING)
+steps_skipped = LoggedSignal("steps_skipped", logging.WARNING)
 records_purged = LoggedSignal("records_purged", logging.INFO)

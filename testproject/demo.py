@@ -130,7 +130,9 @@ def show(children: Children) -> None:
 
     try:
         provider_port = start_provider(children)
-        server_port = start_server(children, provider_port)
+        # For the server and the worker.
+        os.environ["PAYMENT_PROVIDER_URL"] = f"http://127.0.0.1:{provider_port}"
+        server_port = start_server(children)
         demo = Demo(server_port, provider_port, children.var_dir)
         start_worker(children)
         demo.show()
@@ -152,7 +154,7 @@ def start_provider(children: Children) -> int:
         return port
 
 
-def start_server(children: Children, provider_port: int) -> int:
+def start_server(children: Children) -> int:
     """Start gunicorn on a free port and return the port."""
     with listening() as (file, port):
         children.start(
@@ -165,10 +167,6 @@ def start_server(children: Children, provider_port: int) -> int:
             "--preload",
             "--graceful-timeout=1",
             pass_fds=[file],
-            env={
-                **os.environ,
-                "PAYMENT_PROVIDER_URL": f"http://127.0.0.1:{provider_port}",
-            },
         )
         return port
 

@@ -1,12 +1,16 @@
-"""The demo's steps about payments: each policy for abandoned runs."""
+"""The demo's steps about payments and rides: each policy for abandoned runs."""
 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from django.urls import reverse
 
+from idempotency.database import UTCNow
+from idempotency.models import IdempotencyRecord, State
+from idempotency.tasks import complete_abandoned_records
 from testproject.demo_client import (
     Client,
     Payload,
@@ -39,7 +43,8 @@ class PaymentSteps:
 
     def show(self, first_number: int) -> None:
         """Run the steps, or raise ``DemoFailed``."""
-        for number, step in enumerate((self.hold, self.rerun, self.ask), first_number):
+        steps = (self.hold, self.rerun, self.ask, self.resume)
+        for number, step in enumerate(steps, first_number):
             step(number)
 
     def hold(self, number: int) -> None:
@@ -73,6 +78,32 @@ class PaymentSteps:
         payment.retry_and_replay("by finding out: nothing was stored")
         payment.check_ledger(requests=1)
 
+    def resume(self, number: int) -> None:
+        """Show a retry, and then a worker, that continue where a run ended."""
+        title(number, "Kill the server process between charge and receipt: steps")
+        say("Ride, charge and receipt are recorded: a later run continues after them.")
+        ride = Ride(self, "Zoo")
+        ride.lose()
+        ride.check_status("booked")
+        ride.retry_and_replay("by continuing: the card is charged already")
+        ride.check_status("paid")
+        ride.check_ledger(requests=1)
+        say("Another client does not retry. A worker has the task to finish its ride.")
+        ride = Ride(self, "Castle")
+        ride.lose()
+        say("  ... the demo makes this an hour older, instead of waiting a minute.")
+        record = IdempotencyRecord.objects.filter(key=ride.key)
+        record.update(lease_expires_at=UTCNow() - timedelta(hours=1))
+        say(f"  ... the task is {complete_abandoned_records.name}")
+        complete_abandoned_records.delay()
+        claim = "the worker stores the response"
+        completed = record.filter(state=State.COMPLETED)
+        check(wait_for(completed.exists, claim), claim)
+        ride.check_status("paid")
+        ride.check_ledger(requests=1)
+        late = ride.send()
+        check(late.status == 201 and late.is_replay, "a late retry would get it")
+
     def invite(self) -> None:
         """Print how to pay, and where the ledger is."""
         say("Something to pay once:")
@@ -84,15 +115,19 @@ class PaymentSteps:
 class Payment:
     """One payment with one key."""
 
+    # What the provider knows as the reference.
+    subject = "reference"
+
     def __init__(self, steps: PaymentSteps, policy: str, reference: str) -> None:
         self.steps = steps
         self.client = steps.client
-        self.address = with_key(reverse(policy), new_key())
+        self.key = new_key()
+        self.address = with_key(reverse(policy), self.key)
         self.payload: Payload = {
             "amount": "12.50",
             "currency": "EUR",
             "card": "tok_visa",
-            "reference": reference,
+            self.subject: reference,
         }
 
     def send(self) -> Response:
@@ -141,7 +176,7 @@ class Payment:
 
     def check_ledger(self, requests: int) -> None:
         """Check that the card was charged once, and the number of requests for it."""
-        reference = self.payload["reference"]
+        reference = self.payload[self.subject]
         response = self.steps.provider.send_silently("GET", "/charges")
         found = [one for one in response.content if one["reference"] == reference]
         for one in found:
@@ -152,3 +187,24 @@ class Payment:
         check(len(found) == 1, "the provider's ledger has one charge")
         asked = f"for which it was asked {TIMES[requests]}"
         check(found[0]["requests"] == requests, asked)
+
+
+class Ride(Payment):
+    """A ride, and its payment, with one key."""
+
+    subject = "destination"
+
+    def __init__(self, steps: PaymentSteps, destination: str) -> None:
+        super().__init__(steps, "resume", destination)
+
+    def check_status(self, expected: str) -> None:
+        """Check that there is one ride, and how far it is."""
+        destination = self.payload[self.subject]
+        response = self.client.send_silently("GET", reverse("resume"))
+        found = [
+            ride["status"]
+            for ride in response.content["$data"]
+            if ride["destination"] == destination
+        ]
+        claim = f'the API lists one ride "{destination}", which is {expected}'
+        check(found == [expected], claim)

@@ -1,4 +1,4 @@
-"""The demo project's URLs, with one for each policy for abandoned payments.
+"""The demo project's URLs, with one for each policy for abandoned runs.
 
 A project chooses one policy, as ``testproject.school.views.PaymentView`` does. The
 lease here is short, because the demo waits for its end.
@@ -14,7 +14,7 @@ from django.urls import path
 
 from testproject import urls
 from testproject.demo_pause import pause
-from testproject.school.views import PaymentView
+from testproject.school.views import PaymentView, RideView
 
 LEASE = timedelta(seconds=3)
 
@@ -30,6 +30,12 @@ class DemoPaymentView(PaymentView):
         return super().should_store_response(response)
 
 
+class DemoRideView(RideView):
+    """A ride with a short lease."""
+
+    idempotency_lease = LEASE
+
+
 view = DemoPaymentView.as_view
 payments = "api/v2/user/payments"
 
@@ -37,5 +43,6 @@ urlpatterns = [
     path(payments, view(), name="ask"),  # asks the provider
     path(f"{payments}/hold", view(idempotency_on_abandoned="hold"), name="hold"),
     path(f"{payments}/rerun", view(idempotency_on_abandoned="rerun"), name="rerun"),
+    path("api/v2/user/rides", DemoRideView.as_view(), name="resume"),
     *urls.urlpatterns,
 ]

@@ -1,6 +1,7 @@
 """The WSGI application of ``make demo``, with a place to stop in mid-request.
 
-The demo can stop a request between the INSERT and the COMMIT of an assignment.
+The demo can stop a request between the INSERT and the COMMIT of an assignment, and
+between the charge and the COMMIT of a ride's receipt.
 """
 
 from __future__ import annotations
@@ -21,3 +22,10 @@ __all__ = ["application"]
 def pause_before_commit(**kwargs: Any) -> None:
     """Stop here if the demo wants it."""
     pause(settings.VAR_DIR)
+
+
+@receiver(post_save, sender="school.Ride")
+def pause_before_receipt(created: bool, **kwargs: Any) -> None:
+    """Stop here if the demo wants it."""
+    if not created:
+        pause(settings.VAR_DIR)

@@ -21,7 +21,7 @@ from typing import Any
 
 import dj_database_url
 
-from idempotency.schedules import BEAT_SCHEDULE
+from idempotency.schedules import BEAT_SCHEDULE, COMPLETING_SCHEDULE
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = Path(os.environ.get("DEMO_VAR_DIR", BASE_DIR / "var"))
@@ -151,7 +151,7 @@ if CELERY_BROKER_URL.startswith("filesystem"):
         "data_folder_out": str(MESSAGES_DIR),
         "control_folder": str(VAR_DIR / "control"),
     }
-CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE}
+CELERY_BEAT_SCHEDULE = {**BEAT_SCHEDULE, **COMPLETING_SCHEDULE}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 if HAS_CELERY_BEAT_ADMIN:
     CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"

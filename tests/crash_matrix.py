@@ -12,11 +12,16 @@ policy: what clients were told, how many outside calls there were, and under how
 derived keys at most. The command fails unless all is as the policies promise, on every
 database, and unless a handler runs whose process goes on.
 
-In each mode two handlers are plain Django views, and one is a third party's view in
+In both modes two handlers are plain Django views, and one is a third party's view in
 ``protected()``: ``CreateAPIView`` of Django REST framework.
+
+In mode resume the handlers run in steps: a row, an outside call, a row and the
+response. They are retried while the lease is live and after it, or completed as if no
+client came back. Where a call is held, a person decides in between.
 
     python -m tests.crash_matrix --database postgresql --how restart --handler plain
     python -m tests.crash_matrix --mode leased
+    python -m tests.crash_matrix --mode resume
 """
 
 from __future__ import annotations
@@ -51,6 +56,10 @@ HANDLERS = {
         *("plain", "renewing", "refused", "released"),
         *("failed-before", "failed-after"),
         *("django-view", "django-refused", "third-party"),
+    ),
+    "resume": (
+        *("plain", "apart", "declined"),
+        *("failed-before", "failed-after", "completer", "django-view"),
     ),
 }
 
@@ -102,11 +111,19 @@ def _run_matrix(
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connections  # noqa: PLC0415
 
-    from tests.support import atomic_crashes, leased_crashes  # noqa: PLC0415
+    from tests.support import (  # noqa: PLC0415
+        atomic_crashes,
+        leased_crashes,
+        resumed_crashes,
+    )
     from tests.support.faults import serving  # noqa: PLC0415
     from tests.support.rendezvous import Rendezvous  # noqa: PLC0415
 
-    modes = {"atomic": atomic_crashes, "leased": leased_crashes}
+    modes: dict[str, Any] = {
+        "atomic": atomic_crashes,
+        "leased": leased_crashes,
+        "resume": resumed_crashes,
+    }
     tried = modes[mode]
     chosen = [tried.HANDLERS[handler] for handler in handlers]
     call_command("migrate", run_syncdb=True, verbosity=0)

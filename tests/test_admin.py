@@ -87,7 +87,7 @@ def test_read_only(enter: Enter, fields: dict[str, Any]) -> None:
 
 def pages_of(record: IdempotencyRecord) -> list[str]:
     """Return the addresses of all pages."""
-    pages = ("change", "body", "release", "resolve")
+    pages = ("change", "body", "release", "resolve", "call", "complete")
     return [
         LIST,
         f"{LIST}overview/",

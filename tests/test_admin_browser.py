@@ -30,6 +30,7 @@ from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, State
+from idempotency.steps import as_text, held_entry, new_entry
 from testproject import settings as demo
 from tests.app.models import Effect
 from tests.conftest import key
@@ -74,8 +75,27 @@ class InvoiceView(IdempotencyMixin, APIView):
         return Response(status=201)
 
 
-INVOICES = "api/v2/user/invoices"
-urlpatterns = [path(INVOICES, InvoiceView.as_view()), *usual_urls]
+class RideView(IdempotencyMixin, APIView):
+    """Resumes after recorded steps, also without its client."""
+
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+
+    @staticmethod
+    def idempotency_completer(steps: Any) -> Response:
+        receipt: Response = steps.step("receipt", lambda: Response(status=201))
+        return receipt
+
+    def post(self, request: Request) -> Response:
+        return Response(status=201)
+
+
+INVOICES, RIDES = "api/v2/user/invoices", "api/v2/user/rides"
+urlpatterns = [
+    path(INVOICES, InvoiceView.as_view()),
+    path(RIDES, RideView.as_view()),
+    *usual_urls,
+]
 
 FLAGS = (
     "--headless",
@@ -95,6 +115,8 @@ KEPT = (
     "record-light",
     "tombstone-light",
     "abandoned-light",
+    "steps-light",
+    "call-light",
     "resolve-light",
     "release-light",
     "overview-light",
@@ -342,6 +364,16 @@ def test_long_values(
         status_code=None,
         body=None,
     )
+    held, half_done = (
+        make_record(
+            **{**abandoned(), **long, "key": letter * 255, "path": f"/{RIDES}"},
+            steps=entries,
+        )
+        for letter, entries in {
+            "i": steps("ride", in_doubt="c" * 100),
+            "h": steps("ride", "r" * 100),
+        }.items()
+    )
     log_in(*EVERYTHING)
     follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
     here = browser.current_url
@@ -352,6 +384,11 @@ def test_long_values(
         "stuck": f"{stuck.pk}/change/",
         "release": f"{answered.pk}/release/",
         "resolve": f"{stuck.pk}/resolve/",
+        "held": f"{held.pk}/change/",
+        "call": f"{held.pk}/call/",
+        "half-done": f"{half_done.pk}/change/",
+        "complete": f"{half_done.pk}/complete/",
+        "release-steps": f"{half_done.pk}/release/",
         "overview": "overview/",
     }.items():
         browser.get(here + page)
@@ -430,6 +467,59 @@ def abandoned() -> dict[str, Any]:
         "lease_expires_at": now - timedelta(minutes=3),
         "expires_at": now - timedelta(minutes=4) + RETENTION,
     }
+
+
+def steps(*names: str, in_doubt: str | None = None) -> str:
+    """Return what a record says of steps and calls that ended 3 minutes ago."""
+    began = timezone.now() - timedelta(minutes=4)
+    results: dict[str, Any] = {
+        "order": {"from": "Alexanderplatz", "to": "Tegel"},
+        "ride": {"id": 4711, "amount": 1250},
+        "charge": {"charge": "ch_3PqLrK2eZvKYlo2C", "status": "succeeded"},
+    }
+    entries: list[dict[str, Any]] = []
+    for name in [*names, *filter(None, [in_doubt])]:
+        entry = new_entry("call" if name == "charge" else "step", name, began)
+        began += timedelta(milliseconds=1840 if name == "charge" else 13)
+        if name == in_doubt:
+            entry = held_entry(name, began)
+        else:
+            result = results.get(name, "x" * 300)
+            entry |= {"ended": began.isoformat(), "result": result}
+        entries.append(entry)
+    return as_text("", entries)
+
+
+def test_steps(browser: Any, log_in: Login, client: APIClient) -> None:
+    """A3, E13, E17: Somebody settles a call, and then completes the request."""
+    record = make_record(
+        **{**abandoned(), "key": "ride-7c1f0b52", "path": f"/{RIDES}"},
+        steps=steps("ride", in_doubt="charge"),
+    )
+    log_in(*EVERYTHING)
+    follow(browser, browser.find_element(By.LINK_TEXT, "Idempotency records"))
+    follow(browser, browser.find_element(By.LINK_TEXT, "ride-7c1f0b52"))
+    assert "during the call “charge”" in field(browser, "next_request").text
+    assert '"id": 4711' in field(browser, "step_results").text
+    assert not browser.find_elements(By.LINK_TEXT, "COMPLETE NOW")
+    follow(browser, browser.find_element(By.LINK_TEXT, "SETTLE THE CALL"))
+    browser.find_element(By.CSS_SELECTOR, "[value=returned]").click()
+    fill_in(browser, result="{")
+    submit(browser)
+    (said,) = browser.find_elements(By.CSS_SELECTOR, ".errorlist li")
+    assert "not valid JSON" in said.text
+    fill_in(browser, result='{"charge": "ch_1"}')
+    submit(browser)
+    assert "cut off after “charge”" in field(browser, "next_request").text
+    assert '"charge": "ch_1"' in field(browser, "step_results").text
+    follow(browser, browser.find_element(By.LINK_TEXT, "COMPLETE NOW"))
+    submit(browser)
+    assert "with status 201" in field(browser, "next_request").text
+    assert "step “receipt”" in field(browser, "time_line").text
+    assert not browser.find_elements(By.CSS_SELECTOR, ".field-step_results")
+    record.refresh_from_db()
+    assert (record.status_code, record.attempt) == (201, 2)
+    assert_nothing_ran(browser)
 
 
 def test_desk(browser: Any, log_in: Login, client: APIClient) -> None:
@@ -601,6 +691,23 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
         fingerprint=fingerprint(-1),
         **abandoned(),
     )
+    rides: dict[str, Any] = {
+        **abandoned(),
+        "scope": f"user:auth.user:{ada.pk}",
+        "path": f"/{RIDES}",
+    }
+    half_done = make_record(
+        **rides,
+        key=f"{uuid5(NAMESPACE_URL, 'half done')}",
+        fingerprint=fingerprint(-2),
+        steps=steps("order", "ride", "charge"),
+    )
+    in_doubt = make_record(
+        **rides,
+        key=f"{uuid5(NAMESPACE_URL, 'in doubt')}",
+        fingerprint=fingerprint(-3),
+        steps=steps("order", "ride", in_doubt="charge"),
+    )
     record, tombstone = (
         IdempotencyRecord.objects.get(key=uuid5(NAMESPACE_URL, str(number)))
         for number in (1, 10)
@@ -613,6 +720,11 @@ def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
         "record": f"{record.pk}/change/",
         "tombstone": f"{tombstone.pk}/change/",
         "abandoned": f"{stuck.pk}/change/",
+        "steps": f"{half_done.pk}/change/",
+        "in-doubt": f"{in_doubt.pk}/change/",
+        "call": f"{in_doubt.pk}/call/",
+        "complete": f"{half_done.pk}/complete/",
+        "release-steps": f"{half_done.pk}/release/",
         "release": f"{record.pk}/release/",
         "resolve": f"{stuck.pk}/resolve/",
         "overview": "overview/",

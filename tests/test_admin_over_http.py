@@ -19,6 +19,7 @@ from django.contrib.sessions.models import Session
 
 from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.models import IdempotencyRecord, State
+from idempotency.steps import as_text, held_entry
 from tests.support.admin_pages import (
     EVERYTHING,
     LIST,
@@ -137,16 +138,18 @@ def test_records_of_others(
     visitor = enter(*EVERYTHING, site=kind.__name__)
     own: dict[str, Any] = {"scope": THEIRS, "path": f"/reset/{SECRET}/"}
     done, stuck = make_record(body=b'{"to": "them"}', **own), make_abandoned(**own)
+    entry = held_entry("charge", stuck.created_at)
+    in_doubt = make_abandoned(**own, steps=as_text("", [entry]))
     before = rows()
-    for record in (done, stuck):
+    for record in (done, stuck, in_doubt):
         place = f"{place_of(kind)}{record.pk}"
         answers = [
             visitor.ask("GET", f"{place}/{page}/")
-            for page in ("body", "release", "resolve")
+            for page in ("body", "release", "resolve", "call", "complete")
         ]
         answers += [
             visitor.post(f"{place}/{page}/", **form_for(record))
-            for page in ("release", "resolve")
+            for page in ("release", "resolve", "call", "complete")
         ]
         for found, _location, text in answers:
             assert found == status
@@ -238,11 +241,15 @@ def test_forged_forms(enter: Enter, admin_server: Server) -> None:
     """A3: A form from another site, or without a login, changes nothing."""
     visitor = enter(*EVERYTHING)
     done, stuck = make_record(), make_abandoned()
+    entry = held_entry("charge", stuck.created_at)
+    in_doubt = make_abandoned(steps=as_text("", [entry]))
     before = rows()
     pages = {
         f"{LIST}purge/": {},
         f"{LIST}{done.pk}/release/": form_for(done),
         f"{LIST}{stuck.pk}/resolve/": form_for(stuck),
+        f"{LIST}{in_doubt.pk}/call/": {**form_for(in_doubt), "outcome": "never"},
+        f"{LIST}{in_doubt.pk}/complete/": form_for(in_doubt),
     }
     for place, form in pages.items():
         assert visitor.ask("POST", place, urlencode(form))[0] == 403
@@ -254,5 +261,9 @@ def test_forged_forms(enter: Enter, admin_server: Server) -> None:
     # With the token of its own it does.
     assert visitor.post(f"{LIST}{stuck.pk}/resolve/", **form_for(stuck))[0] == 302
     assert visitor.post(f"{LIST}{done.pk}/release/", **form_for(done))[0] == 302
-    (left,) = IdempotencyRecord.objects.all()
+    place = f"{LIST}{in_doubt.pk}/call/"
+    assert visitor.post(place, **form_for(in_doubt), outcome="never")[0] == 302
+    in_doubt.refresh_from_db()
+    assert in_doubt.entries == []
+    (left,) = IdempotencyRecord.objects.exclude(pk=in_doubt.pk)
     assert (left.pk, left.state, left.status_code) == (stuck.pk, State.COMPLETED, 204)

@@ -30,6 +30,7 @@ from idempotency.admin import IdempotencyRecordAdmin
 from idempotency.admin.lists import OF_A_CALLER
 from idempotency.discretion import _with_all_before, discreet_page
 from idempotency.models import IdempotencyRecord, State
+from idempotency.steps import as_text, held_entry, new_entry
 from tests.support.admin_pages import (
     EVERYTHING,
     LIST,
@@ -137,7 +138,12 @@ def make_records() -> tuple[IdempotencyRecord, IdempotencyRecord]:
     done = new_secret(key=KEY)
     ended = timezone.now() - timedelta(minutes=5)
     own: Any = {**NO_ANSWER, "state": State.ABANDONED, "lease_expires_at": ended}
-    stuck = new_secret(key=f"1-{KEY}", **own)
+    ride = new_entry("step", "ride", ended) | {
+        "ended": ended.isoformat(),
+        "result": {"answered": ANSWERED},
+    }
+    steps = as_text(FINGERPRINT, [ride, held_entry("charge", ended)])
+    stuck = new_secret(key=f"1-{KEY}", steps=steps, **own)
     more = [new_secret(key=f"2-{n}-{KEY}", **own) for n in range(OF_A_CALLER)]
     IdempotencyRecord.objects.bulk_create([done, stuck, *more])
     return done, stuck
@@ -162,10 +168,19 @@ PAGES: dict[str, Callable[[Any, Any], tuple[str, Any]]] = {
         f"{LIST}{stuck.pk}/resolve/",
         {"token": str(stuck.token), "status_code": "204", "content_type": "a/b"},
     ),
+    "call": lambda done, stuck: (f"{LIST}{stuck.pk}/call/", None),
+    "called": lambda done, stuck: (
+        f"{LIST}{stuck.pk}/call/",
+        {
+            "token": str(stuck.token),
+            "outcome": "returned",
+            "result": "1",
+        },
+    ),
     "download": lambda done, stuck: (f"{LIST}{done.pk}/body/", None),
 }
 
-CHANGING = {"purge", "released", "resolved"}
+CHANGING = {"purge", "released", "resolved", "called"}
 
 
 @pytest.fixture
@@ -266,6 +281,11 @@ def fail(*args: Any, **kwargs: Any) -> Any:
         ("record", "django.contrib.admin.helpers.linebreaksbr"),
         ("record", "django.template.defaultfilters.Truncator"),
         ("abandoned record", "idempotency.admin.messages.get_settings"),
+        ("abandoned record", "idempotency.admin.columns.indented"),
+        ("abandoned record", "idempotency.admin.columns._course"),
+        ("call", "idempotency.admin.pages.CallForm"),
+        ("called", "idempotency.admin.forms.CallForm.settle"),
+        ("called", "idempotency.models.limited"),
         ("history", "django.contrib.admin.options.get_content_type_for_model"),
         ("overview", "idempotency.admin.overview.route_of"),
         ("overview", "idempotency.admin.overview.Caller"),

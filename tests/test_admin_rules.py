@@ -99,7 +99,7 @@ def test_records_of_others(
     here = place_of(kind)
     before = [*IdempotencyRecord.objects.order_by("pk").values()]
     for record in (theirs, stuck):
-        for page in ("body", "release", "resolve"):
+        for page in ("body", "release", "resolve", "call", "complete"):
             answers = [client.get(f"{here}{record.pk}/{page}/")]
             if page != "body":
                 form = form_for(record)

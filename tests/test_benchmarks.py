@@ -59,6 +59,10 @@ def test_requests_and_their_comparison(tmp_path: Path) -> None:
     # The effect's own; in leased mode the claim's and the answer's beside it.
     kinds = ("bare", "first-time", "replay", "leased first-time")
     assert [costs[kind]["commits"] for kind in kinds] == [1, 1, 0, 3]
+    # E15: the last step's commit is the answer's. Its BEGIN is a statement of SQLite's.
+    last = costs["last step first-time"]
+    assert last["commits"] == 2
+    assert last["statements"] - costs["leased first-time"]["statements"] <= 2
     assert run("compare", old, old) == "Nothing became worse.\n"
     new = tmp_path / "new.json"
     costs["replay"]["statements"] += 1

@@ -20,11 +20,11 @@ from django.db import connection, connections
 from django.test import override_settings
 
 from idempotency.checks import (
+    check_jobs_are_scheduled,
+    check_jobs_are_scheduled_in_database,
     check_leased_views,
-    check_purge_is_scheduled,
-    check_purge_is_scheduled_in_database,
     check_settings,
-    purges,
+    schedules,
 )
 from idempotency.conf import SETTINGS
 from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
@@ -274,7 +274,7 @@ OTHER = {"other": {"task": "other.task", "schedule": 10}}
 def test_no_purge(schedules: dict[str, Any], app_schedule: dict[str, Any]) -> None:
     """X2: W001, nothing schedules the purge."""
     with override_settings(**schedules):
-        (message,) = check_purge_is_scheduled()
+        (message,) = check_jobs_are_scheduled()
     assert isinstance(message, checks.Warning)
     assert message.id == "idempotency.W001"
     assert_helpful(message)
@@ -294,24 +294,25 @@ def test_purge_in_the_settings(
 ) -> None:
     """X2: The purge may be scheduled in any namespace, under any name, at any time."""
     with override_settings(**{"CELERY_BEAT_SCHEDULE": OTHER, setting: schedule}):
-        assert check_purge_is_scheduled() == []
+        assert check_jobs_are_scheduled() == []
 
 
 @pytest.mark.usefixtures("no_schedule_tables")
 def test_purge_in_the_app(app_schedule: dict[str, Any]) -> None:
     """X2: The purge may be scheduled in the Celery app's own configuration."""
     app_schedule.update(OTHER)
-    assert len(check_purge_is_scheduled()) == 1
+    assert len(check_jobs_are_scheduled()) == 1
     app_schedule.update(BEAT_SCHEDULE)
-    assert check_purge_is_scheduled() == []
+    assert check_jobs_are_scheduled() == []
 
 
 @pytest.mark.usefixtures("no_schedule_tables")
 def test_purge_without_celery(monkeypatch: pytest.MonkeyPatch) -> None:
     """X2: W001: nothing reads the settings' schedule; the hint names each alias."""
     monkeypatch.setitem(sys.modules, "celery", None)
-    monkeypatch.setattr(purges, "aliases_in_use", lambda: ["default", "other"])
-    told = check_purge_is_scheduled()
+    purge = schedules.JOBS[0]._replace(aliases=lambda: ["default", "other"])
+    monkeypatch.setattr(schedules, "JOBS", (purge,))
+    told = check_jobs_are_scheduled()
     assert [message.id for message in told] == ["idempotency.W001"] * 2
     for message, option in zip(told, ("", " --database other"), strict=True):
         assert_helpful(message)
@@ -345,7 +346,7 @@ def add_task(tasks: Any, **fields: Any) -> None:
 def test_purge_in_the_tables(tasks: Any, app_schedule: dict[str, Any]) -> None:
     """X2: Where there are tables for it, a database check looks at them."""
     with override_settings(CELERY_BEAT_SCHEDULE=OTHER):
-        assert check_purge_is_scheduled() == []
+        assert check_jobs_are_scheduled() == []
         assert ids_of_database_checks() == ["idempotency.W001"]
         add_task(tasks, name="another one", task="other.task")
         add_task(tasks, enabled=False)
@@ -393,7 +394,7 @@ def test_arguments_in_the_settings(
 ) -> None:
     """X2: An entry of the settings counts only if Beat can call the task with it."""
     app_schedule["it"] = {"task": PURGE_TASK, "schedule": 10, **fields}
-    assert (check_purge_is_scheduled() != []) is is_missing
+    assert (check_jobs_are_scheduled() != []) is is_missing
 
 
 def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
@@ -401,7 +402,7 @@ def test_purge_switched_off(tasks: Any, app_schedule: dict[str, Any]) -> None:
     app_schedule.update(BEAT_SCHEDULE)
     assert ids_of_database_checks() == []
     add_task(tasks, enabled=False)
-    (message,) = check_purge_is_scheduled_in_database(databases=["default"])
+    (message,) = check_jobs_are_scheduled_in_database(databases=["default"])
     assert isinstance(message, checks.Warning)
     assert message.id == "idempotency.W002"
     assert_helpful(message)
@@ -422,16 +423,16 @@ def test_tables_that_may_not_be_looked_at(
     tasks: Any, app_schedule: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """X2: The tables are read only if asked for, and if they exist."""
-    assert check_purge_is_scheduled_in_database() == []
-    assert check_purge_is_scheduled_in_database(databases=["another"]) == []
+    assert check_jobs_are_scheduled_in_database() == []
+    assert check_jobs_are_scheduled_in_database(databases=["another"]) == []
     monkeypatch.setattr(connection.introspection, "table_names", list)
-    assert check_purge_is_scheduled_in_database(databases=["default"]) == []
+    assert check_jobs_are_scheduled_in_database(databases=["default"]) == []
 
 
 @pytest.mark.usefixtures("no_schedule_tables")
 def test_no_tables(app_schedule: dict[str, Any]) -> None:
     """X2: Without django-celery-beat there is nothing to look at."""
-    assert check_purge_is_scheduled_in_database(databases=["default"]) == []
+    assert check_jobs_are_scheduled_in_database(databases=["default"]) == []
 
 
 # Django's own way to them.

@@ -31,12 +31,13 @@ from rest_framework.settings import api_settings
 from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
+from idempotency.completing import complete
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from testproject import settings as demo_settings
 from testproject.school import provider as provider_client
 from testproject.school.exceptions import exception_handler
-from testproject.school.models import Assignment, SchoolClass
+from testproject.school.models import Assignment, Ride, SchoolClass
 from testproject.school.views import PaymentView
 from tests.conftest import KEY, key, once
 from tests.support.processes import PATIENCE, ROOT, wait_until
@@ -150,7 +151,7 @@ def test_demo_shows_every_promise(folder: Path) -> None:
 
 
 def check_payments(*steps: str) -> None:
-    hold, rerun, ask = steps
+    hold, rerun, ask, resume = steps
     for step in steps:
         assert "the card is charged, and process" in step
         refused = step.count('"IDEMPOTENCY_IN_PROGRESS"')
@@ -165,7 +166,18 @@ def check_payments(*steps: str) -> None:
         assert bodies[0] == bodies[1]
         assert step.count("< Idempotent-Replayed: true") == 1
     asked = [re.findall(r"for which it was asked (\w+)", step) for step in steps]
-    assert asked == [["once"], ["twice"], ["once"]]
+    assert asked == [["once"], ["twice"], ["once"], ["once", "once"]]
+    retried, completed = resume.split("Another client does not retry.")
+    assert retried.index('one ride "Zoo", which is booked') < retried.index("< 201 ")
+    for part, destination in ((retried, "Zoo"), (completed, "Castle")):
+        assert f'ok  the API lists one ride "{destination}", which is paid\n' in part
+        assert part.count("gets a SIGKILL") == 1
+    assert retried.count("< 201 ") == 2
+    assert "idempotency.tasks.complete_abandoned_records" in completed
+    assert "ok  the worker stores the response\n" in completed
+    assert (
+        completed.count("< 201 ") == completed.count("Idempotent-Replayed: true") == 1
+    )
 
 
 @once
@@ -251,14 +263,14 @@ def test_demo_keeps_serving_on_a_terminal(folder: Path, heard: None) -> None:
             screen.wait_for(r'(-d \'{"title": "Read chapter 6"}\')')
             ledger = screen.wait_for(r"ledger: (http\S+)\s")
             page = log_in(records, "demo", password)
-            assert "6 idempotency records" in page
+            assert "8 idempotency records" in page
             command = screen.wait_for(r"Something to pay once:\s+curl -i (.+\s.+\s.+)")
             first, again = pay(command), pay(command)
             assert first == again
             assert "ch_" in first
             with urlopen(ledger, timeout=PATIENCE) as response:
                 charges = json.load(response)
-            assert [charge["requests"] for charge in charges] == [1, 2, 1, 1]
+            assert [charge["requests"] for charge in charges] == [1, 2, 1, 1, 1, 1]
             # Ctrl-C there goes to everybody in the foreground: here, to the demo.
             process.send_signal(signal.SIGINT)
         assert process.returncode == 0
@@ -805,6 +817,85 @@ def test_payment_with_unusable_answers(
         assert state() == State.ABANDONED
     settings.PAYMENT_PROVIDER_URL = url
     data_of(ada.post(PAYMENTS, PAYMENT, **key()), 201)
+
+
+RIDES = "/api/v2/user/rides"
+RIDE = {"amount": "12.50", "currency": "EUR", "card": "tok_visa", "destination": "Zoo"}
+
+
+class TestRides:
+    """The API's rides, in steps."""
+
+    @staticmethod
+    def rides(ada: APIClient) -> list[str]:
+        return [ride["status"] for ride in data_of(ada.get(RIDES), 200)]
+
+    def test_booked_once(self, ada: APIClient, provider: Provider) -> None:
+        """E12, E13: One ride, one charge, and a replay."""
+        first, again = (ada.post(RIDES, RIDE, **key()) for _ in range(2))
+        assert data_of(first, 201)["status"] == "paid"
+        assert again.content == first.content
+        (charge,) = provider.charges
+        assert charge == {**charge, "reference": "Zoo", "amount": "12.50"}
+        assert (charge["status"], charge["requests"]) == ("charged", 1)
+        assert self.rides(ada) == ["paid"]
+
+    def test_declined(self, ada: APIClient, provider: Provider) -> None:
+        """E13, E15: The ride is cancelled together with the response."""
+        declined = {**RIDE, "card": "tok_declined"}
+        first, again = (ada.post(RIDES, declined, **key()) for _ in range(2))
+        assert (first.status_code, errors_of(first)) == (402, ["CARD_DECLINED"])
+        assert again.content == first.content
+        assert self.rides(ada) == ["cancelled"]
+
+    def test_unreachable(
+        self, ada: APIClient, provider: Provider, settings: Any
+    ) -> None:
+        """E15: After a step the key is not free; the retry continues."""
+        with unreachable(settings):
+            response = ada.post(RIDES, RIDE, **key())
+        assert errors_of(response) == ["PAYMENT_PROVIDER_UNREACHABLE"]
+        assert (state(), self.rides(ada)) == (State.ABANDONED, ["booked"])
+        assert data_of(ada.post(RIDES, RIDE, **key()), 201)
+        assert (len(provider.charges), self.rides(ada)) == (1, ["paid"])
+
+    @pytest.mark.parametrize("card", ["tok_visa", "tok_declined"])
+    def test_completer(
+        self,
+        ada: APIClient,
+        provider: Provider,
+        monkeypatch: pytest.MonkeyPatch,
+        card: str,
+    ) -> None:
+        """E17: It finishes the ride, in the project's envelope."""
+        with monkeypatch.context() as patch:
+            # After the charge.
+            patch.setattr(Ride.objects, "get", lambda **_: end_the_process())
+            with pytest.raises(KeyboardInterrupt):
+                ada.post(RIDES, {**RIDE, "card": card}, **key())
+        complete(IdempotencyRecord.objects.get())
+        is_paid = card == "tok_visa"
+        assert self.rides(ada) == ["paid" if is_paid else "cancelled"]
+        late = ada.post(RIDES, {**RIDE, "card": card}, **key())
+        assert late["Idempotent-Replayed"] == "true"
+        if is_paid:
+            assert data_of(late, 201)["status"] == "paid"
+        else:
+            assert (late.status_code, errors_of(late)) == (402, ["CARD_DECLINED"])
+        (charge,) = provider.charges
+        assert charge["requests"] == 1
+
+    @pytest.mark.parametrize(
+        ("change", "code"), [({"amount": "0.00"}, "MIN_VALUE"), ({"card": ""}, "BLANK")]
+    )
+    def test_malformed(
+        self, ada: APIClient, provider: Provider, change: dict[str, str], code: str
+    ) -> None:
+        """O2: Before the first step a refusal frees the key."""
+        response = ada.post(RIDES, {**RIDE, **change}, **key())
+        assert (response.status_code, errors_of(response)) == (400, [code])
+        assert not IdempotencyRecord.objects.exists()
+        assert self.rides(ada) == []
 
 
 def test_provider_has_keys_of_its_own(provider: Provider) -> None:

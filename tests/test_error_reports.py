@@ -41,6 +41,7 @@ from idempotency.keys import ClientKey
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from idempotency.responses import StoredResponse
+from idempotency.steps import as_text, held_entry
 from tests.app.views import behave
 from tests.support.admin_pages import LIST, RELEASE, RESOLVE, VIEW, Enter
 from tests.support.failing_commits import commit_fails_with
@@ -644,12 +645,17 @@ def make_abandoned() -> IdempotencyRecord:
         scope=SCOPE,
         state=State.ABANDONED,
         lease_expires_at=ended,
+        steps=as_text(FINGERPRINT, [held_entry("charge", ended)]),
         **NO_ANSWER,
     )
 
 
-def typed_in() -> dict[str, Any]:
-    return {"status_code": 201, "content_type": "text/plain", "body": ANSWERED}
+def typed_in(page: str) -> dict[str, Any]:
+    return {
+        "resolve": {"status_code": 201, "content_type": "text/plain", "body": ANSWERED},
+        "call": {"outcome": "returned", "result": json.dumps(ANSWERED)},
+        "release": {},
+    }[page]
 
 
 class TestDecisions:
@@ -658,6 +664,11 @@ class TestDecisions:
     def test_in_code(self, reports: Reports) -> None:
         """X1: By the record's own methods."""
         record = make_abandoned()
+        with refusing("UPDATE", ALWAYS):
+            try:
+                record.call_returned("charge", ANSWERED)
+            except DatabaseError:
+                reports.of_error()
         with refusing("UPDATE", COMPLETED), pytest.raises(DatabaseError) as caught:
             record.resolve(HttpResponse(ANSWERED))
         assert told(str(caught.value)) == []
@@ -678,7 +689,7 @@ class TestDecisions:
             reports.of_error()
         assert_discreet(reports)
 
-    @pytest.mark.parametrize("page", ["resolve", "release"])
+    @pytest.mark.parametrize("page", ["resolve", "release", "call"])
     def test_in_the_admin(self, page: str, enter: Enter, reports: Reports) -> None:
         """X1: In the admin, where the answer was typed in."""
         client = enter(VIEW, RELEASE, RESOLVE)
@@ -686,14 +697,11 @@ class TestDecisions:
         # Django hides form fields only without DEBUG.
         reports.debug = False
         record = make_abandoned()
-        write = {"resolve": ("UPDATE", COMPLETED), "release": ("DELETE", ALWAYS)}[page]
+        write = ("DELETE" if page == "release" else "UPDATE", ALWAYS)
         with refusing(*write):
             response = client.post(
                 f"{LIST}{record.pk}/{page}/",
-                {
-                    "token": str(record.token),
-                    **(typed_in() if page == "resolve" else {}),
-                },
+                {"token": str(record.token), **typed_in(page)},
             )
         assert response.status_code == 500
         assert_discreet(reports)

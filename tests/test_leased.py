@@ -62,6 +62,10 @@ class Rerun(Leased):
     idempotency_on_abandoned = "rerun"
 
 
+class Resuming(Leased):
+    idempotency_on_abandoned = "resume"
+
+
 class Enquiry:
     """What the policy's callable does."""
 
@@ -151,6 +155,7 @@ URLS = [
 urlpatterns = [
     path("leased/", Leased.as_view()),
     path("rerun/", Rerun.as_view()),
+    path("resuming/", Resuming.as_view()),
     path("asking/", Asking.as_view()),
     path("choosy/", Choosy.as_view()),
     path("never-atomic/", NeverAtomic.as_view()),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 from django.db import (
@@ -15,16 +17,19 @@ from django.db import (
     InterfaceError,
     OperationalError,
     connection,
+    connections,
     transaction,
 )
 from django.http import HttpResponse
 from django.test import TestCase
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.test import APIClient
 
 from idempotency import claims
 from idempotency.claims import Claims, claims_in
 from idempotency.claims.leases import PAUSES
+from idempotency.context import context_of
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, RecordChanged, State
 from tests.app.models import Effect
@@ -326,6 +331,148 @@ def sleeps(
 
     monkeypatch.setattr("idempotency.claims.leases.time", SimpleNamespace(sleep=sleep))
     return slept
+
+
+def in_steps(request: Request) -> Any:
+    """Write an order, call outside, and write the receipt with the response."""
+    steps = context_of(request)
+    ordered = steps.step("order", lambda: write("order"))
+    called = steps.call("charge", call_outside, on_abandoned="hold")
+    return steps.step(
+        "receipt",
+        lambda: Response({**write("receipt"), **ordered, **called}, status=201),
+    )
+
+
+def write(what: str) -> dict[str, int]:
+    return {what: Effect.objects.create(note=what).pk}
+
+
+def call_outside(key: str) -> dict[str, str]:
+    Outside.calls.append(key)
+    return {"charge": key}
+
+
+class Outside:
+    """A provider, and the keys that it was called with."""
+
+    calls: ClassVar[list[str]] = []
+
+
+@contextmanager
+def cut_commit(number: int, when: str, then: Callable[[], Any] = bool) -> Iterator[Any]:
+    """Lose the connection before or after one of a request's COMMITs."""
+    raw = connection._commit  # type: ignore[attr-defined]  # Django's own
+    counted: list[str] = []
+
+    def commit() -> None:
+        counted.append(when)
+        if len(counted) != number:
+            raw()
+            return
+        if when == "after":
+            raw()
+        end_session()
+        then()
+        if when == "before" and connection.vendor != "sqlite":
+            raw()  # the driver finds out
+        raise OperationalError("the connection is lost")
+
+    with patch.object(connection, "_commit", commit):
+        yield counted
+
+
+class TestSteps:
+    """E12, E13: A lost connection takes one step at most, and no step acts twice."""
+
+    @pytest.fixture(autouse=True)
+    def in_steps(self, handle: Handle) -> None:
+        """Let the handler order, charge and confirm."""
+        Outside.calls.clear()
+        handle(in_steps)
+
+    @staticmethod
+    def finish(client: Any, answer: Any) -> Any:
+        """Retry, and check that all was done once; return the retry."""
+        retry = post(client, "/resuming/")
+        assert retry.status_code == 201
+        if answer.status_code == 201:
+            assert (retry.content, retry["Idempotent-Replayed"]) == (
+                answer.content,
+                "true",
+            )
+        assert [*Effect.objects.order_by("pk").values_list("note", flat=True)] == [
+            "order",
+            "receipt",
+        ]
+        assert len(Outside.calls) == 1
+        return retry
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_statements(self, client: Any, when: str) -> None:
+        """E7, E12, E13: Cut at any statement, the retry finishes what was not done.
+
+        Claims and what is recorded of calls are written again on a new connection.
+        """
+        number, failed = 0, []
+        while True:
+            number += 1
+            with cut(number, when) as cutting:
+                answer = post(client, "/resuming/")
+            if answer.status_code != 201:
+                assert answer.status_code == 500
+                failed.append(number)
+            self.finish(client, answer)
+            if not cutting.lost:
+                break
+            IdempotencyRecord.objects.all()._raw_delete("default")
+            Effect.objects.all()._raw_delete("default")
+            Outside.calls.clear()
+        # In the transactions of the two steps, which only the retry can do again.
+        assert len(failed) == 2
+        assert number > 2 + len(failed)
+
+    @pytest.mark.parametrize("which", [1, 2])
+    def test_before_commit(self, client: Any, which: int) -> None:
+        """E12: A step whose COMMIT was not done is done by the retry."""
+        with cut_commit(which, "before"):
+            answer = post(client, "/resuming/")
+        assert answer.status_code == 500
+        assert Effect.objects.count() == which - 1
+        self.finish(client, answer)
+
+    @pytest.mark.parametrize("which", [1, 2])
+    def test_after_commit(self, client: Any, which: int) -> None:
+        """E12: A step of which only the reply was lost is done, and the run goes on."""
+        with cut_commit(which, "after") as commits:
+            answer = post(client, "/resuming/")
+        assert answer.status_code == 201
+        assert len(commits) == 2
+        self.finish(client, answer)
+
+    @pytest.mark.parametrize("which", [1, 2])
+    def test_taken_over_meanwhile(self, client: Any, which: int) -> None:
+        """E12: What another run has done since is not taken for one's own."""
+        others = []
+
+        def take_over() -> None:
+            if which == 1:
+                end_lease()
+            others.append(post(client, "/resuming/"))
+            connections.close_all()  # those of this thread
+
+        def meanwhile() -> None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(take_over).result()
+
+        with cut_commit(which, "after", meanwhile):
+            answer = post(client, "/resuming/")
+        assert others[0].status_code == 201
+        if which == 1:
+            assert answer.status_code == 500
+        else:
+            assert others[0].content == answer.content
+        assert self.finish(client, answer).content == others[0].content
 
 
 class TestErrors:

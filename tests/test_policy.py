@@ -48,7 +48,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"atomic": False}, "atomic=False needs on_abandoned"),
     ({"lease": 30}, "lease must be a positive"),
     ({"lease": timedelta(seconds=30)}, "lease has no effect without atomic=False"),
-    ({"on_abandoned": "retry"}, '"hold", "rerun" or a callable'),
+    ({"on_abandoned": "retry"}, '"hold", "rerun", "resume" or a callable'),
     ({"on_abandoned": "hold"}, "on_abandoned has no effect without atomic=False"),
     ({"atomic": True, "on_abandoned": "hold"}, "on_abandoned has no effect"),
     (
@@ -60,7 +60,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         },
         "is not shorter than the retention",
     ),
-    ({"requird": True}, "The options are atomic, check_replay, lease, methods"),
+    (
+        {"requird": True},
+        "The options are atomic, check_replay, completer, lease, methods",
+    ),
     (
         {"on_concurrent": "refuse", "wait_timeout": timedelta(seconds=1)},
         "wait_timeout has no effect",

@@ -15,7 +15,7 @@ from celery import current_app
 from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage
-from django.db import connections
+from django.db import connections, transaction
 from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
@@ -41,10 +41,10 @@ from idempotency.checks import (
     check_decorators,
     check_enabled,
     check_endpoints,
+    check_jobs_are_scheduled,
+    check_jobs_are_scheduled_in_database,
     check_leased_views,
     check_methods,
-    check_purge_is_scheduled,
-    check_purge_is_scheduled_in_database,
     check_quota,
     check_reading,
     check_round_trips,
@@ -58,7 +58,12 @@ from idempotency.claims import PostgreSQLClaims
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
-from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from idempotency.schedules import (
+    BEAT_SCHEDULE,
+    COMPLETING_SCHEDULE,
+    COMPLETING_TASK,
+    PURGE_TASK,
+)
 from tests.conftest import once
 from tests.support.processes import ROOT, run_python
 from tests.test_docs import code, table
@@ -88,6 +93,17 @@ def leased(request: Request) -> Response:
 @api_view(["POST"])
 @idempotent(atomic=False, on_abandoned="hold", retention=timedelta(seconds=60))
 def short(request: Request) -> Response:
+    return Response()
+
+
+def complete(steps: Any) -> Response:
+    return Response()
+
+
+@transaction.non_atomic_requests
+@api_view(["POST"])
+@idempotent(atomic=False, on_abandoned="resume", completer=complete)
+def completed(request: Request) -> Response:
     return Response()
 
 
@@ -363,14 +379,14 @@ def i001(project: Project) -> Messages:
 def w001(project: Project) -> Messages:
     project.without_beat_tables()
     current_app.conf.beat_schedule = {}
-    return check_purge_is_scheduled()
+    return check_jobs_are_scheduled()
 
 
 def w002(project: Project) -> Messages:
     if not apps.is_installed("django_celery_beat"):
         pytest.skip("django-celery-beat is not installed.")
     add_row(enabled=False)
-    return check_purge_is_scheduled_in_database(databases=["default"])
+    return check_jobs_are_scheduled_in_database(databases=["default"])
 
 
 def w003(project: Project) -> Messages:
@@ -413,6 +429,22 @@ def w010(project: Project) -> Messages:
 def w011(project: Project) -> Messages:
     project.urls(Reads.as_view(), Reads.as_view(), ByApiKey.as_view())
     return check_reading()
+
+
+def w012(project: Project) -> Messages:
+    project.urls(completed)
+    project.without_beat_tables()
+    current_app.conf.beat_schedule = {**BEAT_SCHEDULE}
+    return check_jobs_are_scheduled()
+
+
+def w013(project: Project) -> Messages:
+    if not apps.is_installed("django_celery_beat"):
+        pytest.skip("django-celery-beat is not installed.")
+    project.urls(completed)
+    current_app.conf.beat_schedule = {**BEAT_SCHEDULE, **COMPLETING_SCHEDULE}
+    add_row(enabled=False, task=COMPLETING_TASK)
+    return check_jobs_are_scheduled_in_database(databases=["default"])
 
 
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
@@ -481,7 +513,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_leased_views(),
         *check_endpoints(),
         *check_databases(),
-        *check_purge_is_scheduled(),
+        *check_jobs_are_scheduled(),
         *check_enabled(),
         *check_tested_databases(),
         *check_round_trips(),
@@ -499,16 +531,17 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("I001", "W002", "W004", "W007", "E012"):
+    for check_id in ("I001", "W002", "W004", "W007", "W013", "E012"):
         assert when.pop(f"idempotency.{check_id}") == "with a database"
-    assert when.pop("idempotency.W001").startswith("always")
+    for check_id in ("W001", "W012"):
+        assert when.pop(f"idempotency.{check_id}").startswith("always")
     assert {*when.values()} == {"always"}
     assert deployed == {check_enabled}
     assert databases == {
         check_round_trips,
         check_tested_databases,
         check_servers,
-        check_purge_is_scheduled_in_database,
+        check_jobs_are_scheduled_in_database,
     }
     assert at_once - databases == {
         check_callers,
@@ -522,7 +555,7 @@ def test_when_the_checks_run(project: Project) -> None:
         check_methods,
         check_endpoints,
         check_databases,
-        check_purge_is_scheduled,
+        check_jobs_are_scheduled,
     }
 
 
@@ -822,15 +855,15 @@ def test_a_purge_for_each_database(project: Project, arguments: Any) -> None:
     """X2, P3: W001, the entry purges one database, and records are in two."""
     project.without_beat_tables()
     project.urls(elsewhere, leased)
-    (message,) = check_purge_is_scheduled()
+    (message,) = check_jobs_are_scheduled()
     assert message.id == "idempotency.W001"
     assert "in the database 'other'" in message.msg
     assert '"kwargs": {"database": "other"}' in str(message.hint)
     current_app.conf.beat_schedule = purge_of("other", **arguments)
-    (message,) = check_purge_is_scheduled()
+    (message,) = check_jobs_are_scheduled()
     assert message.msg == "Nothing schedules the purge of expired records."
     current_app.conf.beat_schedule.update(BEAT_SCHEDULE)
-    assert check_purge_is_scheduled() == []
+    assert check_jobs_are_scheduled() == []
 
 
 @pytest.mark.usefixtures("tables")
@@ -840,7 +873,7 @@ def test_a_purge_for_each_database_in_the_tables(project: Project) -> None:
         pytest.skip("django-celery-beat is not installed.")
 
     def found() -> list[tuple[str | None, bool]]:
-        messages = check_purge_is_scheduled_in_database(databases=["default"])
+        messages = check_jobs_are_scheduled_in_database(databases=["default"])
         return [(message.id, "'other'" in message.msg) for message in messages]
 
     project.urls(elsewhere)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from idempotency.models import State
 from tests import crash_matrix, race_matrix
 from tests.breaks import BREAKS, ROOT, Break
 from tests.soak.ledger import Attempt, Fault, Ledger, Story
 from tests.soak.load import LAST_RETRY
 from tests.soak.verdict import Found, judge_attempt, judge_story
-from tests.support import atomic_crashes
+from tests.support import atomic_crashes, resumed_crashes
+from tests.support.charge_ledger import Charge
 from tests.support.database_servers import NotInstalled
 from tests.support.http_servers import Answer
+from tests.support.leased_outcomes import Moment, Step
 from tests.support.sleep_counter import LONGEST
 
 
@@ -99,6 +102,77 @@ class TestCrashes:
     def test_first_answers(self, status: int) -> None:
         """E1: Any other status of a first request that was cut off is a fault."""
         assert self.faults(first=status) == ["unexpected"]
+
+
+class TestResumed:
+    """How the crash matrix judges runs in steps."""
+
+    HEADERS: ClassVar = {"X-Sleeps": "0", "X-Took": "0.1"}
+    BODY = b'{"order": 1, "receipt": 2, "run": "a"}'
+
+    def answer(self, status: int = 201, *, replayed: bool = False) -> Answer:
+        headers = {**self.HEADERS, "Idempotent-Replayed": "true" if replayed else ""}
+        return Answer(status, headers, self.BODY if status == 201 else b"{}")
+
+    def faults(
+        self,
+        *,
+        first: Answer | None = None,
+        retry: Answer | None = None,
+        runs: str = "a",
+        keys: str = "k",
+        receipts: tuple[int, ...] = (2,),
+        policy: str = "rerun",
+        went_on: bool = False,
+    ) -> set[str]:
+        """Judge a run that was cut after its order."""
+        charges = [
+            Charge(of="", key=key, run=run) for run, key in zip(runs, keys, strict=True)
+        ]
+        ordered = Moment(
+            state=State.ABANDONED, is_leased=False, charges=[], rows={"order": [1]}
+        )
+        rows = {"order": [1], "receipt": [*receipts]} if receipts else {"order": [1]}
+        finished = Moment(
+            state=State.COMPLETED, is_leased=False, charges=charges, rows=rows
+        )
+        outcome = resumed_crashes.Outcome(
+            policy=policy,
+            handler=resumed_crashes.HANDLERS["plain"],
+            went_on=went_on,
+            before=Moment(state=None, is_leased=False, charges=[]),
+            first=Step(first, ordered),
+            early=None,
+            retry=Step(retry or self.answer(), finished),
+            again=Step(self.answer(replayed=True), finished),
+        )
+        return {kind for kind, _why in outcome.judge()}
+
+    def test_good(self) -> None:
+        """E12: A retry that finishes what was cut off is no fault."""
+        assert self.faults() == set()
+        assert self.faults(runs="ab", keys="kk") == set()
+
+    def test_doubled(self) -> None:
+        """E12, E13: A second row, key or held call is a fault."""
+        assert "doubled" in self.faults(receipts=(2, 3))
+        assert self.faults(runs="ab", keys="kl") == {"doubled"}
+        assert self.faults(runs="ab", keys="kk", policy="hold") == {"doubled"}
+
+    def test_lost(self) -> None:
+        """E12, E13: A row or charge that is missing is a fault."""
+        assert self.faults(receipts=()) == {"lost"}
+        assert self.faults(runs="", keys="") == {"lost"}
+
+    def test_stuck(self) -> None:
+        """E12: A retry that does not finish it is a fault."""
+        assert "stuck" in self.faults(retry=self.answer(409))
+
+    def test_unexpected(self) -> None:
+        """E7: A process that goes on must not give up between two steps."""
+        assert self.faults(first=self.answer(500)) == set()
+        assert self.faults(first=self.answer(500), went_on=True) == {"unexpected"}
+        assert self.faults(first=self.answer(409)) == {"unexpected"}
 
 
 IN_PROGRESS = (409, "idempotency_in_progress")

@@ -32,6 +32,7 @@ from idempotency.database import UTCNow
 from idempotency.management.commands.purge_idempotency_records import Interruption
 from idempotency.models import IdempotencyRecord, State
 from idempotency.purging import PurgeReport
+from idempotency.steps import as_text, new_entry
 from idempotency.tasks import purge_expired_records
 from tests.support.fault_points import wait_for_visit
 from tests.support.processes import PATIENCE, run_python, running
@@ -75,6 +76,11 @@ def in_thread(function: Callable[[], Any]) -> Iterator[Future[Any]]:
 
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(run)
+
+
+def is_deletion(sql: str) -> bool:
+    """Return whether a statement deletes a batch; one before it, what is half done."""
+    return sql.startswith("DELETE") and "steps" not in sql
 
 
 def needs_row_locks() -> None:
@@ -133,6 +139,43 @@ def test_live_lease(moved: bool) -> None:
     # The application's clock has no say in leases.
     assert purge(now=now + timedelta(days=3650)).deleted == 2
     assert left() == {"live"}
+
+
+HALF_DONE = {
+    "state": State.IN_PROGRESS,
+    "status_code": None,
+    "body": None,
+    "steps": as_text("", [new_entry("step", "ride", timezone.now())]),
+}
+
+
+def test_half_done() -> None:
+    """P2: The report counts the records that lose recorded steps without a response."""
+    lease = timezone.now() + timedelta(hours=1)
+    for number in range(3):
+        make_record(EXPIRED, key=f"half done {number}", **HALF_DONE)
+        make_record(
+            EXPIRED, key=f"begun {number}", **{**HALF_DONE, "steps": as_text("")}
+        )
+        make_record(EXPIRED, key=f"another {number}", **{**HALF_DONE, "steps": None})
+        make_record(EXPIRED, key=f"done {number}", steps=HALF_DONE["steps"])
+    make_record(EXPIRED, key="running", lease_expires_at=lease, **HALF_DONE)
+    make_record(key="in force", **HALF_DONE)
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=5)]
+    assert [report.deleted for report in reports] == [5, 10, 12]
+    assert [report.half_done for report in reports] == [2, 3, 3]
+    assert left() == {"running", "in force"}
+
+
+def test_half_done_rows_of_one_moment() -> None:
+    """P2: A batch has no more rows for those that are half done."""
+    at = timezone.now() - EXPIRED
+    for number in range(6):
+        fields = HALF_DONE if number % 2 else {}
+        make_record(created_at=at, expires_at=at + RETENTION, **fields)
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=2)]
+    assert [report.deleted for report in reports] == [2, 4, 6, 6]
+    assert reports[-1].half_done == 3
 
 
 def test_database_clock() -> None:
@@ -196,7 +239,7 @@ def test_done_batches_stay_done() -> None:
 
     def fail_in_the_third(execute: Any, sql: str, *args: Any) -> Any:
         nonlocal batches
-        batches += sql.startswith("DELETE")
+        batches += is_deletion(sql)
         result = execute(sql, *args)
         if batches == 3:
             raise ZeroDivisionError
@@ -521,6 +564,15 @@ def test_command() -> None:
     assert left() == {"young"}
 
 
+def test_command_tells_of_what_was_half_done() -> None:
+    """P3: The command says how many records lose recorded steps."""
+    make_records(2, EXPIRED)
+    make_record(EXPIRED, **HALF_DONE)
+    first, second = command().splitlines()
+    assert first.startswith("Deleted 3 expired idempotency records in 1 batches and ")
+    assert second == "1 of them had recorded steps, but no response."
+
+
 def test_command_out_of_time(settings: Any) -> None:
     """P2, P3: The command says that the time ended before the work did."""
     settings.IDEMPOTENCY = {"PURGE_BATCH_SIZE": 2, "PURGE_TIME_BUDGET": timedelta(0)}
@@ -578,7 +630,7 @@ def test_command_that_the_database_stops() -> None:
 
     def fail_in_the_second(execute: Any, sql: str, *args: Any) -> Any:
         nonlocal deletions
-        deletions += sql.startswith("DELETE")
+        deletions += is_deletion(sql)
         if deletions == 2:
             raise OperationalError("the disk is full")
         return execute(sql, *args)
@@ -752,7 +804,8 @@ def in_a_batch(
         visit.close()
         assert process.wait(PATIENCE) == 0
         connection.close()
-    (found,) = [
+    # SQLite first deletes what is half done.
+    *_others, found = [
         number
         for number, label in enumerate(visit.labels, 1)
         if label.startswith("after DELETE") and number < len(visit.labels) / 2
@@ -851,6 +904,19 @@ def test_task(arguments: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> N
     assert left() == {"young"}
 
 
+def test_task_tells_of_what_was_half_done(caplog: pytest.LogCaptureFixture) -> None:
+    """P3: The task's line in the log says how many records lose recorded steps."""
+    make_records(2, EXPIRED)
+    make_record(EXPIRED, **HALF_DONE)
+    with caplog.at_level(logging.INFO, logger="idempotency"):
+        purge_expired_records.apply().get()
+    (message,) = caplog.messages
+    assert message.startswith("records_purged: 3 expired records in 1 batches and ")
+    assert message.endswith(" s; 1 had recorded steps, but no response")
+    (line,) = caplog.records
+    assert vars(line)["idempotency_half_done"] == 1
+
+
 def test_task_out_of_time(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     """P2, P3: The task's line says that more is left."""
     settings.IDEMPOTENCY = {"PURGE_BATCH_SIZE": 1, "PURGE_TIME_BUDGET": timedelta(0)}
@@ -869,7 +935,7 @@ def test_task_out_of_patience(caplog: pytest.LogCaptureFixture) -> None:
 
     def take_too_long(execute: Any, sql: str, *args: Any) -> Any:
         nonlocal deletions
-        deletions += sql.startswith("DELETE")
+        deletions += is_deletion(sql)
         result = execute(sql, *args)
         if deletions == 2:
             raise SoftTimeLimitExceeded

@@ -1,4 +1,4 @@
-"""The recipe for Stripe, with its own library and a stub of its API."""
+"""The recipes for Stripe, with its own library and a stub of its API."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from django.db import connection, models
+from django.test.utils import isolate_apps
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from idempotency.models import IdempotencyRecord, State
 from tests.conftest import code_of, key
 from tests.support.lossy_proxy import listening
-from tests.support.recipe_modules import cooked, serve
+from tests.support.recipe_modules import Recipe, cooked, serve
 
 stripe = pytest.importorskip("stripe", reason="stripe's library is not installed")
 
 HEADING = "Stripe with a derived key"
+IN_STEPS = "Stripe in steps"
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -117,9 +120,44 @@ def provider() -> Iterator[Stripe]:
 def pay(provider: Stripe, settings: Any, client: APIClient) -> Iterator[Any]:
     """Send the payment of one key."""
     settings.STRIPE_SECRET_KEY = "sk_test_of_the_recipe"
-    with cooked(HEADING) as recipe, pytest.MonkeyPatch.context() as patch:
+    with cooked(HEADING) as recipe:
+        yield from paying(recipe, settings, client)
+
+
+@pytest.fixture
+def order_model(database: None) -> Iterator[Any]:
+    """Give the recipe in steps the model that it does not show."""
+    with isolate_apps("tests.app"):
+
+        class Order(models.Model):
+            amount = models.IntegerField()
+            payment = models.CharField(max_length=20, default="")
+
+            class Meta:
+                app_label = "app"
+
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        yield Order
+        with connection.schema_editor() as editor:
+            editor.delete_model(Order)
+
+
+@pytest.fixture
+def pay_in_steps(
+    provider: Stripe, settings: Any, client: APIClient, order_model: Any
+) -> Iterator[Any]:
+    """Send the payment of one key to the view in steps."""
+    settings.STRIPE_SECRET_KEY = "sk_test_of_the_recipe"
+    with cooked(IN_STEPS, models={"Order": order_model}) as recipe:
+        yield from paying(recipe, settings, client)
+
+
+def paying(recipe: Recipe, settings: Any, client: APIClient) -> Iterator[Any]:
+    view = recipe.views.PaymentView
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stripe, "api_key", recipe.views.stripe.api_key)
-        serve(settings, payments=recipe.views.PaymentView.as_view())
+        serve(settings, payments=view.as_view())
 
         def pay(card: str = "pm_card") -> Any:
             data = {"amount": 1200, "payment_method": card}
@@ -205,3 +243,65 @@ def test_declined(pay: Any, provider: Stripe) -> None:
     assert answers[1]["Idempotent-Replayed"] == "true"
     assert len(provider.creations) == 1
     assert code_of(pay()) == "idempotency_key_reused"
+
+
+# In steps.
+
+
+def payments(model: Any) -> list[str]:
+    return [*model.objects.values_list("payment", flat=True)]
+
+
+def test_one_order(pay_in_steps: Any, provider: Stripe, order_model: Any) -> None:
+    """E12, E13, R2: One order and one charge, and a replay for the retry."""
+    first, retry = pay_in_steps(), pay_in_steps()
+    assert (first.status_code, retry.content) == (201, first.content)
+    assert first.json()["payment"] == "pi_0"
+    assert payments(order_model) == ["pi_0"]
+    assert len(provider.intents) == len(provider.creations) == 1
+    assert provider.intents[0]["metadata"]["reference"] == provider.creations[0]
+
+
+@pytest.mark.parametrize("hours", [22, 24])
+@pytest.mark.parametrize("arrives", [True, False])
+def test_one_order_after_a_lost_answer(
+    pay_in_steps: Any, provider: Stripe, order_model: Any, hours: int, arrives: bool
+) -> None:
+    """E12, E13: The retry charges the order of the first run, once."""
+    if arrives:
+        provider.hangs_up_after = 1
+    else:
+        provider.hangs_up_before = 1
+    assert pay_in_steps().status_code == 500
+    assert payments(order_model) == [""]
+    age(timedelta(hours=hours))
+    if hours == 24:
+        provider.forget_keys()
+    assert pay_in_steps().status_code == 201
+    assert payments(order_model) == ["pi_0"]
+    assert len(provider.intents) == len({*provider.creations}) == 1
+    assert len(provider.searches) == (hours == 24)
+
+
+def test_one_order_after_the_charge(
+    pay_in_steps: Any, provider: Stripe, order_model: Any
+) -> None:
+    """E12: A run that fails after the charge is continued without Stripe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_model.objects, "filter", lambda **_: 1 / 0)
+        assert pay_in_steps().status_code == 500
+    age(timedelta(hours=24))
+    provider.forget_keys()
+    assert pay_in_steps().status_code == 201
+    assert payments(order_model) == ["pi_0"]
+    assert (len(provider.creations), provider.searches) == (1, [])
+
+
+def test_declined_order(pay_in_steps: Any, provider: Stripe, order_model: Any) -> None:
+    """E13, E15: The order goes with the response to a declined card."""
+    answers = [pay_in_steps("pm_declined"), pay_in_steps("pm_declined")]
+    assert [answer.status_code for answer in answers] == [402, 402]
+    assert answers[1].json() == {"detail": "Your card was declined."}
+    assert answers[1]["Idempotent-Replayed"] == "true"
+    assert payments(order_model) == []
+    assert len(provider.creations) == 1

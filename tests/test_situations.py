@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from django.db import (
     transaction,
 )
 from django.http import FileResponse, Http404, StreamingHttpResponse
+from django.urls import path
 from rest_framework import views as drf_views
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.permissions import BasePermission
@@ -26,12 +28,16 @@ from rest_framework.test import APIClient
 from rest_framework.throttling import BaseThrottle
 
 from idempotency.claims import claims_in
+from idempotency.completing import complete
 from idempotency.database import UTCNow
 from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
-from tests.app.views import MixinView
+from tests.app.views import MixinView, behave
 from tests.conftest import KEY
 from tests.test_docs import code, table
+from tests.urls import urlpatterns as usual_urls
+
+pytestmark = pytest.mark.urls(__name__)
 
 LONG_ENOUGH = 60
 
@@ -42,6 +48,18 @@ STATUSES = {
     code(row["code"]): int(row["status"])
     for row in table("code", "status", "what to do")
 }
+
+
+class ResumingView(MixinView):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+
+    @staticmethod
+    def idempotency_completer(context: Any) -> Any:
+        return behave(SimpleNamespace(idempotency=context))  # type: ignore[arg-type]
+
+
+urlpatterns = [*usual_urls, path("resuming/", ResumingView.as_view())]
 
 
 class World:
@@ -58,12 +76,16 @@ class World:
 
     def _handler(self, request: Any) -> Any:
         self.runs += 1
+        self.steps = request.idempotency if hasattr(request, "idempotency") else None
         return self.work()
 
     def act(self, status: int = 201) -> Response:
         """Have the usual effect, and answer as no other run does."""
         Effect.objects.create()
         return Response({"ran": self.name_of_run()}, status=status)
+
+    def write(self) -> None:
+        Effect.objects.create()
 
     def name_of_run(self) -> str:
         return f"run {self.runs}"
@@ -590,7 +612,79 @@ def expired_and_purged(world: World) -> Callable[[], Any]:
     return send
 
 
+@scenario("Retry after a worker died between two steps")
+def resumed(world: World) -> Callable[[], Any]:
+    """E12: the retry has the effect that was missing, and not the other one again."""
+    die_between_steps(world)
+    return lambda: world.send(url="/resuming/")
+
+
+@scenario("Completer, after a worker died between two steps")
+def completed(world: World) -> Callable[[], Any]:
+    """E17: so has a completer, without a client."""
+    die_between_steps(world)
+    return lambda: complete(IdempotencyRecord.objects.get()) and None
+
+
+@scenario("Retry with a call in doubt")
+def in_doubt(world: World) -> Callable[[], Any]:
+    """E13: nobody knows whether it has happened."""
+
+    def die(key: str) -> Any:
+        raise SystemExit
+
+    world.work = lambda: world.steps.call("charge", die, on_abandoned="hold")
+    with pytest.raises(SystemExit):
+        world.send(url="/resuming/")
+    world.work = world.act
+    return lambda: world.send(url="/resuming/")
+
+
+@scenario("Handler raises a refusal after a step")
+def raises_after_step(world: World) -> Callable[[], Any]:
+    """E15: the key is not free, because the step stays."""
+
+    def work() -> None:
+        world.steps.step("ride", world.write)
+        raise ValidationError("no")
+
+    world.work = work
+    return lambda: world.send(url="/resuming/")
+
+
+@scenario("Handler returns a status in `released_statuses` after a step")
+def returns_after_step(world: World) -> Callable[[], Any]:
+    """E15: for the same reason the response is stored."""
+
+    def work() -> Response:
+        world.steps.step("ride", world.write)
+        return Response({"ran": world.name_of_run()}, status=400)
+
+    world.work = work
+    return lambda: world.send(url="/resuming/")
+
+
+@scenario("Last step returns a status from 500 up")
+def last_step_fails(world: World) -> Callable[[], Any]:
+    """E15: it is undone, and can be run again."""
+    world.work = lambda: world.steps.step("confirm", lambda: world.act(503))
+    return lambda: world.send(url="/resuming/")
+
+
 # What they are made of.
+
+
+def die_between_steps(world: World) -> None:
+    def work(dies: bool = False) -> Any:
+        world.steps.step("ride", world.write)
+        if dies:
+            raise SystemExit
+        return world.steps.step("confirm", world.act)
+
+    world.work = lambda: work(dies=True)
+    with pytest.raises(SystemExit):
+        world.send(url="/resuming/")
+    world.work = work
 
 
 def use_up_quota(world: World) -> None:
@@ -849,7 +943,22 @@ def is_replaced(world: World, response: Any) -> None:
     assert after["expires_at"] > before["expires_at"]
 
 
+def is_completed(world: World, response: Any) -> None:
+    (before,) = world.records_before.values()
+    (after,) = records().values()
+    assert before["state"] == State.ABANDONED
+    assert (after["id"], after["state"]) == (before["id"], State.COMPLETED)
+    assert after["attempt"] == before["attempt"] + 1
+
+
+def is_abandoned(world: World, response: Any) -> None:
+    (record,) = records().values()
+    assert record["state"] == State.ABANDONED
+
+
 RECORDS = {
+    "completed": is_completed,
+    "abandoned": is_abandoned,
     "stored": is_stored,
     "tombstone": is_tombstone,
     "none": is_absent,

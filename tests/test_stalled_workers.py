@@ -6,27 +6,41 @@ on a machine that was suspended.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from django.db import connection
 from django.http import HttpResponse
 
 from idempotency.database import UTCNow
-from idempotency.exceptions import ClaimLost, OutcomeUnknown
+from idempotency.exceptions import ClaimLost, InProgress, OutcomeUnknown
 from idempotency.models import IdempotencyRecord, State
+from tests.app.models import Effect
+from tests.support import resumed_crashes
 from tests.support.charge_ledger import Ledger
 from tests.support.fault_points import wait_for_visit
 from tests.support.faults import serving
-from tests.support.http_servers import Answer, Server, is_replayed, read
+from tests.support.http_servers import (
+    SERVER_KEY,
+    Answer,
+    Server,
+    is_replayed,
+    read,
+)
 from tests.support.leased_crashes import HANDLERS, Crashes
 from tests.support.processes import wait_until
 from tests.support.rendezvous import Rendezvous
+from tests.support.sleep_counter import waits_in
 
+Resuming, Resumed = resumed_crashes.Crashes, resumed_crashes.HANDLERS
 LOST, UNKNOWN = str(ClaimLost.default_detail), str(OutcomeUnknown.default_detail)
 
 
@@ -49,10 +63,10 @@ class Stage:
         self.late: Answer | None = None
 
     @contextmanager
-    def stalled(self, url: str, handler: str) -> Iterator[None]:
+    def stalled(self, url: str, handler: str, **more: str) -> Iterator[None]:
         """Stop a handler past its lease for as long as the block lasts."""
         self.request = (url, {"handler": handler})
-        headers = {**self.rendezvous.header, **self.ledger.header}
+        headers = {**self.rendezvous.header, **self.ledger.header, **more}
         slow = self.first.start(*self.request, **headers)
         waiting = self.rendezvous.wait()
         os.kill(waiting.pid, signal.SIGSTOP)
@@ -164,6 +178,162 @@ class TestStalledWorkers:
         assert is_replayed(retry)
         assert retry.body == stage.late.body
         assert len(stage.ledger.charges()) == 1
+
+
+def places(*without_transaction: str, inside: tuple[str, ...]) -> Any:
+    """Run a test with each place where a handler in steps can be stopped.
+
+    SQLite has one writer: nobody does anything while a step's transaction is open.
+    """
+    more = () if connection.vendor == "sqlite" else inside
+    return pytest.mark.parametrize("place", [*without_transaction, *more])
+
+
+def assert_each_once(response: Answer, key: str = SERVER_KEY) -> None:
+    """Check that there is one order and one receipt: those of the response."""
+    said = json.loads(response.body)
+    found = Effect.objects.filter(note__endswith=key).values_list("note", "pk")
+    told = {note.split()[0]: pk for note, pk in found}
+    assert len(found) == 2
+    assert told == {part: said[part] for part in ("order", "receipt")}
+
+
+class TestStalledSteps:
+    """E12, E13: A late handler in steps undoes its step, or is still in time."""
+
+    @places("start", "ordered", "charge", "charged", inside=("order", "receipt"))
+    def test_taken_over(self, stage: Stage, place: str) -> None:
+        """E12: A retry goes on from what was recorded; the late step is undone.
+
+        A late call is made under the same key, and its result is not recorded.
+        """
+        with stage.stalled("/steps/rerun/", "in-steps", **{"X-Meet-At": place}):
+            resumed = stage.send()
+            assert (resumed.status, is_replayed(resumed)) == (201, False)
+            before = the_row()
+        stage.assert_lost(before, by_now=2)
+        assert_each_once(resumed)
+        assert stage.send().body == resumed.body
+        charges = stage.ledger.charges()
+        assert len({charge.key for charge in charges}) == 1
+        assert len(charges) == (2 if place in ("ordered", "charge") else 1)
+
+    @places("start", "ordered", "charge", "charged", inside=("order", "receipt"))
+    def test_still_alone(self, stage: Stage, place: str) -> None:
+        """E12: Past its lease, but with nobody after it, a handler goes on."""
+        with stage.stalled("/steps/rerun/", "in-steps", **{"X-Meet-At": place}):
+            pass
+        assert stage.late is not None
+        assert stage.late.status == 201
+        assert_each_once(stage.late)
+        retry = stage.send()
+        assert (retry.body, is_replayed(retry)) == (stage.late.body, True)
+        assert len(stage.ledger.charges()) == 1
+
+    def test_not_called_late(self, stage: Stage) -> None:
+        """E13: A held call is not made by a run that was taken over before."""
+        with stage.stalled("/steps/hold/", "in-steps", **{"X-Meet-At": "ordered"}):
+            resumed = stage.send()
+            assert resumed.status == 201
+            before = the_row()
+        stage.assert_lost(before, by_now=2)
+        assert_each_once(resumed)
+        assert len(stage.ledger.charges()) == 1
+
+    def test_call_still_in_time(self, stage: Stage) -> None:
+        """E13: While a call is in doubt nobody takes over, so its run may go on."""
+        with stage.stalled("/steps/hold/", "in-steps", **{"X-Meet-At": "charge"}):
+            held = stage.send()
+            assert (held.status, held.code) == (409, UNKNOWN)
+        assert stage.late is not None
+        assert stage.late.status == 201
+        assert_each_once(stage.late)
+        assert stage.send().body == stage.late.body
+        assert len(stage.ledger.charges()) == 1
+
+    def test_call_decided(self, stage: Stage) -> None:
+        """E13: What a person has said of a call in doubt is what is recorded."""
+        with stage.stalled("/steps/hold/", "in-steps", **{"X-Meet-At": "charge"}):
+            IdempotencyRecord.objects.get().call_returned("charge", {"run": "seen"})
+            resumed = stage.send()
+            assert json.loads(resumed.body)["run"] == "seen"
+            before = the_row()
+        stage.assert_lost(before, by_now=2)
+        assert_each_once(resumed)
+        assert stage.send().body == resumed.body
+
+
+@pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="SQLite has one writer: others wait for it."
+)
+@pytest.mark.parametrize(("place", "which"), [("start", 0), ("charged", 1)])
+def test_frozen_before_the_commit(
+    database: None,
+    two_servers: tuple[Server, Server],
+    rendezvous: Rendezvous,
+    place: str,
+    which: int,
+) -> None:
+    """E12: A retry does not wait for a handler that stopped amid a step's end.
+
+    The step has been recorded, past the lease, and is not committed yet.
+    """
+    late, other = (Resuming(server, rendezvous) for server in two_servers)
+    sending = late.prepare("rerun", Resumed["plain"])
+    sending = replace(sending, headers={**sending.headers, "X-Overdue-At": place})
+    _answer, passed = late.send_uncut(replace(sending, key=str(uuid4())))
+    commits = [
+        number
+        for number, label in enumerate(passed.labels, 1)
+        if label.lower() == "before commit"
+    ]
+    with late.start(sending, commits[which]) as slow:
+        frozen = wait_for_visit(rendezvous)
+        os.kill(frozen.waiting.pid, signal.SIGSTOP)
+        try:
+            frozen.close()
+            assert not late.look(sending.key).is_leased
+            retry = other.send(sending)
+        finally:
+            os.kill(frozen.waiting.pid, signal.SIGCONT)
+        first = read(slow)
+    assert (retry.status, retry.code) == (409, str(InProgress.default_detail))
+    assert not waits_in(retry)
+    assert first.status == 201
+    assert_each_once(first, sending.key)
+    again = other.send(sending)
+    assert (again.body, is_replayed(again)) == (first.body, True)
+    assert len(other.ledger.charges_of(sending.key)) == 1
+
+
+@pytest.mark.parametrize("slow", ["failed-before", "completer"])
+@pytest.mark.parametrize("fast", ["failed-before", "completer"])
+def test_two_resume_at_once(
+    database: None,
+    two_servers: tuple[Server, Server],
+    rendezvous: Rendezvous,
+    slow: str,
+    fast: str,
+) -> None:
+    """E12, E17: Of two that have both seen a run cut off, one resumes it.
+
+    Each of them is a client's retry or a completer.
+    """
+    one, other = (Resuming(server, rendezvous) for server in two_servers)
+    labels = one.record("rerun", Resumed[slow]).labels
+    before_taking_over = labels.index("about to charge") - 1
+    sending = one.prepare("rerun", Resumed[slow])
+    with one.start(one.to_cut(sending, Resumed[slow]), before_taking_over) as held:
+        has_looked = wait_for_visit(rendezvous)
+        second = other.send(other.to_cut(sending, Resumed[fast]))
+        has_looked.close()
+        first = read(held)
+    assert (second.status, is_replayed(second)) == (201, False)
+    assert first.status == 409 or is_replayed(first)
+    assert_each_once(second, sending.key)
+    again = one.send(sending)
+    assert (again.body, is_replayed(again)) == (second.body, True)
+    assert len(one.ledger.charges_of(sending.key)) == 1
 
 
 def test_ends_while_another_takes_over(

@@ -27,7 +27,7 @@ from kombu import Connection
 
 from idempotency.admin import purge
 from idempotency.models import State
-from idempotency.schedules import BEAT_SCHEDULE, PURGE_TASK
+from idempotency.schedules import BEAT_SCHEDULE, COMPLETING_SCHEDULE, PURGE_TASK
 from testproject import settings as demo
 from tests.support.processes import running, wait_until
 from tests.support.record_factories import RETENTION, left, make_record
@@ -161,7 +161,7 @@ def test_shipped_entry() -> None:
     assert entry["schedule"] == timedelta(hours=1)
     current_app.loader.import_default_modules()
     assert PURGE_TASK in current_app.tasks
-    assert current_app.conf.beat_schedule == BEAT_SCHEDULE
+    assert current_app.conf.beat_schedule == {**BEAT_SCHEDULE, **COMPLETING_SCHEDULE}
 
 
 @pytest.mark.parametrize(

@@ -790,7 +790,7 @@ def test_page() -> None:
         and issubclass(value, TransactionTestCase)
         and value.__module__ == "page"
     ]
-    assert len(cases) == 2
+    assert len(cases) == 3
     for case in cases:
         result = unittest.TestResult()
         unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
@@ -1245,7 +1245,8 @@ def test_the_kit_needs_no_pytest() -> None:
         "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'tests.settings'\n"
         "import django; django.setup()\n"
         "from idempotency.testing import *\n"
-        "assert assert_idempotent and assert_race_safe and IdempotentClient"
+        "assert assert_idempotent and assert_race_safe and assert_resumable\n"
+        "assert IdempotentClient"
     )
 
 

@@ -64,4 +64,5 @@ urlpatterns = [
     path("waiting/", views.waiting),
     path("rendezvous/", views.rendezvous),
     path("patient-rendezvous/", views.patient_rendezvous),
+    path("resuming/rendezvous/", views.resuming_rendezvous),
 ]

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.options import get_content_type_for_model
 from django.contrib.admin.utils import quote
-from django.db import models
+from django.db import connections, models, transaction
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -54,7 +54,7 @@ class RecordAdmin(RecordAdminBase):
         """Return the records with their lease state, and defer the large fields."""
         records: Any = super().get_queryset(request).using(self.alias)
         found: models.QuerySet[IdempotencyRecord] = records.with_lease_state()
-        return found.defer("body", "headers")
+        return found.defer("body", "headers", "steps")
 
     def _name(self, page: str) -> str:
         """Return the URL name of a page; a proxy model has its own."""
@@ -91,6 +91,13 @@ class RecordAdmin(RecordAdminBase):
             action_flag=flag,
             change_message=what,
         )
+
+
+def outside_transactions(view: Any) -> Any:
+    """Return a view that runs in no transaction of ATOMIC_REQUESTS."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
 
 
 def in_the_log(what: Any, **given: Any) -> str:

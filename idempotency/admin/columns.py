@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.contrib import admin
@@ -13,11 +14,12 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import display, messages
-from idempotency.admin.decoding import SHOWN_CHARACTERS, decode
+from idempotency.admin.decoding import SHOWN_CHARACTERS, decode, indented
 from idempotency.admin.lists import OF_A_CALLER, CallerFilter, StateFilter
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State, Status
 from idempotency.responses import replayed_headers
+from idempotency.steps import Entry
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
@@ -29,6 +31,9 @@ SIGNS = {
     Status.IN_PROGRESS: "…",
     Status.ABANDONED: "!",
 }
+# Steps and calls of one record on its page.
+SHOWN_STEPS = 100
+STEP_NAMES = {"step": _("step “%(name)s”"), "call": _("call “%(name)s”")}
 
 
 class Columns(Permissions):
@@ -144,20 +149,40 @@ class Columns(Permissions):
         claimed = gettext("claimed")
         if lease is None and record.status_code is None:
             claimed = gettext("claimed; abandoned without a response")
-        events = [(record.created_at, claimed)]
+        begin = (record.created_at, claimed)
+        events = []
         if record.completed_at is not None:
             events.append((record.completed_at, gettext("completed")))
         if lease is not None:
             events.append((lease, _end_of_lease(record)))
         events.append((record.expires_at, gettext("expires: the key is new again")))
+        # The clocks of steps are those of the application.
+        events = [begin, *_events_of_steps(record), *sorted(events)]
         rows = (
-            (display.moment(at), what, display.distance(at, record.read_at))
-            for at, what in sorted(events, key=lambda event: event[0])
+            (display.second(at), what, display.distance(at, record.read_at))
+            for at, what in events
         )
         return format_html(
             '<ol class="idempotency-times">{}</ol>',
             format_html_join(
                 "", "<li><time>{}</time> <span>{}</span> <em>{}</em></li>", rows
+            ),
+        )
+
+    @admin.display(description=_("results of steps"))
+    def step_results(self, record: IdempotencyRecord) -> SafeString:
+        """Return the results that the next run gets (E14), shortened if long."""
+        results = results_of(record)
+        each = SHOWN_CHARACTERS // len(results)
+        return format_html(
+            '<dl class="idempotency-results">{}</dl>',
+            format_html_join(
+                "",
+                "<dt>{}</dt><dd>{}</dd>",
+                (
+                    (name, display.preformatted(Truncator(shown).chars(each)))
+                    for name, shown in results
+                ),
             ),
         )
 
@@ -204,6 +229,54 @@ class Columns(Permissions):
     def hidden_answer(self, record: IdempotencyRecord) -> str:
         """Return why the body is not shown."""
         return gettext("You do not have permission to view stored responses.")
+
+
+def results_of(record: IdempotencyRecord) -> list[tuple[str, str]]:
+    """Return the names and results of the last steps, as JSON for display."""
+    last = record.entries[-SHOWN_STEPS:]
+    return [
+        (each["name"], indented(each["result"])) for each in last if "result" in each
+    ]
+
+
+def _events_of_steps(
+    record: IdempotencyRecord,
+) -> list[tuple[datetime, str]]:
+    entries = record.entries
+    left_out = len(entries) - SHOWN_STEPS
+    events = [
+        (datetime.fromisoformat(each["began"]), _course(record, each))
+        for each in entries[-SHOWN_STEPS:]
+    ]
+    if left_out > 0:
+        earlier = ngettext(
+            "after %(number)d earlier step or call",
+            "after %(number)d earlier steps and calls",
+            left_out,
+        ) % {"number": left_out}
+        at, first = events[0]
+        events[0] = at, f"{first} ({earlier})"
+    return events
+
+
+def _course(record: IdempotencyRecord, entry: Entry) -> str:
+    """Return what became of a step or call."""
+    name = STEP_NAMES[entry["kind"]] % {"name": entry["name"]}
+    if "ended" not in entry:
+        if record.call_in_doubt is None:
+            state = gettext("its end was not recorded")
+        elif record.is_leased:
+            state = gettext("not ended")
+        else:
+            state = gettext("in doubt, it may or may not have happened")
+        return f"{name}: {state}"
+    began, ended = (datetime.fromisoformat(entry[each]) for each in ("began", "ended"))
+    took = round((ended - began) / timedelta(milliseconds=1))
+    until = gettext("ended at %(time)s after %(number)s ms") % {
+        "time": timezone.localtime(ended).strftime("%H:%M:%S"),
+        "number": f"{took:,}",
+    }
+    return f"{name}: {until}"
 
 
 def _end_of_lease(record: IdempotencyRecord) -> str:

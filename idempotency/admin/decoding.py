@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from idempotency.responses import CHARSET, StoredResponse
 
@@ -85,6 +86,12 @@ def decode(stored: StoredResponse) -> DecodedBody:
         text=text and _presentable(text[:SHOWN_CHARACTERS]),
         is_cut=text is not None and not (is_whole and len(text) <= SHOWN_CHARACTERS),
     )
+
+
+def indented(value: Any) -> str:
+    """Return a JSON value with one member per line, for display."""
+    text = json.dumps(value)
+    return _presentable(_indented(text, is_whole=True)[:SHOWN_CHARACTERS])
 
 
 def _text(body: bytes, content_type: str, *, is_whole: bool) -> str | None:

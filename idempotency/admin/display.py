@@ -61,6 +61,11 @@ def moment(at: datetime) -> str:
     return formats.date_format(timezone.localtime(at), "DATETIME_FORMAT")
 
 
+def second(at: datetime) -> str:
+    """Return a time to the second in the user's time zone."""
+    return timezone.localtime(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def distance(at: datetime, now: datetime) -> str:
     """Return a time relative to now, such as "in 3 days"."""
     if at <= now:

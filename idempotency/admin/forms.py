@@ -1,4 +1,4 @@
-"""The form for the response of an abandoned record (contract A3)."""
+"""The forms for decisions about an abandoned record (contract A3)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from django.http import HttpResponse
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
+from idempotency.models import IdempotencyRecord
 
 JSON = "application/json"
 # Statuses without a body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
 WITHOUT_BODY = (204, 205, 304)
+NOT_JSON = _("This is not valid JSON: %s")
 
 
 class ResolveForm(forms.Form):
@@ -57,7 +59,7 @@ class ResolveForm(forms.Form):
             try:
                 json.loads(body)
             except (ValueError, RecursionError) as error:
-                self.add_error("body", _("This is not valid JSON: %s") % error)
+                self.add_error("body", NOT_JSON % error)
         try:
             size = len(HttpResponse(body, content_type=kind).content)
         except (UnicodeError, LookupError) as error:
@@ -80,3 +82,57 @@ class ResolveForm(forms.Form):
             status=self.cleaned_data["status_code"],
             content_type=self.cleaned_data["content_type"],
         )
+
+
+class CallForm(forms.Form):
+    """How a call in doubt has ended; ``settle()`` records it (E13)."""
+
+    RETURNED, NEVER = "returned", "never"
+
+    outcome = forms.ChoiceField(
+        label=_("What happened?"),
+        choices=(
+            (RETURNED, _("It returned this result:")),
+            (NEVER, _("It never happened: the next run makes the call.")),
+        ),
+        widget=forms.RadioSelect,
+    )
+    result = forms.CharField(
+        label=_("Result"),
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 8, "cols": 80, "spellcheck": "false"}),
+        help_text=_("As JSON, in the form that the handler gets from the call."),
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse a result that is not JSON, is missing, or contradicts the outcome."""
+        cleaned: dict[str, Any] = super().clean() or {}
+        outcome, text = cleaned.get("outcome"), cleaned.get("result", "")
+        if outcome == self.NEVER and text:
+            self.add_error("result", _("A call that never happened has no result."))
+        elif outcome == self.RETURNED:
+            try:
+                cleaned["result"] = json.loads(text, parse_constant=_refuse)
+            except (ValueError, RecursionError) as error:
+                self.add_error("result", NOT_JSON % error)
+        return cleaned
+
+    def settle(self, record: IdempotencyRecord, name: str) -> bool:
+        """Record the outcome; return False, with an error, if the result is refused.
+
+        Raise ``RecordChanged`` if the record is no longer as it was read.
+        """
+        if self.cleaned_data["outcome"] == self.NEVER:
+            record.call_never_happened(name)
+            return True
+        try:
+            record.call_returned(name, self.cleaned_data["result"])
+        except (TypeError, ValueError) as error:
+            self.add_error("result", str(error))
+            return False
+        return True
+
+
+def _refuse(constant: str) -> Any:
+    """Refuse NaN and the infinities, which Python's parser takes."""
+    raise ValueError(constant)

@@ -50,6 +50,26 @@ ASK = _(
     "{function} (on_abandoned): it gets the response that this finds, or runs the "
     "handler again, unless someone resolves the record first."
 )
+# For those whose endpoint resumes (E12, E13, E16).
+RESUME = _(
+    "The run was cut off after “{name}”. The next request with this key and the same "
+    "content goes on from there, unless someone resolves the record first."
+)
+BEGIN = _(
+    "The run was cut off before a step was recorded. The next request with this key "
+    "and the same content runs the handler from the beginning, unless someone resolves "
+    "the record first."
+)
+IN_DOUBT = _(
+    "The run was cut off during the call “{name}”, which may or may not have happened. "
+    "The next request with this key is refused with 409 idempotency_outcome_unknown "
+    "until someone settles the call, resolves the record or releases the key. The "
+    "handler does not run."
+)
+CHANGED = _(
+    "Since this run, its endpoint has begun or ceased to resume, so that it can't say "
+    "what the run has done."
+)
 NOT_FOUND = _(
     "This project's URLs have no endpoint for the record. If the endpoint sets "
     "on_abandoned, the next request may run the handler."
@@ -72,11 +92,30 @@ def next_request(record: IdempotencyRecord) -> str:
         except Exception:  # noqa: BLE001  # a project's view may need a request
             message += f" {NOT_FOUND}"
         else:
-            if callable(on_abandoned):
-                message = ASK.format(function=dotted_name(on_abandoned))
-            elif on_abandoned == "rerun":
-                message = str(RERUN)
+            message = _of_abandoned(record, on_abandoned) or message
     return f"{message} {OTHER_CONTENT}"
+
+
+def _of_abandoned(record: IdempotencyRecord, on_abandoned: Any) -> str | None:
+    """Return the message for the endpoint's option, or None if it holds records."""
+    if on_abandoned == "hold":
+        return None
+    resumes = on_abandoned == "resume"
+    if resumes is not (record.steps is not None):
+        return f"{CHANGED} {NEXT_RESPONSES[Status.ABANDONED]}"
+    if resumes:
+        return _of_resumed(record)
+    if callable(on_abandoned):
+        return ASK.format(function=dotted_name(on_abandoned))
+    return str(RERUN)
+
+
+def _of_resumed(record: IdempotencyRecord) -> str:
+    if record.call_in_doubt is not None:
+        return IN_DOUBT.format(name=record.call_in_doubt)
+    if record.entries:
+        return RESUME.format(name=record.entries[-1]["name"])
+    return str(BEGIN)
 
 
 def _on_abandoned(record: IdempotencyRecord) -> str | Callable[..., Any]:

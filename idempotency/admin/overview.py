@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections
+from django.db.models import Case, Count, Q, Sum, Value, When
 from django.db.models.functions import Left
 from django.utils import timezone
 from django.utils.translation import gettext
@@ -16,6 +17,7 @@ from django.utils.translation import gettext
 from idempotency.database import now_in
 from idempotency.models import Status
 from idempotency.routes import route_of
+from idempotency.steps import HALF_DONE
 
 DAYS = 30
 # If there are more records, figures are estimated from a sample of this size.
@@ -93,6 +95,8 @@ class Overview:
     """Figures about records; ``is_exact`` is false if they come from a sample.
 
     If ``..._is_cut`` is true, counting stopped at that number.
+    ``half_done_within_a_day`` of the counted abandoned records have recorded steps, and
+    lose them within a day.
     """
 
     WIDTH, HEIGHT = 900, 200
@@ -110,6 +114,7 @@ class Overview:
     expired: int
     within_a_day: int
     within_a_week: int
+    half_done_within_a_day: int
     abandoned: int
     abandoned_is_exact: bool
     abandoned_is_cut: bool
@@ -129,7 +134,7 @@ class Overview:
         statuses = Counter(map(_status, rows))
         # Abandoned records without a lease (E5) have no index, so they are estimated.
         left_behind = scaled(statuses[Status.ABANDONED])
-        abandoned = _counted(leased.filter(Status.ABANDONED.condition))
+        abandoned, half_done = _counted_abandoned(leased, now)
         in_progress = _counted(leased.filter(Status.IN_PROGRESS.condition))
         days, most = _days(rows, factor, now)
         endpoints, looked_up = _endpoints(rows, factor)
@@ -148,6 +153,7 @@ class Overview:
             expired=scaled(sum(left <= timedelta(0) for left in expiries)),
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
             within_a_week=scaled(_within(expiries, timedelta(days=7))),
+            half_done_within_a_day=half_done,
             abandoned=min(abandoned, MOST_COUNTED) + left_behind,
             abandoned_is_exact=factor == 1 or not left_behind,
             abandoned_is_cut=abandoned > MOST_COUNTED,
@@ -177,6 +183,18 @@ def _sample(records: Any) -> tuple[list[dict[str, Any]], float]:
 def _counted(records: Any) -> int:
     found: int = records.values("pk")[: MOST_COUNTED + 1].count()
     return found
+
+
+def _counted_abandoned(leased: Any, now: datetime) -> tuple[int, int]:
+    """Return how many records are abandoned, and how many half-done expire soon."""
+    soon = Q(expires_at__gt=now, expires_at__lte=now + timedelta(days=1))
+    abandoned = leased.filter(Status.ABANDONED.condition).annotate(
+        is_urgent=Case(When(HALF_DONE & soon, then=Value(1)), default=Value(0))
+    )
+    found = abandoned.values("pk", "is_urgent")[: MOST_COUNTED + 1].aggregate(
+        number=Count("pk"), urgent=Sum("is_urgent")
+    )
+    return found["number"], found["urgent"] or 0
 
 
 def _status(row: dict[str, Any]) -> Status:

@@ -1,4 +1,4 @@
-"""The admin's own pages: release, resolve, download and overview (A3, A4)."""
+"""The admin's own pages: decisions, download and overview (A3, A4)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.debug import sensitive_post_parameters
 
 from idempotency.admin import display
-from idempotency.admin.base import in_the_log
-from idempotency.admin.forms import ResolveForm
+from idempotency.admin.base import in_the_log, outside_transactions
+from idempotency.admin.columns import results_of
+from idempotency.admin.forms import CallForm, ResolveForm
 from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
+from idempotency.completing import complete, completer_of, log_failure
+from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord, RecordChanged, Status
 
 READ = _("Viewed the response.")
 DOWNLOADED = _("Downloaded the response.")
 RELEASED = _("Released the key.")
 STORED = _("Stored a response with status %(status)d.")
+CALL_RETURNED = _("Recorded what the call “%(name)s” returned.")
+CALL_NEVER_HAPPENED = _("Recorded that the call “%(name)s” never happened.")
+COMPLETING = _("Began to complete the request.")
+READ_STEPS = _("Viewed the results of steps.")
 
 
 class Pages(Permissions):
@@ -43,6 +50,7 @@ class Pages(Permissions):
             ("<path:object_id>/", "body", self.download_body),
             ("<path:object_id>/", "release", self.release_view),
             ("<path:object_id>/", "resolve", self.resolve_view),
+            ("<path:object_id>/", "call", self.call_view),
         )
         own = [
             path(
@@ -50,6 +58,12 @@ class Pages(Permissions):
             )
             for at, name, view in pages
         ]
+        # The claim of a completion must be committed first.
+        completing = outside_transactions(
+            self.admin_site.admin_view(self.complete_view)
+        )
+        at = "<path:object_id>/complete/"
+        own.append(path(at, completing, name=self._name("complete")))
         return [*own, *super().get_urls()]
 
     def _get(
@@ -87,8 +101,15 @@ class Pages(Permissions):
             context["release_address"] = self._address("release", record.pk)
         if self.has_resolve_permission(request, record) and is_open(record):
             context["resolve_address"] = self._address("resolve", record.pk)
-        if record.status_code is not None and self.has_body_permission(request, record):
-            self._log(request, record, CHANGE, in_the_log(READ))
+            if record.call_in_doubt is not None:
+                context["call_address"] = self._address("call", record.pk)
+            elif can_be_completed(record):
+                context["complete_address"] = self._address("complete", record.pk)
+        if self.has_body_permission(request, record):
+            if record.status_code is not None:
+                self._log(request, record, CHANGE, in_the_log(READ))
+            elif results_of(record):
+                self._log(request, record, CHANGE, in_the_log(READ_STEPS))
         context["subtitle"] = record.key
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -117,6 +138,7 @@ class Pages(Permissions):
             title=gettext("Release this key?"),
             **self._facts(request, record),
             is_abandoned=record.status is Status.ABANDONED,
+            steps=[] if record.status_code else [e["name"] for e in record.entries],
         )
 
     @method_decorator(sensitive_post_parameters("body"))
@@ -151,6 +173,80 @@ class Pages(Permissions):
             **self._facts(request, record),
             form=form,
         )
+
+    @method_decorator(sensitive_post_parameters("result"))
+    def call_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Record how a call in doubt has ended (E13)."""
+        record = self._get(request, object_id, self.has_resolve_permission)
+        if self._is_another_run(request, record):
+            return self._has_changed(request, record)
+        name = record.call_in_doubt if is_open(record) else None
+        if name is None:
+            why = gettext("No call of this record is in doubt.")
+            return self._back(request, record, why)
+        form = CallForm(request.POST or None)
+        if form.is_valid():
+            never = form.cleaned_data["outcome"] == CallForm.NEVER
+            text = CALL_NEVER_HAPPENED if never else CALL_RETURNED
+            try:
+                with transaction.atomic(using=record._state.db):
+                    is_settled = form.settle(record, name)
+                    if is_settled:
+                        what = in_the_log(text, name=name)
+                        self._log(request, record, CHANGE, what)
+            except RecordChanged:
+                return self._has_changed(request, record)
+            if is_settled:
+                messages.success(request, str(text % {"name": name}))
+                return HttpResponseRedirect(self._address("change", record.pk))
+        return self._page(
+            request,
+            "call",
+            title=gettext("How did the call “%(name)s” end?") % {"name": name},
+            **self._facts(request, record),
+            form=form,
+        )
+
+    def complete_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask for confirmation, then let the endpoint's completer run (E17)."""
+        record = self._get(request, object_id, self.has_resolve_permission)
+        if self._is_another_run(request, record):
+            return self._has_changed(request, record)
+        if not (is_open(record) and can_be_completed(record)):
+            why = gettext(
+                "Only an abandoned record with recorded steps can be completed, if its "
+                "endpoint has a completer."
+            )
+            return self._back(request, record, why)
+        if request.method == "POST":
+            # Before the run, which can't be undone if it can't be logged.
+            self._log(request, record, CHANGE, in_the_log(COMPLETING))
+            return self._complete(request, record)
+        return self._page(
+            request,
+            "complete",
+            title=gettext("Complete this request now?"),
+            **self._facts(request, record),
+            last=record.entries[-1]["name"],
+        )
+
+    def _complete(self, request: HttpRequest, record: Any) -> HttpResponse:
+        failed = gettext(
+            "The completer failed: %s. What it recorded is kept, and the request can "
+            "be completed again."
+        )
+        try:
+            response = complete(record)
+        except (RecordChanged, ClaimLost, OutcomeUnknown):
+            return self._has_changed(request, record)
+        except Exception as error:  # noqa: BLE001  # a completer is the project's
+            log_failure(record, error)
+            return self._back(request, record, failed % type(error).__name__)
+        if response.status_code >= 500:
+            return self._back(request, record, failed % response.status_code)
+        done = gettext("Completed: retries get the response, with status %d.")
+        messages.success(request, done % response.status_code)
+        return HttpResponseRedirect(self._address("change", record.pk))
 
     def _facts(self, request: HttpRequest, record: Any) -> dict[str, Any]:
         """Return the template context about the record to change."""
@@ -204,9 +300,22 @@ class Pages(Permissions):
             callers=[(self._caller(each.scope), each) for each in overview.callers],
             approximately="" if overview.is_exact else "~ ",
             state_address=f"{self._address('changelist')}?state=abandoned",
+            half_done_address=(
+                f"{self._address('changelist')}?state=abandoned&expiry=day"
+            ),
         )
 
 
 def is_open(record: IdempotencyRecord) -> bool:
     """Return whether the record can be resolved."""
     return record.is_in_force and record.status is Status.ABANDONED
+
+
+def can_be_completed(record: IdempotencyRecord) -> bool:
+    """Return whether an abandoned record has what its endpoint's completer needs."""
+    if not record.entries or record.call_in_doubt is not None:
+        return False
+    try:
+        return completer_of(record) is not None
+    except ImportError:
+        return False

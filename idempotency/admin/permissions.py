@@ -39,7 +39,10 @@ class Permissions(RecordAdmin):
     def has_resolve_permission(
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> bool:
-        """Return whether the user may store the response of an abandoned record."""
+        """Return whether the user may decide about an abandoned record.
+
+        That is to store its response, to say how a call ended, or to complete it.
+        """
         return request.user.has_perm(RESOLVE)
 
     def has_purge_permission(self, request: HttpRequest) -> bool:

@@ -8,13 +8,12 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.admin.models import DELETION
 from django.core.exceptions import PermissionDenied
-from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils.translation import gettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from idempotency.admin.base import in_the_log
+from idempotency.admin.base import in_the_log, outside_transactions
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord
 
@@ -30,6 +29,11 @@ PURGED = ngettext_lazy(
     "Purged %(number)d expired records of the database “%(alias)s”.",
     "number",
 )
+HALF_DONE = ngettext_lazy(
+    "%(number)d of them had recorded steps, but no response.",
+    "%(number)d of them had recorded steps, but no response.",
+    "number",
+)
 
 
 class PurgePage(Permissions):
@@ -37,10 +41,8 @@ class PurgePage(Permissions):
 
     def get_urls(self) -> list[URLPattern]:
         """Add the purge before Django's pages."""
-        view = self.admin_site.admin_view(self.purge_view)
         # purge() refuses to run inside a request's transaction.
-        for alias in connections:
-            view = transaction.non_atomic_requests(using=alias)(view)
+        view = outside_transactions(self.admin_site.admin_view(self.purge_view))
         return [path("purge/", view, name=self._name("purge")), *super().get_urls()]
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
@@ -72,8 +74,10 @@ class PurgePage(Permissions):
             records: Any = IdempotencyRecord.objects.using(self.alias)
             report = records.purge(time_budget=PURGE_BUDGET)
             done["number"] = report.deleted
+            if report.half_done:
+                rest = f" {HALF_DONE % {'number': report.half_done}}"
             if report.more:
-                rest = " " + gettext("More are left: purge again for the rest.")
+                rest += " " + gettext("More are left: purge again for the rest.")
         self._log(request, None, DELETION, in_the_log(text, **done))
         messages.success(request, str(text % done) + rest)
         return HttpResponseRedirect(self._address("changelist"))

@@ -14,7 +14,7 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import lists
-from idempotency.admin.columns import Columns
+from idempotency.admin.columns import Columns, results_of
 from idempotency.admin.pages import Pages
 from idempotency.admin.purge import PurgePage
 from idempotency.discretion import discreet_page
@@ -30,6 +30,8 @@ FOR_OTHERS = {
     "stored_headers": None,
     "body": "hidden_answer",
     "answer": "hidden_answer",
+    "steps": None,
+    "step_results": None,
 }
 
 
@@ -65,7 +67,7 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         (None, {"fields": ("next_request", "key", "scope_link", "state_badge")}),
         (_("Request"), {"fields": ("asked", "attempt", "fingerprint")}),
         (_("Response"), {"fields": ("status_code", "stored_headers", "answer")}),
-        (_("Times"), {"fields": ("time_line",)}),
+        (_("Times"), {"fields": ("time_line", "step_results")}),
     )
 
     class Media:
@@ -119,11 +121,16 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> Any:
         """Replace the fields that only users who may view responses see."""
-        if self.has_body_permission(request, obj):
+        replaced: dict[str, str | None] = {}
+        if not self.has_body_permission(request, obj):
+            replaced = FOR_OTHERS
+        elif obj is None or not results_of(obj):
+            replaced = {"step_results": None}
+        if not replaced:
             return self.fieldsets
         shown = []
         for head, options in self.fieldsets:
-            names = [FOR_OTHERS.get(name, name) for name in flatten(options["fields"])]
+            names = [replaced.get(name, name) for name in flatten(options["fields"])]
             shown.append((head, {**options, "fields": [*filter(None, names)]}))
         return shown
 

@@ -19,9 +19,9 @@ from idempotency.checks.endpoints import (
     check_methods,
     check_views_without_the_mixin,
 )
-from idempotency.checks.purges import (
-    check_purge_is_scheduled,
-    check_purge_is_scheduled_in_database,
+from idempotency.checks.schedules import (
+    check_jobs_are_scheduled,
+    check_jobs_are_scheduled_in_database,
 )
 from idempotency.checks.settings import (
     check_enabled,
@@ -36,10 +36,10 @@ __all__ = [
     "check_decorators",
     "check_enabled",
     "check_endpoints",
+    "check_jobs_are_scheduled",
+    "check_jobs_are_scheduled_in_database",
     "check_leased_views",
     "check_methods",
-    "check_purge_is_scheduled",
-    "check_purge_is_scheduled_in_database",
     "check_quota",
     "check_reading",
     "check_round_trips",

@@ -23,7 +23,7 @@ LATER = ("status_code", "headers", "body", "body_size", "completed_at")
 # Set by the database's clock (P1).
 TIMES = ["created_at", "expires_at"]
 CLAIMED = [f for f in ATTNAMES if f not in (*LATER, *TIMES, "lease_expires_at")]
-COMPLETED = ["state", "status_code", "headers", "body", "body_size"]
+COMPLETED = ["state", "status_code", "headers", "body", "body_size", "steps"]
 CLAIM = ["id", "token"]
 # Placeholders in a statement for the ends of a lease and of a retention.
 LEASE, EXPIRY = "{lease}", "{expiry}"
@@ -44,6 +44,8 @@ class Claims(Rows):
     AT_ONCE = ""
     # Condition of a take-over that must not wait for another one.
     UNLESS_HELD = ""
+    # Condition of a write that a take-over must not wait for.
+    HOLDING = ""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
@@ -77,10 +79,16 @@ class Claims(Rows):
             f"AND {state} = %s AND ({lease} IS NULL OR {lease} <= {now})"
             f"{self.UNLESS_HELD.format(table=self.table)}"
         )
+        holding = self.HOLDING.format(table=self.table)
+        self.steps_sql = (
+            f"UPDATE {self.table} SET {columns['steps']} = %s, "
+            f"{columns['token']} = %s, {lease} = {LEASE} {executing}{holding}"
+        )
         self.renew_sql = f"UPDATE {self.table} SET {lease} = {LEASE} {executing}"
         self.complete_sql = (
             f"UPDATE {self.table} SET {completed}, {lease} = NULL {by_claim}"
         )
+        self.end_sql = f"{self.complete_sql}{holding}"
         self.abandon_sql = (
             f"UPDATE {self.table} SET {state} = '{State.ABANDONED}', {lease} = {now} "
             f"{by_claim} AND {state} <> '{State.COMPLETED}'"
@@ -189,6 +197,19 @@ class Claims(Rows):
         sql, ends = self._with_lease(self.renew_sql, lease)
         self.write(sql, [*ends, *self._values(claimed, CLAIM)])
 
+    def record_steps(
+        self, claimed: IdempotencyRecord, token: UUID, steps: str, lease: timedelta
+    ) -> None:
+        """Store the steps, with a new token and a lease of ``lease`` from now (E12).
+
+        Raise ``ClaimLost`` if the record no longer has the claim's token.
+        """
+        sql, ends = self._with_lease(self.steps_sql, lease)
+        renewed = IdempotencyRecord(steps=steps, token=token)
+        values = [*self._values(renewed, ["steps", "token"]), *ends]
+        values += self._values(claimed, CLAIM)
+        self.write(sql, values + self.lock_key(claimed.pk))
+
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Store the response in the claimed record.
 
@@ -197,6 +218,11 @@ class Claims(Rows):
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         self.write(*self.completion(claimed, stored))
+
+    def end_steps(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
+        """Store the response as ``complete()`` does, in the last step's transaction."""
+        _sql, values = self.completion(claimed, stored)
+        self.write(self.end_sql, values + self.lock_key(claimed.pk))
 
     def completion(
         self, claimed: IdempotencyRecord, stored: StoredResponse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from django.db import DatabaseError, DataError, Error, IntegrityError
 from idempotency.claims.base import Claims
 from idempotency.database import write_with_retry
 from idempotency.exceptions import ClaimLost
-from idempotency.models import IdempotencyRecord
+from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse
 
 # Errors of a statement that the database has certainly not executed. Other classes
@@ -73,6 +74,39 @@ class Leases:
     def renew(self, claimed: IdempotencyRecord, lease: timedelta) -> None:
         """Extend the lease to ``lease`` from now (E8)."""
         self._write(lambda: self.claims.renew(claimed, lease))
+
+    def record_steps(
+        self, claimed: IdempotencyRecord, token: UUID, steps: str, lease: timedelta
+    ) -> None:
+        """Store the steps, with a new token and a lease of ``lease`` from now (E12)."""
+
+        def record() -> None:
+            self.claims.record_steps(claimed, token, steps, lease)
+
+        def record_again() -> None:
+            try:
+                record()
+            except ClaimLost:
+                found = self.claims.look_up(claimed.pk)
+                if found is None or found.token != token:
+                    raise
+
+        self._write(record, record_again)
+
+    def is_recorded(self, claimed: IdempotencyRecord, token: UUID) -> bool:
+        """Return whether a step's transaction was committed, if its reply was lost.
+
+        It has given the record that ``token``, or the response.
+        """
+        if self.connection.in_atomic_block:
+            return False
+        with suppress(Error):
+            self.connection.close()
+            found = self.claims.look_up(claimed.pk)
+            if found is not None and found.state == State.COMPLETED:
+                return found.token == claimed.token
+            return found is not None and found.token == token
+        return False
 
     def complete(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Store the response."""

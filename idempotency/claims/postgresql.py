@@ -34,6 +34,8 @@ class PostgreSQLClaims(Claims):
         "hashint8extended(%s, '{table}'::regclass::oid::bigint))"
     )
     UNLESS_HELD = f" AND {LOCK}"
+    # Waits at most for a take-over's statement, which commits at once.
+    HOLDING = f" AND {LOCK.replace('_try_', '_')}::text = ''"
 
     # serialization_failure, deadlock_detected
     TRANSIENT = ("40001", "40P01")

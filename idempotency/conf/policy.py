@@ -118,9 +118,15 @@ CHECK_REPLAY = function(
     "object",
 )
 ON_ABANDONED = Rule(
-    lambda value: callable(value) or value in ("hold", "rerun"),
-    '"hold", "rerun" or a callable that takes the record and the request and '
-    "returns a response to store, or None to run the handler",
+    lambda value: callable(value) or value in ("hold", "rerun", "resume"),
+    '"hold", "rerun", "resume" or a callable that takes the record and the request '
+    "and returns a response to store, or None to run the handler",
+)
+
+
+COMPLETER = function(
+    "a callable that takes what a handler has as request.idempotency and returns the "
+    "response, or its dotted path"
 )
 
 
@@ -153,9 +159,14 @@ class Policy:
         seconds=60
     )
     on_abandoned: Annotated[
-        Literal["hold", "rerun"] | Callable[[Any, Request], HttpResponseBase | None],
+        Literal["hold", "rerun", "resume"]
+        | Callable[[Any, Request], HttpResponseBase | None],
         Option(ON_ABANDONED, has_setting=False, is_leased_only=True),
     ] = "hold"
+    completer: Annotated[
+        str | Callable[[Any], HttpResponseBase] | None,
+        Option(COMPLETER, has_setting=False, is_leased_only=True),
+    ] = None
 
     def with_options(self, options: Options) -> Policy:
         """Return the policy with an endpoint's own options, which must be valid."""
@@ -206,7 +217,13 @@ def _validate_mode(options: Options, where: str) -> None:
             f"{where}: atomic=False needs on_abandoned. If a worker dies, its external "
             "call may have happened or not. Choose what a retry does then: "
             '"hold" refuses it until a person decides, "rerun" runs the handler again, '
-            "and a callable finds out what happened."
+            '"resume" goes on after its recorded steps, and a callable finds out what '
+            "happened."
+        )
+    if "completer" in options and options["on_abandoned"] != "resume":
+        raise ImproperlyConfigured(
+            f'{where}: completer has no effect without on_abandoned="resume". '
+            "Remove it, or let the handler resume."
         )
     lease, retention = options.get("lease"), options.get("retention")
     if lease and retention and lease >= retention:

@@ -16,7 +16,10 @@ from idempotency.claims.leases import Leases
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
+from idempotency.modes.steps import RecordedSteps
+from idempotency.responses import StoredResponse
 from idempotency.signals import extras
+from idempotency.steps import as_text, is_in_transaction
 
 logger = logging.getLogger("idempotency")
 
@@ -46,13 +49,18 @@ def opt_out_of_atomic_requests(alias: str) -> str:
 class LeasedMode(Mode):
     """Commits a claim with a lease before the handler runs."""
 
+    # If the endpoint resumes.
+    steps: RecordedSteps | None = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.leases = Leases(self.claims)
+        self.resumes = self.policy.on_abandoned == "resume"
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Commit the claim, then run the handler (E7)."""
-        if self._is_in_transaction():  # E11
+        new_record.steps = as_text(self.context.payload) if self.resumes else None
+        if is_in_transaction(self.connection):  # E11
             opt_out = opt_out_of_atomic_requests(self.alias)
             raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
         try:
@@ -72,8 +80,14 @@ class LeasedMode(Mode):
         """Take over the record, unless a person must decide (E9)."""
         if self.policy.on_abandoned == "hold":
             raise OutcomeUnknown
+        # After a change of the option only a person knows what the other one has done.
+        was_resuming = abandoned.steps is not None
+        if was_resuming is not self.resumes or abandoned.call_in_doubt is not None:
+            raise OutcomeUnknown
+        new_record.steps = abandoned.steps
         new_record.attempt = abandoned.attempt + 1
         new_record.created_at = abandoned.created_at
+        new_record.read_at = abandoned.read_at
         new_record.expires_at = abandoned.read_at + self.policy.retention
         try:
             is_taken = self.leases.take_over(abandoned, new_record, self.policy.lease)
@@ -82,14 +96,6 @@ class LeasedMode(Mode):
         if not is_taken:
             return Busy()  # another retry has taken over
         return self._run_under(new_record, abandoned)
-
-    def _is_in_transaction(self) -> bool:
-        """Return whether ``atomic(durable=True)`` would be refused."""
-        blocks = self.connection.atomic_blocks
-        if blocks:
-            # Django's private mark of a TestCase's transaction; there is no public one.
-            return not blocks[-1]._from_testcase
-        return not self.connection.get_autocommit()
 
     def _not_claimed(self, error: DatabaseError) -> Busy:
         if self.claims.is_busy(error):
@@ -110,7 +116,7 @@ class LeasedMode(Mode):
 
     def _run_handler(
         self, ran: Ran, abandoned: IdempotencyRecord | None
-    ) -> HttpResponseBase | Exception:
+    ) -> HttpResponseBase | BaseException:
         """Run the handler, and decide about the record (O1 to O4, E9).
 
         After an abandoned run, the outcome is unknown until a response is stored.
@@ -119,32 +125,44 @@ class LeasedMode(Mode):
         self.begin(ran)
         context.renew_claim = lambda lease: self._renew(ran, lease)
         context.has_side_effects = abandoned is not None
+        if self.resumes:
+            context.steps = self.steps = RecordedSteps(
+                ran.record,
+                leases=self.leases,
+                alias=self.alias,
+                lease=self.policy.lease,
+                derive=context.derive,
+                finish=self._finish_in_step,
+            )
         try:
             response = found = self._find_out(abandoned)
             if response is None:
                 response = self.handler()
-        except ClaimLost:
+        except BaseException as error:
+            if self._is_refused(ran, error):
+                return error
             raise
-        except Exception as error:
-            if self.keyed.is_failure(error):
-                self._give_up(ran)
-                raise
-            self._end_in_error(ran)
-            return error
-        except BaseException:
-            self._give_up(ran)  # the process ends
-            raise
+        if self.steps is not None and self.steps.response is not None:
+            self._report_skipped()
+            ran.fate = Fate.STORED
+            return self.steps.response
         try:
             response = self.finalizer.finish(response)
             is_error = response.status_code >= 500 or (
-                found is None and self.is_released_by(response)
+                found is None
+                and self.is_released_by(response)
+                and not self._has_entries
             )
-            is_stored = not (is_error or context.is_released)
+            is_released = context.is_released and not self._has_entries
+            is_stored = not (is_error or is_released)
             stored = self.to_store(response) if is_stored else None
         except BaseException:
             self._give_up(ran)  # not a refusal by the handler
             raise
         if stored is not None:
+            if self.steps is not None:
+                self.steps.forget_results()
+                self._report_skipped()
             self._write(ran, lambda: self.leases.complete(ran.record, stored))
             ran.fate = Fate.STORED
         elif response.status_code >= 500:
@@ -152,6 +170,21 @@ class LeasedMode(Mode):
         else:
             self._end_in_error(ran)
         return response
+
+    def _is_refused(self, ran: Ran, error: BaseException) -> bool:
+        """End a claim after an error; return whether the handler refuses by it."""
+        if self._has_ended:
+            ran.fate = Fate.STORED  # the last step is committed
+        elif isinstance(error, ClaimLost):
+            if ran.fate is not None:  # lost in a step
+                ran.fate = None
+                self._log_loss(ran.record)
+        elif not isinstance(error, Exception) or self.keyed.is_failure(error):
+            self._give_up(ran)
+        else:
+            self._end_in_error(ran)
+            return True
+        return False
 
     def _find_out(self, abandoned: IdempotencyRecord | None) -> HttpResponseBase | None:
         """Return what the policy's callable finds out about an abandoned run."""
@@ -161,13 +194,38 @@ class LeasedMode(Mode):
         found: HttpResponseBase | None = ask(abandoned, self.keyed.request)
         return found
 
+    @property
+    def _has_entries(self) -> bool:
+        """Whether a step is recorded."""
+        return self.steps is not None and bool(self.steps.entries)
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether a step has stored the response (E15)."""
+        return self.steps is not None and self.steps.response is not None
+
+    def _finish_in_step(
+        self, response: HttpResponseBase
+    ) -> tuple[HttpResponseBase, StoredResponse | None]:
+        """Finish the response of the last step; an error stores nothing (E15)."""
+        response = self.finalizer.finish(response)
+        if response.status_code >= 500:
+            return response, None
+        return response, self.to_store(response)
+
+    def _report_skipped(self) -> None:
+        if self.steps is not None and self.steps.skipped:
+            self.reporter.skipped(self.steps.skipped)
+
     def _renew(self, ran: Ran, lease: timedelta | None) -> None:
         lease = lease or self.policy.lease
         self._write(ran, lambda: self.leases.renew(ran.record, lease))
 
     def _end_in_error(self, ran: Ran) -> None:
-        """Free the key, unless the handler may have had external effects (O2, E9)."""
-        if self.context.has_side_effects and not self.context.is_released:
+        """Free the key, unless the handler may have had effects (O2, E9, E15)."""
+        context = self.context
+        may_have_acted = context.has_side_effects and not context.is_released
+        if may_have_acted or self._has_entries:
             self._write(ran, lambda: self.leases.abandon(ran.record))
             return
         self._write(ran, lambda: self.leases.release(ran.record))
@@ -203,7 +261,7 @@ class LeasedMode(Mode):
         Raise ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
         transaction, and errors of the database.
         """
-        if self._is_in_transaction():
+        if is_in_transaction(self.connection):
             raise RuntimeError(LEFT_OPEN)
         try:
             write()

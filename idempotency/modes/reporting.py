@@ -66,6 +66,10 @@ class Reporter:
         """Report a run that left its outcome unknown."""
         self._emit(signals.key_abandoned, signals.KeyAbandoned, status_code=status_code)
 
+    def skipped(self, names: list[str]) -> None:
+        """Report recorded steps that a resumed run has not asked for (E16)."""
+        self._emit(signals.steps_skipped, signals.StepsSkipped, names=tuple(names))
+
     def _emit(
         self, signal: LoggedSignal, kind: type[RequestDetails], **more: Any
     ) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from idempotency.testing.clients import IdempotentClient
     from idempotency.testing.races import assert_race_safe
     from idempotency.testing.records import abandon_record, age_records
+    from idempotency.testing.resuming import assert_resumable
 
 __all__ = [
     "IdempotentClient",
@@ -21,6 +22,7 @@ __all__ = [
     "age_records",
     "assert_idempotent",
     "assert_race_safe",
+    "assert_resumable",
 ]
 
 MODULES = {
@@ -29,6 +31,7 @@ MODULES = {
     "age_records": "records",
     "assert_idempotent": "assertions",
     "assert_race_safe": "races",
+    "assert_resumable": "resuming",
 }
 
 

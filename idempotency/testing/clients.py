@@ -9,6 +9,7 @@ from rest_framework.test import APIClient
 
 from idempotency import keys
 from idempotency.conf import get_settings
+from idempotency.modes.stray_writes import stray_writes_reported
 from idempotency.testing.sending import environ_name, marks_taken_back, new_key
 
 
@@ -57,5 +58,5 @@ class IdempotentClient(APIClient):
         return self._send(*self._last)
 
     def _send(self, environ: dict[str, Any], body: bytes) -> Any:
-        with marks_taken_back():
+        with marks_taken_back(), stray_writes_reported():
             return super().request(**environ, **{"wsgi.input": FakePayload(body)})

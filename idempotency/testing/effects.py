@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,19 +14,13 @@ from django.db import connections, router
 from django.db.models import Manager, Model, QuerySet
 
 from idempotency.models import IdempotencyRecord
+from idempotency.modes.stray_writes import project_write_in
 
 Number = int | float | Decimal
 Numbers = dict[str, Any]
 # Rows to count, or a function that returns a number.
 Effect = QuerySet[Any] | Manager[Any] | Callable[[], Number]
 Effects = Effect | Mapping[str, Effect] | None
-
-WRITE = re.compile(
-    r"""\s*(INSERT|UPDATE|DELETE|MERGE|REPLACE)\b
-    (?:\s+(?:OR\s+\w+|IGNORE|INTO|FROM|ONLY)\b)*
-    \s+(?:["`\[]?\w+["`\]]?\.)?["`\[]?(\w+)""",
-    re.IGNORECASE | re.VERBOSE,
-)
 
 
 class Watch:
@@ -104,12 +97,11 @@ def _number(name: str, effect: Effect) -> Number:
 def writes_counted() -> Iterator[Counter[str]]:
     """Count INSERT, UPDATE and other writes by table, even if they are undone."""
     counter: Counter[str] = Counter()
-    own = IdempotencyRecord._meta.db_table
 
-    def count(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        match = WRITE.match(sql)
-        if match and match[2] != own:
-            counter[f"{match[1].upper()} {match[2]}"] += 1
+    def count(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        write = project_write_in(sql)
+        if write is not None:
+            counter[write] += 1
         return execute(sql, params, many, context)
 
     with ExitStack() as stack:

@@ -48,3 +48,13 @@ def abandon_record(key: str, *, using: str | None = None) -> IdempotencyRecord:
     )
     record.refresh_from_db()
     return record
+
+
+def end_lease(key: str, alias: str) -> IdempotencyRecord | None:
+    """End the lease of a key's run, as time does; return the record, if there is one.
+
+    The key must belong to one caller.
+    """
+    records = IdempotencyRecord.objects.using(alias).filter(key=key)
+    records.filter(state=State.IN_PROGRESS).update(lease_expires_at=UTCNow())
+    return records.first()

@@ -20,6 +20,7 @@ from django.test import Client
 
 from idempotency.conf import get_settings
 from idempotency.modes import Mode
+from idempotency.modes.stray_writes import stray_writes_reported
 from idempotency.responses import EXPIRES_HEADER, StoredResponse
 
 KeyIn = Literal["header", "query"]
@@ -64,7 +65,7 @@ class SentRequest:
             )
         _rewind(self.data)
         url, extra = self._with_key(key)
-        with marks_taken_back():
+        with marks_taken_back(), stray_writes_reported():
             send = getattr(self.client, self.method.lower())
             response = send(url, self.data, **extra)
         if response.status_code == 429 and EXPIRES_HEADER not in response:
@@ -185,9 +186,11 @@ def runs_watched(act: Callable[[Mode], None]) -> Iterator[None]:
 
 
 @contextmanager
-def log_silenced(is_silent: Callable[[], bool]) -> Iterator[None]:
-    """Keep Django from logging an error that the kit raised."""
-    logger = logging.getLogger("django.request")
+def log_silenced(
+    is_silent: Callable[[], bool], name: str = "django.request"
+) -> Iterator[None]:
+    """Keep a logger from logging an error that the kit raised."""
+    logger = logging.getLogger(name)
 
     def is_shown(record: logging.LogRecord) -> bool:
         return not is_silent()

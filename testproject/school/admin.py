@@ -1,9 +1,9 @@
-"""Classes and assignments in the admin."""
+"""Classes, assignments and rides in the admin."""
 
 from __future__ import annotations
 
 from django.contrib import admin
 
-from testproject.school.models import Assignment, SchoolClass
+from testproject.school.models import Assignment, Ride, SchoolClass
 
-admin.site.register([SchoolClass, Assignment])
+admin.site.register([SchoolClass, Assignment, Ride])

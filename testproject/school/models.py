@@ -1,4 +1,4 @@
-"""Classes and their assignments."""
+"""Classes, their assignments, and rides."""
 
 from __future__ import annotations
 
@@ -40,3 +40,34 @@ class Assignment(models.Model):
 
     def __str__(self) -> str:
         return self.title
+
+
+class Ride(models.Model):
+    """A bus ride that a teacher has booked."""
+
+    class Status(models.TextChoices):
+        """How far the booking is."""
+
+        BOOKED = "booked"
+        PAID = "paid"
+        CANCELLED = "cancelled"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    teacher = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="rides"
+    )
+    destination = models.CharField(max_length=100)
+    amount = models.DecimalField(max_digits=8, decimal_places=2)
+    currency = models.CharField(max_length=3)
+    status = models.CharField(
+        max_length=9, choices=Status.choices, default=Status.BOOKED
+    )
+    # The provider's id of the charge.
+    charge = models.CharField(max_length=100, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("created_at", "id")
+
+    def __str__(self) -> str:
+        return self.destination

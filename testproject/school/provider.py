@@ -15,6 +15,8 @@ from rest_framework.exceptions import APIException
 
 Charge = Mapping[str, Any]
 
+CARD_DECLINED = {"code": "CARD_DECLINED", "message": "The card was declined."}
+
 
 class ProviderUnreachable(APIException):
     """Nothing was sent to the provider."""

@@ -1,4 +1,4 @@
-"""Serializers for classes, assignments and payments."""
+"""Serializers for classes, assignments, payments and rides."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from testproject.school.models import Assignment, SchoolClass
+from testproject.school.models import Assignment, Ride, SchoolClass
 
 
 class SchoolClassSerializer(serializers.ModelSerializer[SchoolClass]):
@@ -36,3 +36,18 @@ class PaymentSerializer(serializers.Serializer[Any]):
     currency = serializers.ChoiceField(choices=("EUR", "USD"))
     card = serializers.CharField(max_length=100, write_only=True)
     reference = serializers.CharField(max_length=100)
+
+
+class RideSerializer(serializers.ModelSerializer[Ride]):
+    """A ride, and how it is paid."""
+
+    amount = serializers.DecimalField(
+        max_digits=8, decimal_places=2, min_value=Decimal("0.01")
+    )
+    currency = serializers.ChoiceField(choices=("EUR", "USD"))
+    card = serializers.CharField(max_length=100, write_only=True)
+
+    class Meta:
+        model = Ride
+        fields = ("id", "destination", "amount", "currency", "card", "status")
+        read_only_fields = ("status",)

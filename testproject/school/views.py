@@ -1,7 +1,7 @@
 """The API. ``IdempotencyMixin`` makes a view safe to retry.
 
 A view with an external call also chooses what a retry does if the call may have
-happened: see ``PaymentView``.
+happened: see ``PaymentView``. One that also writes has steps: see ``RideView``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import NotFound
+from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -23,12 +24,13 @@ from rest_framework.viewsets import ModelViewSet, ReadOnlyModelViewSet
 from idempotency.context import RequestContext
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
-from testproject.school import provider
-from testproject.school.models import Assignment, SchoolClass
+from testproject.school import provider, rides
+from testproject.school.models import Assignment, Ride, SchoolClass
 from testproject.school.schema import ErrorSerializer
 from testproject.school.serializers import (
     AssignmentSerializer,
     PaymentSerializer,
+    RideSerializer,
     SchoolClassSerializer,
 )
 
@@ -108,9 +110,35 @@ class PaymentView(IdempotencyMixin, APIView):
 def payment_response(charge: provider.Charge) -> Response:
     """Return the response to a charge or a declined one, to be stored in both cases."""
     if charge["status"] == "declined":
-        error = {"code": "CARD_DECLINED", "message": "The card was declined."}
-        return Response([error], status=402, exception=True)
+        return Response([provider.CARD_DECLINED], status=402, exception=True)
     return Response(PaymentSerializer(charge).data, status=201)
+
+
+class RideView(IdempotencyMixin, ListAPIView[Ride]):
+    """The user's rides. Send an idempotency key to book one."""
+
+    queryset = Ride.objects.none()  # for the schema
+    serializer_class = RideSerializer
+    idempotency_required = True
+    idempotency_atomic = False
+    idempotency_lease = timedelta(seconds=60)
+    idempotency_on_abandoned = "resume"
+    idempotency_completer = "testproject.school.rides.complete"
+
+    def get_queryset(self) -> QuerySet[Ride]:
+        """Return the user's own rides."""
+        return Ride.objects.filter(teacher=self.request.user.pk)
+
+    @extend_schema(
+        responses={201: RideSerializer, 402: ErrorSerializer(many=True)},
+    )
+    def post(self, request: Request) -> Response:
+        """Book a ride in steps, the first of which records the order."""
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        asked = {**serializer.validated_data, "teacher": request.user.pk}
+        idempotency: RequestContext = request.idempotency  # type: ignore[attr-defined]  # set by the mixin
+        return rides.book(idempotency, idempotency.step("order", lambda: asked))
 
 
 class UnknownAddressView(APIView):

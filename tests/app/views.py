@@ -20,6 +20,7 @@ from rest_framework.serializers import IntegerField, ModelSerializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
+from idempotency.context import context_of
 from idempotency.decorators import idempotency_exempt, idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.app.authentication import UserHeaderAuthentication
@@ -227,6 +228,21 @@ def plain_rendezvous(request: HttpRequest) -> Any:
 @idempotent(atomic=False, on_abandoned="hold")
 def leased_plain_rendezvous(request: HttpRequest) -> Any:
     return plain_body(request, act_and_meet)
+
+
+@transaction.non_atomic_requests
+@api_view(["POST"])
+@idempotent(atomic=False, on_abandoned="resume")
+def resuming_rendezvous(request: Request) -> Any:
+    """Act, meet the test where it wants to be met, and act once more."""
+    steps, note = context_of(request), str(request.data)
+
+    def act() -> dict[str, Any]:
+        return {"effect": Effect.objects.create(note=note).pk}
+
+    told = steps.step("first", act)
+    meet_if_asked(request)
+    return steps.step("last", lambda: Response({**told, "last": act()}, status=201))
 
 
 class PlainDjangoView(IdempotencyMixin, View):

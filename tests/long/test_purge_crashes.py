@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.db import connection
 
 from idempotency.models import IdempotencyRecord
 from tests.support.fault_points import wait_for_visit
@@ -37,7 +38,10 @@ def test_killed_at_every_boundary(rendezvous: Rendezvous, tmp_path: Path) -> Non
         visit = wait_for_visit(rendezvous)
         visit.close()
     assert left() == KEPT
-    assert sum(label.startswith("before DELETE") for label in visit.labels) == 2
+    # SQLite first deletes what is half done.
+    deletions = 4 if connection.vendor == "sqlite" else 2
+    labels = visit.labels
+    assert sum(label.startswith("before DELETE") for label in labels) == deletions
     for number in range(1, len(visit.labels) + 1):
         fill()
         with running([*command, str(number), *options], log):

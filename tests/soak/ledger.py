@@ -101,6 +101,11 @@ class Story:
         return self.what == "contend"
 
     @property
+    def is_in_steps(self) -> bool:
+        """Whether the handler runs in steps, in leased mode."""
+        return self.what == "book"
+
+    @property
     def acknowledged(self) -> list[Attempt]:
         """The attempts that were answered with a success."""
         return [attempt for attempt in self.attempts if attempt.is_acknowledged]

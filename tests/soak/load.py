@@ -17,6 +17,8 @@ from typing import Any
 from tests.soak.ledger import Attempt, Ledger, Story
 from tests.support.http_servers import UnixConnection
 
+# Handlers that run in steps have a view of their own.
+STEPS_URL = "/steps/"
 URLS = ("/function/", "/waiting/", "/method/", "/mixin/")
 # What handlers do, and how often.
 HANDLERS = {
@@ -28,7 +30,10 @@ HANDLERS = {
     "flaky": 8,
     "stream": 5,
     "contend": 6,
+    "book": 12,
 }
+# After these a patient client asks again.
+WELCOME = ("idempotency_in_progress", "idempotency_claim_lost")
 TRIES = 8
 CLIENTS = 12
 LAST_RETRY = "last retry"
@@ -201,6 +206,9 @@ class Load:
         seconds = 0.0
         if what in ("slow", "fail", "flaky"):
             seconds = draw.uniform(0.0, 0.4 if what == "slow" else 0.05)
+        elif what == "book":
+            # A few are longer than their lease.
+            seconds = draw.choice([0.0, 0.02, 0.05, 0.3, 1.2])
         asked = [
             {
                 "do": what,
@@ -211,7 +219,7 @@ class Load:
             }
             for number in range(payloads)
         ]
-        url = draw.choice(URLS)
+        url = STEPS_URL if what == "book" else draw.choice(URLS)
         return self.ledger.open(
             Story(label=label, path=url, keyed=True, payloads=asked)
         )
@@ -221,7 +229,7 @@ class Load:
         for turn in range(TRIES):
             attempt = self.send(draw, story)
             answered = attempt.status is not None and attempt.status < 500
-            if answered and attempt.code != "idempotency_in_progress":
+            if answered and attempt.code not in WELCOME:
                 return
             time.sleep(0.02 * 2 ** min(turn, 4))
 

@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from django.db import connections
 
+from idempotency.database import UTCNow
+from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.soak.faults import DatabaseServer, Faults, wait_until_idle
 from tests.soak.ledger import Ledger
 from tests.soak.load import ROWS, Load
 from tests.soak.verdict import Violation, judge, read_effects
-from tests.soak.views import SHARED
+from tests.soak.views import CHARGES, SHARED
+from tests.support import charge_ledger
 from tests.support.http_servers import UnixConnection
 from tests.support.processes import running, wait_until
 
@@ -37,6 +41,7 @@ class Report:
     keys: int
     lost_answers: int
     undone: int
+    resumed: int
     violations: list[Violation]
 
     def __str__(self) -> str:
@@ -53,6 +58,7 @@ class Report:
             f"{self.lost_answers}"
         )
         lines.append(f"transactions that the database undid: {self.undone}")
+        lines.append(f"keys whose handler was resumed after a step: {self.resumed}")
         kinds = Counter(violation.what for violation in self.violations)
         lines += [f"  {count:8}  {name}" for name, count in kinds.most_common()]
         verdict = "red" if self.violations else "green"
@@ -95,6 +101,7 @@ def soak(
                 breaking.result()
     seconds = time.monotonic() - started
     wait_until_idle()
+    end_leases()
     before = read_effects()
     connections.close_all()
     acknowledged = {s.label for s in ledger.stories if s.acknowledged}
@@ -111,8 +118,25 @@ def soak(
         keys=sum(story.keyed for story in ledger.stories),
         lost_answers=len(keyed & {*before} - acknowledged),
         undone=sum(attempt.is_undone for _story, attempt in ledger.attempts()),
-        violations=judge(ledger, before, read_effects()),
+        resumed=IdempotencyRecord.objects.filter(attempt__gt=1).count(),
+        violations=judge(ledger, before, read_effects(), charges_in(folders)),
     )
+
+
+def end_leases() -> None:
+    """Let an hour pass: the leases of killed workers are over."""
+    running = IdempotencyRecord.objects.filter(state=State.IN_PROGRESS)
+    running.update(lease_expires_at=UTCNow() - timedelta(hours=1))
+
+
+def meetings_of(folders: list[Path]) -> Path:
+    """Return where handlers meet, and the provider has its books."""
+    return folders[0].parent / "meetings"
+
+
+def charges_in(folders: list[Path]) -> list[charge_ledger.Charge]:
+    """Return what the provider has charged."""
+    return charge_ledger.Ledger(meetings_of(folders) / CHARGES.path.name).charges()
 
 
 @contextmanager
@@ -122,7 +146,7 @@ def serving(folders: list[Path]) -> Iterator[None]:
         for folder, atomic_requests in zip(folders, "01", strict=True):
             workers = folder / "workers"
             workers.mkdir(parents=True, exist_ok=True)
-            meetings = folder.parent / "meetings"
+            meetings = meetings_of(folders)
             meetings.mkdir(exist_ok=True)
             for path in workers.iterdir():
                 path.unlink()

@@ -11,17 +11,21 @@ from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.soak.ledger import LOST, Attempt, Ledger, Story
 from tests.soak.load import LAST_RETRY
+from tests.soak.views import LEASE, ORDER
+from tests.support.charge_ledger import Charge
 
 REUSED = "idempotency_key_reused"
 IN_PROGRESS = "idempotency_in_progress"
 NOT_KEPT = "idempotency_response_not_kept"
 TRANSACTION_FAILED = "idempotency_transaction_failed"
+CLAIM_LOST = "idempotency_claim_lost"
 ON_PURPOSE = "on_purpose"
 # Of which handlers a failure is meant.
-FAILING = ("fail", "flaky")
+FAILING = ("fail", "flaky", "book")
 # After these a client does not know; a worker's end takes no other request with it.
 CUTS = {"connections cut", "database crashed"}
-# Whoever was told one of these has seen the record of a completed key.
+# Whoever was told one of these has seen the record of a completed key; that of a run
+# in steps is seen before.
 COMPLETED = (NOT_KEPT, REUSED)
 
 
@@ -57,7 +61,15 @@ def read_effects() -> Effects:
     return found
 
 
-def judge(ledger: Ledger, before: Effects, after: Effects) -> list[Violation]:
+def read_orders() -> dict[str, int]:
+    """Return how many orders the handlers in steps have written, by label."""
+    rows = Effect.objects.filter(name__startswith=ORDER.format(""))
+    return Counter(note.split()[0] for note in rows.values_list("note", flat=True))
+
+
+def judge(
+    ledger: Ledger, before: Effects, after: Effects, charges: list[Charge]
+) -> list[Violation]:
     """Compare; ``before`` and ``after`` are the effects around the last retries."""
     violations = []
     for story, attempt in ledger.attempts():
@@ -77,6 +89,7 @@ def judge(ledger: Ledger, before: Effects, after: Effects) -> list[Violation]:
         for label in {*before, *after} - known
     ]
     violations += judge_records(ledger, after)
+    violations += judge_steps(ledger, charges)
     return violations
 
 
@@ -103,6 +116,8 @@ def judge_attempt(
         yield from judge_it(story, attempt, ledger)
     elif story is not None and status == 201:
         yield from judge_headers(story, attempt)
+    elif code == CLAIM_LOST and attempt.ended - attempt.started < LEASE.total_seconds():
+        yield "A claim was lost within its lease"
 
 
 def judge_failure(
@@ -123,9 +138,10 @@ def judge_failure(
 def judge_in_progress(story: Story, attempt: Attempt, ledger: Ledger) -> Iterator[str]:
     """E3, R6: somebody else must be executing the key, and not be done."""
     others = [other for other in story.attempts if other is not attempt]
+    completed = () if story.is_in_steps else COMPLETED
     if any(
         other.ended < attempt.started
-        and (other.is_acknowledged or other.code in COMPLETED)
+        and (other.is_acknowledged or other.code in completed)
         for other in others
     ):
         yield "In progress, though its answer had been given before"
@@ -162,6 +178,8 @@ def is_allowed(story: Story | None, attempt: Attempt) -> bool:
         allowed |= {(409, IN_PROGRESS), (503, TRANSACTION_FAILED)}
         if story.what == "stream":
             allowed.add((409, NOT_KEPT))
+        if story.is_in_steps:
+            allowed.add((409, CLAIM_LOST))
         if len(story.payloads) > 1 and not story.refuses:
             allowed.add((422, REUSED))
     return (attempt.status, attempt.code) in allowed
@@ -263,6 +281,23 @@ def judge_refusals(story: Story, after: list[Found]) -> Iterator[str]:
         yield "An effect of a handler that has none"
     if story.what == "refuse" and not refused <= len(after) <= len(story.attempts):
         yield "Not every refusal was counted"
+
+
+def judge_steps(ledger: Ledger, charges: list[Charge]) -> Iterator[Violation]:
+    """E12, E13: each key has one order, and charges under one derived key."""
+    orders, keys, runs = read_orders(), defaultdict(set), defaultdict(set)
+    for charge in charges:
+        keys[charge.of].add(charge.key)
+        runs[charge.of].add(charge.run)
+    for story in (story for story in ledger.stories if story.is_in_steps):
+        label, history = story.label, story.history()
+        if orders[label] != 1:
+            yield Violation(f"{orders[label]} orders of one key", history)
+        if len(keys[label]) != 1:
+            yield Violation(f"Charged under {len(keys[label])} keys", history)
+        for attempt in story.acknowledged:
+            if json.loads(attempt.body)["run"] not in runs[label]:
+                yield Violation("An answer about a charge that was not made", history)
 
 
 def judge_records(ledger: Ledger, after: Effects) -> Iterator[Violation]:

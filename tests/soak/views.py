@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from rest_framework import views
@@ -21,14 +21,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from idempotency.context import context_of
 from idempotency.decorators import idempotent
 from idempotency.mixins import IdempotencyMixin
 from tests.app.models import Effect
+from tests.support.charge_ledger import Charge, Ledger
 
 ON_PURPOSE = "on_purpose"
 SHARED = "shared-{}"
 # Where handlers that contend leave a file each, to find each other by.
 MEETINGS = Path(os.environ.get("SOAK_MEETINGS", "."))
+# The books of an outside provider, which no crash takes back.
+CHARGES = Ledger(MEETINGS / "charges")
+ORDER = "order {}"
+# Short, so that some handlers are late.
+LEASE = timedelta(seconds=1)
 # A partner whose worker was killed never comes.
 MEETING_PATIENCE = 2
 
@@ -61,6 +68,35 @@ def act(request: Request) -> Any:
     if what == "stream":
         return StreamingHttpResponse([str(effect.pk), " ", note], status=201)
     return Response(answer, status=201, headers={"Location": f"/effect/{effect.pk}/"})
+
+
+def book(request: Request) -> Any:
+    """Order, charge and write the receipt, in steps; its effect is the receipt."""
+    wanted, parts = request.data, context_of(request)
+    is_calm = "HTTP_X_CALM" in request.META
+    note = f"{wanted['label']} {wanted['number']}"
+
+    def order() -> dict[str, Any]:
+        name = ORDER.format(secrets.token_hex(8))
+        return {"order": Effect.objects.create(name=name, note=note).pk}
+
+    def charge(key: str) -> dict[str, Any]:
+        run = secrets.token_hex(8)
+        CHARGES.add(Charge(of=wanted["label"], key=key, run=run))
+        return {"run": run}
+
+    def receipt() -> Response:
+        effect = Effect.objects.create(note=note)
+        told = {**ordered, **charged, "effect": effect.pk, "note": note}
+        return Response(told, status=201, headers={"Location": f"/effect/{effect.pk}/"})
+
+    ordered = parts.step("order", order)
+    if not is_calm:
+        time.sleep(wanted["seconds"])
+    charged = parts.call("charge", charge)
+    if not is_calm and random.random() < 0.3:
+        raise OnPurpose
+    return parts.step("receipt", receipt)
 
 
 def contend(wanted: dict[str, Any], *, is_calm: bool) -> None:
@@ -104,6 +140,13 @@ def waiting(request: Request) -> Any:
     return act(request)
 
 
+@transaction.non_atomic_requests
+@api_view(["POST"])
+@idempotent(atomic=False, lease=LEASE, on_abandoned="resume")
+def steps(request: Request) -> Any:
+    return book(request)
+
+
 class MethodView(APIView):
     @idempotent(required=True)
     def post(self, request: Request) -> Any:
@@ -139,4 +182,5 @@ urlpatterns = [
     path("waiting/", waiting),
     path("method/", MethodView.as_view()),
     path("mixin/", MixinView.as_view()),
+    path("steps/", steps),
 ]

@@ -21,6 +21,8 @@ from tests.support.polling_pauses import Pauses, watch_pauses
 from tests.support.sleep_counter import Waits, watch_sleeps
 
 settings.ROOT_URLCONF = "tests.support.charging_views"
+# A new connection amid a test would have boundaries of its own.
+settings.DATABASES["default"]["CONN_MAX_AGE"] = None
 application = Waits(Pauses(Boundaries(get_wsgi_application())))
 watch()
 watch_pauses()

@@ -83,6 +83,9 @@ def calls(number: int) -> str:
 class Crashes(Cuts):
     """Requests in leased mode that are cut, and retried before and after the lease."""
 
+    policies: tuple[str, ...] = POLICIES
+    new_tally: type[Tally] = Tally
+
     def __init__(
         self,
         server: Server,
@@ -95,8 +98,8 @@ class Crashes(Cuts):
     def rows(self, how: str, handlers: Iterable[Handler]) -> Iterator[Tally]:
         """Yield what became of all handlers under each policy, a row of the table."""
         handlers = [*handlers]
-        for policy in POLICIES:
-            tally = Tally(policy)
+        for policy in self.policies:
+            tally = self.new_tally(policy)
             for handler in handlers:
                 self.run(policy, handler, how, tally)
             yield tally
@@ -112,13 +115,21 @@ class Crashes(Cuts):
     def record(self, policy: str, handler: Handler) -> Visit:
         """Send a request that is not cut; it tells its boundaries."""
         # After this one the server's connection is open.
-        self.send(self.prepare(policy, handler))
+        self.send(self.to_cut(self.prepare(policy, handler), handler))
         sending = self.prepare(policy, handler)
-        expected = expect(policy, self.look(sending.key))
-        answer, visit = self.send_uncut(sending)
+        expected = self.expect(policy, self.look(sending.key))
+        answer, visit = self.send_uncut(self.to_cut(sending, handler))
         kind = Step(answer, self.look(sending.key)).kind(handler)
         assert kind == expected, answer
         return visit
+
+    def to_cut(self, sending: Sending, handler: Handler) -> Sending:
+        """Return the request that is cut before a client sends its own."""
+        return sending
+
+    def expect(self, policy: str, before: Moment) -> str:
+        """Return how a request is answered, by what is there before it."""
+        return expect(policy, before)
 
     def prepare(self, policy: str, handler: Handler) -> Sending:
         """Return a request of a new key, after the failure of an earlier one."""

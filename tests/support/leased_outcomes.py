@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from idempotency.exceptions import ClaimLost, InProgress, OutcomeUnknown
@@ -40,6 +40,8 @@ class Handler:
     failed: str | None = None
     # Where its views are; each policy has one.
     place: str = ""
+    # Whether what is cut is the run of a completer, after one that has failed.
+    is_completed: bool = False
 
 
 HANDLERS = {
@@ -67,6 +69,9 @@ class Moment:
     state: str | None
     is_leased: bool
     charges: list[Charge]
+    # Of handlers with steps: the rows of each, and whether a call is in doubt.
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    is_in_doubt: bool = False
 
 
 @dataclass(frozen=True)

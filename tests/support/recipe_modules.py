@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md as modules that tests can call."""
+"""The samples of a page's sections as modules that tests can call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from django.urls import path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+RECIPES = "docs/recipes.md"
 
 # The first line of a block names its file, in a comment.
 FILE = re.compile(r"\A(?:#|//|;|\$|<!--) (.+?)(?: -->)?$", re.MULTILINE)
@@ -29,16 +29,17 @@ class Block:
     source: str
 
 
-def sections() -> dict[str, str]:
-    """Return what the page says under each heading."""
-    _, *parts = re.split(r"^## (.+)\n", PAGE, flags=re.MULTILINE)
+def sections(page: str = RECIPES) -> dict[str, str]:
+    """Return what a page says under each heading."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    _, *parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def blocks(heading: str) -> list[Block]:
-    """Return a recipe's blocks of code, in the page's order."""
+def blocks(heading: str, page: str = RECIPES) -> list[Block]:
+    """Return a section's blocks of code, in the page's order."""
     fence = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-    found = fence.findall(sections()[heading])
+    found = fence.findall(sections(page)[heading])
     return [
         Block(language, *FILE.findall(source), source) for language, source in found
     ]
@@ -60,14 +61,16 @@ class Recipe:
 
 
 @contextmanager
-def cooked(heading: str, **modules: dict[str, Any]) -> Iterator[Recipe]:
-    """Run all Python of a recipe; ``modules`` are those of the reader's own.
+def cooked(
+    heading: str, /, page: str = RECIPES, **modules: dict[str, Any]
+) -> Iterator[Recipe]:
+    """Run all Python of a section; ``modules`` are those of the reader's own.
 
     Each block becomes the module that its first line names, for as long as this lasts.
     """
     recipe = Recipe()
     recipe.settings = {}
-    python = [each for each in blocks(heading) if each.language == "python"]
+    python = [each for each in blocks(heading, page) if each.language == "python"]
     names = {*modules, *(each.file.removesuffix(".py") for each in python)}
     assert not names & {*sys.modules}, "a recipe's module has the name of another one"
     try:
@@ -79,8 +82,8 @@ def cooked(heading: str, **modules: dict[str, Any]) -> Iterator[Recipe]:
             sys.modules["models"].__name__ = "tests.app.models"
         for each in python:
             name = each.file.removesuffix(".py")
-            page = f"docs/recipes.md, {heading}, {each.file}"
-            exec(compile(each.source, page, "exec"), vars(sys.modules[name]))
+            place = f"{page}, {heading}, {each.file}"
+            exec(compile(each.source, place, "exec"), vars(sys.modules[name]))
             setattr(recipe, name, sys.modules[name])
         if "settings" in names:
             found = vars(sys.modules["settings"])

@@ -203,3 +203,7 @@ class Command(BaseCommand):
                 f"Deleted {report.deleted} expired idempotency records "
                 f"in {report.batches} batches and {report.seconds:.1f} s."
             )
+            if report.half_done:
+                self.stdout.write(
+                    f"{report.half_done} of them had recorded steps, but no response."
+                )

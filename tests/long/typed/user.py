@@ -77,6 +77,32 @@ class Orders(IdempotencyMixin, APIView):
         self.check_object_permissions(request, record)
 
 
+def charged(key: str) -> dict[str, str]:
+    return {"charge": key}
+
+
+def find_charge(key: str, record: IdempotencyRecord) -> dict[str, str] | None:
+    return None
+
+
+def ended() -> Response | dict[str, int]:
+    return Response()
+
+
+@idempotent(atomic=False, on_abandoned="resume")
+def resuming(request: Request) -> Response:
+    steps = context_of(request)
+    ride = steps.step("ride", lambda: {"id": 1, "amount": 5})
+    assert_type(ride, dict[str, int])
+    assert_type(ride["amount"], int)
+    assert_type(steps.step("nothing", lambda: None), None)
+    assert_type(steps.step("ended", ended), "Response | dict[str, int]")
+    assert_type(steps.call("charge", charged), dict[str, str])
+    assert_type(steps.call("held", charged, on_abandoned="hold"), dict[str, str])
+    assert_type(steps.call("found", charged, find_charge), dict[str, str])
+    return steps.step("end", Response)
+
+
 class Methods(APIView):
     @idempotent(on_concurrent="refuse")
     def post(self, request: Request) -> Response:
