@@ -66,6 +66,11 @@ def through_json(kind: Kind, name: str, value: Any) -> Any:
         ) from None
 
 
+def fresh(result: Any) -> Any:
+    """Return a copy of a result, because a handler may change what it gets (E14)."""
+    return json.loads(json.dumps(result))
+
+
 def is_in_transaction(connection: Any) -> bool:
     """Return whether ``atomic(durable=True)`` would be refused."""
     blocks = connection.atomic_blocks

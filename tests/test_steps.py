@@ -662,6 +662,34 @@ class TestResults:
         assert post(client).status_code == 201
         assert names() == []
 
+    def test_changed_by_the_handler(self, client: APIClient) -> None:
+        """E14: A later run gets what was returned, whatever a run has made of it."""
+        order = {"card": "4242", "lines": [1]}
+
+        def spend(result: Any) -> None:
+            assert result == order
+            result["lines"].append(result.pop("card"))
+
+        def run_as(number: int) -> Handler:
+            def run(request: Request, steps: Any) -> Any:
+                spend(steps.step("order", lambda: order))
+                spend(steps.call("copy", lambda key: order))
+                spend(steps.recorded["order"])
+                steps.step(f"write them again, {number}", lambda: None)
+                if number < 3:
+                    raise Killed
+                return Response({}, status=201)
+
+            return run
+
+        for number in (1, 2):
+            handle(run_as(number))
+            with pytest.raises(Killed):
+                post(client)
+            end_the_lease()
+        handle(run_as(3))
+        assert post(client).status_code == 201
+
     def test_forgotten(self, client: APIClient) -> None:
         """E14: Results go when the response is stored; names and times stay."""
         for value, last in (("key-of-20-characters-1", True), (KEY, False)):

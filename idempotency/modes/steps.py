@@ -23,6 +23,7 @@ from idempotency.steps import (
     Kind,
     Steps,
     as_text,
+    fresh,
     from_text,
     held_entry,
     limited,
@@ -49,7 +50,7 @@ class Recorded(UserDict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
-        return super().__getitem__(name)
+        return fresh(super().__getitem__(name))
 
 
 class RecordedSteps(Steps):
@@ -109,7 +110,7 @@ class RecordedSteps(Steps):
         """Run a function, and commit its writes together with its result (E12, E15)."""
         self.admit("step", name)
         if name in self.entries:
-            return self.entries[name]["result"]
+            return fresh(self.entries[name]["result"])
         entry, token = new_entry("step", name, timezone.now()), uuid4()
         note: Callable[[], None] | None = None
         is_noted = False
@@ -154,7 +155,7 @@ class RecordedSteps(Steps):
         """Call something outside, and commit its result (E13)."""
         self.admit("call", name)
         if name in self.entries:
-            return self.entries[name]["result"]
+            return fresh(self.entries[name]["result"])
         key, began = self.derive(name), timezone.now()
         result = None
         if callable(on_abandoned) and self.claimed.attempt > 1:
@@ -187,7 +188,7 @@ class RecordedSteps(Steps):
         return response, partial(setattr, self, "response", response)
 
     def _with_result(self, entry: Entry, result: Any) -> dict[str, Entry]:
-        ended = {**entry, "ended": timezone.now().isoformat(), "result": result}
+        ended = {**entry, "ended": timezone.now().isoformat(), "result": fresh(result)}
         return {**self.entries, entry["name"]: ended}
 
     def _commit(self, entries: dict[str, Entry]) -> None:
