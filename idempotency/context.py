@@ -100,8 +100,9 @@ class RequestContext:
         Raise ``ClaimLost`` if another request has taken over the key,
         ``TransactionFailed`` for a deadlock or the like, ``TypeError`` for a result
         that is not JSON, ``ValueError`` for a name that does not have 1 to 100
-        characters, and ``RuntimeError`` inside a transaction, for a name that was used,
-        and in leased mode without ``on_abandoned="resume"``.
+        characters or has a NUL or lone surrogate, and ``RuntimeError`` inside a
+        transaction, for a name that was used, and in leased mode without
+        ``on_abandoned="resume"``.
         """
         result: StepResult = self._steps("step").step(name, function)
         return result

@@ -11,13 +11,13 @@ from uuid import UUID, uuid4
 
 from django.db import Error, connections, models, router
 from django.http import HttpResponseBase
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from idempotency import keys, scopes
 from idempotency.conf import get_settings
 from idempotency.database import (
     EXPIRES_AT_INDEX,
+    UTC,
     InstantField,
     UTCNow,
     WhereNotNull,
@@ -360,7 +360,7 @@ class IdempotencyRecord(models.Model):
         ``resolve()`` does.
         """
         result = through_json("call", name, result)
-        ended = {"ended": timezone.now().isoformat(), "result": result}
+        ended = {"ended": datetime.now(UTC).isoformat(), "result": result}
 
         def settled(entry: Entry) -> list[Entry]:
             del entry[IN_DOUBT]

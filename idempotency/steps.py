@@ -66,6 +66,16 @@ def through_json(kind: Kind, name: str, value: Any) -> Any:
         ) from None
 
 
+def is_name(name: Any) -> bool:
+    """Return whether a step or call can have a name: text that can be stored and sent.
+
+    A client's JSON can have lone surrogates, which UTF-8 can't encode.
+    """
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
+        return False
+    return "\0" not in name and name == name.encode(errors="ignore").decode()
+
+
 def fresh(result: Any) -> Any:
     """Return a copy of a result, because a handler may change what it gets (E14)."""
     return json.loads(json.dumps(result))
@@ -141,9 +151,10 @@ class Steps:
 
     def admit(self, kind: Kind, name: str) -> None:
         """Raise an error for a name that is no name or was used, or a transaction."""
-        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
+        if not is_name(name):
             raise ValueError(
-                f"The name of a {kind} must have 1 to {MAX_NAME_LENGTH} characters."
+                f"The name of a {kind} must have 1 to {MAX_NAME_LENGTH} characters, "
+                "without NUL and lone surrogates."
             )
         if name in self.names:
             raise RuntimeError(USED_TWICE.format(name=name))

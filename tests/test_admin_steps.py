@@ -201,6 +201,19 @@ def test_time_line(staff: Client) -> None:
     assert places == sorted(places)
 
 
+def test_time_line_without_time_zones(
+    staff: Client, client: Any, settings: Any
+) -> None:
+    """A1, P1: With USE_TZ = False, times of steps and of records are in one zone."""
+    settings.USE_TZ, settings.TIME_ZONE = False, "Asia/Tokyo"
+    record = held(client)
+    record.call_returned("charge", {"charge": "ch_1"})
+    text = text_of(staff, record)
+    for each, name in zip(record.entries, ("step “ride”", "call “charge”"), strict=True):
+        began = timezone.localtime(datetime.fromisoformat(each["began"]))
+        assert f"{began:%Y-%m-%d %H:%M:%S} {name}: ended at " in text
+
+
 def test_steps_keep_their_order(staff: Client) -> None:
     """A1: The clock of an application that is behind changes no order."""
     text = text_of(staff, make_cut_off(CHARGE, RIDE))

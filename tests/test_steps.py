@@ -560,7 +560,7 @@ class TestNames:
             steps.step("ride", lambda: create("ride"))
             with pytest.raises(RuntimeError, match="are named 'ride'"):
                 steps.step("ride", lambda: create("ride"))
-            for bad in ("", "n" * 101, 1):
+            for bad in ("", "n" * 101, 1, "NUL \0", "lone \ud800"):
                 with pytest.raises(ValueError, match="1 to 100 characters"):
                     steps.step(bad, lambda: create("ride"))
             return Response({}, status=201)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 from django.db import DatabaseError, transaction
 from django.http import HttpResponseBase
-from django.utils import timezone
 
 from idempotency.claims.leases import Leases
+from idempotency.database import UTC
 from idempotency.discretion import discreet
 from idempotency.exceptions import TransactionFailed
 from idempotency.models import IdempotencyRecord
@@ -111,7 +111,7 @@ class RecordedSteps(Steps):
         self.admit("step", name)
         if name in self.entries:
             return fresh(self.entries[name]["result"])
-        entry, token = new_entry("step", name, timezone.now()), uuid4()
+        entry, token = new_entry("step", name, datetime.now(UTC)), uuid4()
         note: Callable[[], None] | None = None
         is_noted = False
 
@@ -156,7 +156,7 @@ class RecordedSteps(Steps):
         self.admit("call", name)
         if name in self.entries:
             return fresh(self.entries[name]["result"])
-        key, began = self.derive(name), timezone.now()
+        key, began = self.derive(name), datetime.now(UTC)
         result = None
         if callable(on_abandoned) and self.claimed.attempt > 1:
             result = on_abandoned(key, self.claimed)
@@ -188,7 +188,7 @@ class RecordedSteps(Steps):
         return response, partial(setattr, self, "response", response)
 
     def _with_result(self, entry: Entry, result: Any) -> dict[str, Entry]:
-        ended = {**entry, "ended": timezone.now().isoformat(), "result": fresh(result)}
+        ended = {**entry, "ended": datetime.now(UTC).isoformat(), "result": fresh(result)}
         return {**self.entries, entry["name"]: ended}
 
     def _commit(self, entries: dict[str, Entry]) -> None:
