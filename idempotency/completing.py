@@ -7,10 +7,12 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, Error
 from django.db.models import Q
 from django.http import HttpResponseBase
 from rest_framework.settings import api_settings
@@ -33,6 +35,7 @@ from idempotency.models import (
     Status,
     default_alias,
 )
+from idempotency.modes.leased import log_not_given_up, refuse_left_open
 from idempotency.modes.steps import RecordedSteps
 from idempotency.protection import protection_of
 from idempotency.responses import StoredResponse
@@ -46,6 +49,8 @@ Completer: TypeAlias = Callable[[RequestContext], HttpResponseBase]
 
 # The pause after a record's first run; each further run doubles it.
 FIRST_PAUSE = timedelta(minutes=1)
+# No record waits for a later run: the pause would be years long.
+LAST_ATTEMPT = 22
 # After that many runs a person has to decide.
 MAX_ATTEMPTS = 10
 # Records that one run of the task completes, and those that it looks at. Most of the
@@ -152,10 +157,11 @@ def complete_abandoned(
     alias = using or default_alias()
     report = CompletionReport()
     due = Q()
-    for attempt in range(1, max_attempts):
+    for attempt in range(1, min(max_attempts, LAST_ATTEMPT)):
         pause = FIRST_PAUSE * 2 ** (attempt - 1)
         due |= Q(attempt=attempt, lease_expires_at__lte=UTCNow() - pause)
-    waiting = IdempotencyRecord.objects.using(alias).resumable().filter(due)
+    records = IdempotencyRecord.objects.using(alias).resumable()
+    waiting = records.filter(due, attempt__lt=max_attempts)
     # Results of steps may be large.
     for record in waiting.order_by("lease_expires_at").defer("steps")[:MAX_LOOKED_AT]:
         if report.completed + report.failed >= limit:
@@ -228,7 +234,7 @@ class _Completion:
         claimed = copy(self.abandoned)
         claimed.token, claimed.attempt = uuid4(), claimed.attempt + 1
         claimed.state = State.IN_PROGRESS
-        if not self.leases.take_over(self.abandoned, claimed, self.lease):
+        if not self._take_over(claimed):
             raise RecordChanged(claimed.pk)
         context = self._context(claimed)
         self.claims.executing[claimed.pk] = claimed.fingerprint
@@ -237,6 +243,14 @@ class _Completion:
             return self._run(function, context, claimed)
         finally:
             self.claims.executing.pop(claimed.pk, None)
+
+    def _take_over(self, claimed: IdempotencyRecord) -> bool:
+        try:
+            return self.leases.take_over(self.abandoned, claimed, self.lease)
+        except DatabaseError as error:
+            if self.claims.is_busy(error):
+                return False
+            raise
 
     def _context(self, claimed: IdempotencyRecord) -> RequestContext:
         context = RequestContext(
@@ -249,8 +263,8 @@ class _Completion:
             has_side_effects=True,
             policy=Policy(atomic=False, on_abandoned="resume", lease=self.lease),
         )
-        context.renew_claim = lambda lease: self.leases.renew(
-            claimed, lease or self.lease
+        context.renew_claim = lambda lease: self._write(
+            lambda: self.leases.renew(claimed, lease or self.lease)
         )
         context.steps = RecordedSteps(
             claimed,
@@ -273,12 +287,12 @@ class _Completion:
                 response, stored = self._finish(response)
             if stored is not None:
                 steps.forget_results()
-                self.leases.complete(claimed, stored)
+                self._write(partial(self.leases.complete, claimed, stored))
         except ClaimLost:
             raise
         except BaseException:
             if steps.response is None:
-                self._abandon(claimed, None)
+                self._give_up(claimed)
             raise
         if steps.response is None and stored is None:
             self._abandon(claimed, response.status_code)
@@ -297,8 +311,21 @@ class _Completion:
         )
         return response if steps.response is None else steps.response
 
+    def _write(self, write: Callable[[], None]) -> None:
+        refuse_left_open(self.claims.connection)
+        write()
+
+    def _give_up(self, claimed: IdempotencyRecord) -> None:
+        """Abandon the record after a failure, which is raised in any case."""
+        try:
+            self._abandon(claimed, None)
+        except ClaimLost:
+            pass  # another run has it
+        except (Error, RuntimeError) as error:
+            log_not_given_up(claimed, error)
+
     def _abandon(self, claimed: IdempotencyRecord, status_code: int | None) -> None:
-        self.leases.abandon(claimed)
+        self._write(lambda: self.leases.abandon(claimed))
         self._emit(
             signals.key_abandoned,
             signals.KeyAbandoned,

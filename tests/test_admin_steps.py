@@ -209,7 +209,9 @@ def test_time_line_without_time_zones(
     record = held(client)
     record.call_returned("charge", {"charge": "ch_1"})
     text = text_of(staff, record)
-    for each, name in zip(record.entries, ("step “ride”", "call “charge”"), strict=True):
+    for each, name in zip(
+        record.entries, ("step “ride”", "call “charge”"), strict=True
+    ):
         began = timezone.localtime(datetime.fromisoformat(each["began"]))
         assert f"{began:%Y-%m-%d %H:%M:%S} {name}: ended at " in text
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import transaction
+from django.db import OperationalError, connection, transaction
 from django.http import HttpResponse
 from django.urls import path
 from rest_framework.decorators import api_view
@@ -20,6 +20,7 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency import completing
+from idempotency.claims import claims_in
 from idempotency.completing import complete, complete_abandoned, completer_of, resume
 from idempotency.context import RequestContext
 from idempotency.database import UTCNow
@@ -286,6 +287,81 @@ class TestResume:
             resume(record, lose)
         assert names() == [KEY[-20:]]
 
+    def test_renewed_in_a_step(self, client: APIClient) -> None:
+        """E8: A lease that a rollback would undo is refused, as in a handler."""
+
+        def renew(steps: RequestContext) -> Any:
+            return steps.step("renewed", steps.renew)  # type: ignore[arg-type, type-var]
+
+        with pytest.raises(RuntimeError, match="has a transaction open"):
+            resume(cut_off(client), renew)
+        assert post(client, "/by-path/").status_code == 201
+
+    def test_transaction_left_open(self, client: APIClient, caplog: Any) -> None:
+        """E7: No response is stored in a transaction that nobody commits."""
+        record = cut_off(client)
+        heard: list[Any] = []
+
+        def listen(details: Any, **kwargs: Any) -> None:
+            heard.append(details)
+
+        def leave_open(steps: RequestContext) -> HttpResponse:
+            transaction.set_autocommit(False)
+            return HttpResponse(b"done")
+
+        response_stored.connect(listen)
+        try:
+            with pytest.raises(RuntimeError, match="has a transaction open"):
+                resume(record, leave_open)
+        finally:
+            response_stored.disconnect(listen)
+            transaction.rollback()
+            transaction.set_autocommit(True)
+        assert heard == []
+        assert "could not be updated" in caplog.messages[-1]
+        assert IdempotencyRecord.objects.get().status_code is None
+
+    def test_failed_and_lost(self, client: APIClient) -> None:
+        """E7: A failure answers for itself, also if another run has the record."""
+        record = cut_off(client)
+
+        def fail(steps: RequestContext) -> Any:
+            IdempotencyRecord.objects.update(token=record.pk)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            resume(record, fail)
+
+    @pytest.mark.parametrize("is_busy", [True, False])
+    def test_busy(self, client: APIClient, monkeypatch: Any, is_busy: bool) -> None:
+        """E17: A record that another run is just taking over is left to it."""
+        record = cut_off(client)
+
+        def fail(*args: Any) -> Any:
+            raise OperationalError
+
+        monkeypatch.setattr("idempotency.claims.leases.Leases.take_over", fail)
+        monkeypatch.setattr(
+            type(claims_in("default")), "is_busy", lambda *args: is_busy
+        )
+        with pytest.raises(RecordChanged if is_busy else OperationalError):
+            resume(record, finish)
+
+    @pytest.mark.skipif(
+        connection.vendor != "mysql", reason="MariaDB alone refuses to wait for a row."
+    )
+    def test_locked_row(self, client: APIClient) -> None:
+        """E17: So it is where another transaction holds the record's row."""
+        record, other = cut_off(client), connection.copy()
+        try:
+            other.set_autocommit(False)
+            with other.cursor() as cursor:
+                cursor.execute("UPDATE idempotency_idempotencyrecord SET attempt = 1")
+            with pytest.raises(RecordChanged):
+                resume(record, finish)
+        finally:
+            other.close()
+
     def test_changed(self, client: APIClient) -> None:
         """E17: What is no abandoned run of steps any more is left alone."""
         record = cut_off(client)
@@ -390,6 +466,26 @@ class TestCompleteAbandoned:
                 lease_expires_at=UTCNow() - timedelta(minutes=minutes),
             )
             assert complete_abandoned().completed == is_due
+
+    @pytest.mark.parametrize(
+        ("most", "attempt", "is_due"),
+        [
+            (1, 1, False),
+            (2, 1, True),
+            (2, 2, False),
+            (1000, 10, True),
+            (1000, 40, False),
+        ],
+    )
+    def test_limits(
+        self, client: APIClient, most: int, attempt: int, is_due: bool
+    ) -> None:
+        """E17: After as many runs as are allowed, be it one or a thousand, none is."""
+        cut_off(client)
+        IdempotencyRecord.objects.update(
+            attempt=attempt, lease_expires_at=UTCNow() - timedelta(days=1)
+        )
+        assert complete_abandoned(max_attempts=most).completed == is_due
 
     def test_failing(self, client: APIClient, monkeypatch: Any, caplog: Any) -> None:
         """E17: A completer's error is logged, and the record waits."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
@@ -44,6 +45,29 @@ def opt_out_of_atomic_requests(alias: str) -> str:
     """Return the decorator that keeps a view out of one database's ATOMIC_REQUESTS."""
     which = "" if alias == DEFAULT_DB_ALIAS else f'(using="{alias}")'
     return f"transaction.non_atomic_requests{which}"
+
+
+def refuse_left_open(connection: Any) -> None:
+    """Raise ``RuntimeError`` if a handler has left a transaction open."""
+    if is_in_transaction(connection):
+        raise RuntimeError(LEFT_OPEN)
+
+
+def log_not_given_up(claimed: IdempotencyRecord, error: Exception) -> None:
+    """Log that a failed run's record can't be written: its lease ends by itself."""
+    kind = error_classes(error)
+    logger.warning(
+        "The record of a failed run could not be updated: record %s, attempt %d: %s",
+        claimed.pk,
+        claimed.attempt,
+        kind,
+        extra=extras(
+            "not_given_up",
+            record_id=claimed.pk,
+            attempt=claimed.attempt,
+            error=kind,
+        ),
+    )
 
 
 class LeasedMode(Mode):
@@ -239,21 +263,7 @@ class LeasedMode(Mode):
         except ClaimLost:
             pass  # already logged
         except (Error, RuntimeError) as error:
-            # If the record can't be written, its lease ends by itself.
-            kind = error_classes(error)
-            logger.warning(
-                "The record of a failed run could not be updated: "
-                "record %s, attempt %d: %s",
-                ran.record.pk,
-                ran.record.attempt,
-                kind,
-                extra=extras(
-                    "not_given_up",
-                    record_id=ran.record.pk,
-                    attempt=ran.record.attempt,
-                    error=kind,
-                ),
-            )
+            log_not_given_up(ran.record, error)
 
     def _write(self, ran: Ran, write: Callable[[], None]) -> None:
         """Write to the record of the claim.
@@ -261,8 +271,7 @@ class LeasedMode(Mode):
         Raise ``ClaimLost`` if another run has the record, ``RuntimeError`` inside a
         transaction, and errors of the database.
         """
-        if is_in_transaction(self.connection):
-            raise RuntimeError(LEFT_OPEN)
+        refuse_left_open(self.connection)
         try:
             write()
         except ClaimLost:
