@@ -14,7 +14,7 @@ from django.utils.http import http_date
 from idempotency import keys, scopes
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
-from idempotency.conf.policy import Options
+from idempotency.conf.policy import Options, Policy
 from idempotency.context import RequestContext
 from idempotency.discretion import discreet
 from idempotency.exceptions import (
@@ -81,7 +81,7 @@ def execute(
     enabled = get_settings().ENABLED
     policy = get_settings().policy.with_options(options)
     if enabled and request.method not in policy.methods:
-        ignore_key(view, request)
+        ignore_key(view, request, using=policy.using)
         return handler()
     context = RequestContext(executing=True, request=request, policy=policy)
     http_request.idempotency = context
@@ -132,16 +132,20 @@ def execute_plain(
     return finished
 
 
-def ignore_key(view: APIView, request: Request, *, acts: bool = True) -> None:
+def ignore_key(
+    view: APIView, request: Request, *, acts: bool = True, using: str | None = None
+) -> None:
     """Warn the client that its key has no effect with this method (K5).
 
-    Don't warn if nothing can act: on OPTIONS, or without a handler.
+    Don't warn if nothing can act: on OPTIONS, or without a handler. ``using`` is the
+    option of that name, for steps.
     """
     http_request = http_request_of(request)
     outer = getattr(http_request, "idempotency", None)
     if outer is not None and outer.executing:
         return  # the key has an effect on the outer handler (E6)
-    context = http_request.idempotency = RequestContext()
+    policy = Policy(using=using)
+    context = http_request.idempotency = RequestContext(policy=policy)
     in_query, in_header = keys.find_raw(request.META)
     acts = acts and request.method != "OPTIONS"
     if acts and (in_query or in_header is not None):

@@ -92,7 +92,8 @@ class IdempotencyMixin(Hooks):
         if request.method not in options.get("methods", settings.policy.methods):
             if settings.ENABLED:
                 acts = handler is not None and name in self.http_method_names  # type: ignore[attr-defined]  # of the view class
-                ignore_key(self, drf_request, acts=acts)  # type: ignore[arg-type]  # a view, too
+                using = options.get("using")
+                ignore_key(self, drf_request, acts=acts, using=using)  # type: ignore[arg-type]  # a view, too
         elif handler is not None:
             _keep_body(request)
             setattr(self, name, self._protect(handler, options))

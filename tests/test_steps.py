@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
@@ -834,13 +835,12 @@ def test_another_database(client: APIClient) -> None:
     def create_there(name: str) -> Any:
         return {"id": Effect.objects.using("other").create(name=name).pk}
 
+    def fail() -> Any:
+        create_there("failed")
+        raise ZeroDivisionError
+
     def run(request: Request, steps: Any) -> Any:
         steps.step("ride", lambda: create_there("ride"))
-
-        def fail() -> Any:
-            create_there("failed")
-            raise ZeroDivisionError
-
         return steps.step("confirm", fail)
 
     handle(run)
@@ -850,6 +850,10 @@ def test_another_database(client: APIClient) -> None:
     assert IdempotencyRecord.objects.using("other").get().state == State.ABANDONED
     handle(lambda request, steps: Response(steps.recorded, status=201))
     assert [*post(client, "/elsewhere/").json()] == ["ride"]
+    # With a method that is not protected, too.
+    handle(lambda request, steps: steps.step("confirm", fail))
+    assert client.put("/elsewhere/", {}).status_code == 500
+    assert [*there.values_list("name", flat=True)] == ["ride"]
 
 
 class TestLostReplies:
@@ -908,8 +912,13 @@ class TestLostReplies:
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no deadlocks")
-def test_deadlock(client: APIClient) -> None:
-    """E12: A step that loses a deadlock is undone, and the retry resumes."""
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_deadlock(client: APIClient, is_caught: bool) -> None:
+    """E12: A step that loses a deadlock is undone, and the retry resumes.
+
+    The same if it catches the error: MariaDB has undone the whole transaction, and
+    PostgreSQL takes no more statements.
+    """
     statement = {
         "postgresql": (
             "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40P01'; END $$"
@@ -920,14 +929,24 @@ def test_deadlock(client: APIClient) -> None:
     def lose() -> Any:
         create("lost")
         with connection.cursor() as cursor:
+            if connection.vendor == "mysql":
+                cursor.execute("ROLLBACK")  # as in a real deadlock
             cursor.execute(statement)
 
-    handle(lambda request, steps: steps.step("ride", lose))
+    def caught() -> Any:
+        with suppress(DatabaseError):
+            lose()
+        return "done"
+
+    handle(lambda request, steps: steps.step("ride", caught if is_caught else lose))
     response = post(client)
-    assert (response.status_code, code_of(response)) == (
-        503,
-        "idempotency_transaction_failed",
-    )
+    if is_caught and connection.vendor == "postgresql":
+        assert response.status_code == 500
+    else:
+        assert (response.status_code, code_of(response)) == (
+            503,
+            "idempotency_transaction_failed",
+        )
     handle(book)
     assert post(client).status_code == 201
     assert names() == ["ride", "receipt"]

@@ -46,6 +46,8 @@ class Claims(Rows):
     UNLESS_HELD = ""
     # Condition of a write that a take-over must not wait for.
     HOLDING = ""
+    # Whether a transient error undoes the whole transaction, despite savepoints.
+    undoes_all = False
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)

@@ -29,6 +29,7 @@ class MariaDBClaims(ReturningClaims):
     LOCK_WAIT_TIMEOUT, SYNTAX_ERROR = 1205, 1064
     # Deadlock or certification failure of Galera; record changed since last read.
     TRANSIENT = (1213, 1020)
+    undoes_all = True
 
     # Errors of the client, after which a statement may be executed or not, and
     # the one after which it is not, because it was not sent.

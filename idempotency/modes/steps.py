@@ -125,7 +125,7 @@ class RecordedSteps(Steps):
             with self.transaction():
                 # First, because another on_commit function may raise (O5).
                 transaction.on_commit(note_commit, using=self.alias)
-                result = function()
+                result = self._run(function)
                 if isinstance(result, HttpResponseBase):
                     result, note = self._end(result, entry)
                 else:
@@ -172,6 +172,30 @@ class RecordedSteps(Steps):
         """Keep only names and times with the response (E14)."""
         self.claimed.steps = self._text(without_results(self.entries))
 
+    def _run(self, function: Callable[[], Any]) -> Any:
+        """Run a step's function; raise the error that has undone what it wrote.
+
+        The function may have caught it without a savepoint, and would record a result
+        without its writes.
+        """
+        if not self.claims.undoes_all:
+            return function()
+        undone: list[DatabaseError] = []
+
+        def watch(execute: Any, *args: Any) -> Any:
+            try:
+                return execute(*args)
+            except DatabaseError as error:
+                if self.claims.is_transient(error):
+                    undone.append(error)
+                raise
+
+        with self.connection.execute_wrapper(watch):
+            result = function()
+        if undone:
+            raise undone[0]
+        return result
+
     def _end(
         self, response: HttpResponseBase, entry: Entry
     ) -> tuple[HttpResponseBase, Callable[[], None] | None]:
@@ -188,7 +212,11 @@ class RecordedSteps(Steps):
         return response, partial(setattr, self, "response", response)
 
     def _with_result(self, entry: Entry, result: Any) -> dict[str, Entry]:
-        ended = {**entry, "ended": datetime.now(UTC).isoformat(), "result": fresh(result)}
+        ended = {
+            **entry,
+            "ended": datetime.now(UTC).isoformat(),
+            "result": fresh(result),
+        }
         return {**self.entries, entry["name"]: ended}
 
     def _commit(self, entries: dict[str, Entry]) -> None:
