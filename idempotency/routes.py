@@ -17,6 +17,7 @@ from django.contrib.admindocs.utils import (
 )
 from django.urls import ResolverMatch, get_resolver, get_script_prefix, resolve
 from django.urls.resolvers import RegexPattern, URLResolver
+from django.utils.translation import get_language_from_path, override
 from django.views import View
 from django.views.decorators import http
 
@@ -106,9 +107,13 @@ def _shortened(expression: str) -> str:
 def match_of(path: str) -> ResolverMatch:
     """Return the match of a request's path in the current URLconf.
 
+    ``i18n_patterns`` match in the path's language alone.
+
     Raise ``Resolver404``, or any error of a project's converter.
     """
-    return resolve("/" + path.removeprefix(get_script_prefix()))
+    local = "/" + path.removeprefix(get_script_prefix())
+    with override(get_language_from_path(local) or settings.LANGUAGE_CODE):
+        return resolve(local)
 
 
 def route_of(path: str) -> str | None:

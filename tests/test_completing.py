@@ -7,11 +7,13 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.conf.urls.i18n import i18n_patterns
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
 from django.http import HttpResponse
 from django.urls import path
+from django.utils import translation
 from rest_framework.decorators import api_view
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -120,6 +122,7 @@ urlpatterns = [
     path("by-path/", by_path),
     path("by-class/", ByClass.as_view()),
     path("without/", without),
+    *i18n_patterns(path("by-language/", by_path), prefix_default_language=False),
 ]
 
 
@@ -430,6 +433,15 @@ class TestResume:
         record.path = "/function/"
         assert completer_of(record) is None
         resume(record, finish)  # of an endpoint without renderers
+
+    @pytest.mark.parametrize("place", ["/de/by-language/", "/by-language/"])
+    def test_languages(self, client: APIClient, settings: Any, place: str) -> None:
+        """E17: The language of whoever completes does not matter."""
+        settings.MIDDLEWARE = ["django.middleware.locale.LocaleMiddleware"]
+        record = cut_off(client, place)
+        for language in ("en", "de", "fr"):
+            with translation.override(language):
+                assert completer_of(record) is not None
 
 
 KEY_TOKEN = "00000000-0000-4000-8000-000000000000"
