@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -48,10 +48,10 @@ Completer: TypeAlias = Callable[[RequestContext], HttpResponseBase]
 FIRST_PAUSE = timedelta(minutes=1)
 # After that many runs a person has to decide.
 MAX_ATTEMPTS = 10
-# Records that one run of the task completes, and those that it looks at. Most of the
-# latter have no completer.
+# Records that one run of the task completes, and those that it reads at once. Many of
+# the latter may have no completer.
 LIMIT = 10
-MAX_LOOKED_AT = 10_000
+PAGE_SIZE = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +149,8 @@ def complete_abandoned(
     a person. Errors of a completer are logged, except those in ``fatal``, which end the
     call.
     """
-    alias = using or default_alias()
     report = CompletionReport()
-    due = Q()
-    for attempt in range(1, max_attempts):
-        pause = FIRST_PAUSE * 2 ** (attempt - 1)
-        due |= Q(attempt=attempt, lease_expires_at__lte=UTCNow() - pause)
-    waiting = IdempotencyRecord.objects.using(alias).resumable().filter(due)
-    # Results of steps may be large.
-    for record in waiting.order_by("lease_expires_at").defer("steps")[:MAX_LOOKED_AT]:
+    for record in due(using or default_alias(), max_attempts):
         if report.completed + report.failed >= limit:
             break
         completer = completer_of(record)
@@ -178,6 +171,26 @@ def complete_abandoned(
             report.failed += is_failed
             report.completed += not is_failed
     return report
+
+
+def due(alias: str, max_attempts: int) -> Iterator[IdempotencyRecord]:
+    """Yield all records that ``complete_abandoned()`` may complete, page by page."""
+    is_due = Q(pk__in=())
+    for attempt in range(1, max_attempts):
+        pause = FIRST_PAUSE * 2 ** (attempt - 1)
+        is_due |= Q(attempt=attempt, lease_expires_at__lte=UTCNow() - pause)
+    waiting = IdempotencyRecord.objects.using(alias).resumable().filter(is_due)
+    # Results of steps may be large.
+    rest = waiting.order_by("lease_expires_at", "pk").defer("steps")
+    page = rest[:PAGE_SIZE]
+    while records := [*page]:
+        yield from records
+        last = records[-1]
+        # The first condition alone can use the index.
+        page = rest.filter(
+            Q(lease_expires_at__gt=last.lease_expires_at) | Q(pk__gt=last.pk),
+            lease_expires_at__gte=last.lease_expires_at,
+        )[:PAGE_SIZE]
 
 
 def log_failure(record: IdempotencyRecord, error: Exception) -> None:

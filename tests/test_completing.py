@@ -374,6 +374,22 @@ class TestCompleteAbandoned:
         assert str(complete_abandoned()) == "0 completed, 0 failed, 1 left"
         assert len(names()) == 3 * 2 + 1
 
+    def test_many_without_completers(self, client: APIClient, monkeypatch: Any) -> None:
+        """E17: However many wait in vain, those with a completer come to their turn."""
+        monkeypatch.setattr(completing, "PAGE_SIZE", 2)
+        values = [f"key-of-20-characters-{number}" for number in range(9)]
+        for value in values:
+            place = "/by-path/" if value in values[3::5] else "/without/"
+            cut_off(client, place, value)
+        # Pages begin amid records whose leases ended at the same moment.
+        rows = IdempotencyRecord.objects.all()
+        rows.update(lease_expires_at=UTCNow() - timedelta(hours=2))
+        for value in values[4:]:
+            rows.filter(key=value).update(
+                lease_expires_at=UTCNow() - timedelta(minutes=90 - int(value[-1]))
+            )
+        assert str(complete_abandoned()) == "2 completed, 0 failed, 7 left"
+
     def test_pauses(self, client: APIClient) -> None:
         """E17: A record waits twice as long after each run; then a person decides."""
         cut_off(client)
@@ -390,6 +406,11 @@ class TestCompleteAbandoned:
                 lease_expires_at=UTCNow() - timedelta(minutes=minutes),
             )
             assert complete_abandoned().completed == is_due
+
+    def test_no_further_run(self, client: APIClient) -> None:
+        """E17: If a record may have one run alone, it has had that."""
+        cut_off(client)
+        assert complete_abandoned(max_attempts=1).completed == 0
 
     def test_failing(self, client: APIClient, monkeypatch: Any, caplog: Any) -> None:
         """E17: A completer's error is logged, and the record waits."""
