@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
 from django.db.models import Q
 from django.http import HttpResponseBase
 from rest_framework.settings import api_settings
@@ -29,6 +30,7 @@ from idempotency.hooks import imported
 from idempotency.models import (
     IdempotencyRecord,
     RecordChanged,
+    RecordHeld,
     State,
     Status,
     default_alias,
@@ -101,9 +103,9 @@ def resume(
     skipped. A response from 500 up is returned, and leaves the record abandoned.
 
     Raise ``RecordChanged`` if the record is not abandoned any more or has expired,
-    ``OutcomeUnknown`` while a call is in doubt (E13), ``ClaimLost`` if another run has
-    taken over, ``ImproperlyConfigured`` inside a transaction, and what the function
-    raises.
+    ``RecordHeld`` if its handler is just writing, ``OutcomeUnknown`` while a call is in
+    doubt (E13), ``ClaimLost`` if another run has taken over, ``ImproperlyConfigured``
+    inside a transaction, and what the function raises.
     """
     return _Completion(record, lease).run(function)
 
@@ -241,8 +243,10 @@ class _Completion:
         claimed = copy(self.abandoned)
         claimed.token, claimed.attempt = uuid4(), claimed.attempt + 1
         claimed.state = State.IN_PROGRESS
-        if not self.leases.take_over(self.abandoned, claimed, self.lease):
-            raise RecordChanged(claimed.pk)
+        if not self._take_over(claimed):
+            found = self.leases.look_up(claimed.pk)
+            is_held = found is not None and found.token == self.abandoned.token
+            raise (RecordHeld if is_held else RecordChanged)(claimed.pk)
         context = self._context(claimed)
         self.claims.executing[claimed.pk] = claimed.fingerprint
         self._emit(signals.key_claimed, signals.KeyClaimed, claimed)
@@ -250,6 +254,14 @@ class _Completion:
             return self._run(function, context, claimed)
         finally:
             self.claims.executing.pop(claimed.pk, None)
+
+    def _take_over(self, claimed: IdempotencyRecord) -> bool:
+        try:
+            return self.leases.take_over(self.abandoned, claimed, self.lease)
+        except DatabaseError as error:
+            if self.claims.is_busy(error):
+                return False
+            raise
 
     def _context(self, claimed: IdempotencyRecord) -> RequestContext:
         context = RequestContext(

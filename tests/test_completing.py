@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from io import StringIO
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.http import HttpResponse
 from django.urls import path
 from rest_framework.decorators import api_view
@@ -20,13 +21,19 @@ from rest_framework.test import APIClient
 from rest_framework.views import APIView
 
 from idempotency import completing
+from idempotency.claims import claims_in
 from idempotency.completing import complete, complete_abandoned, completer_of, resume
 from idempotency.context import RequestContext
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.mixins import IdempotencyMixin
-from idempotency.models import IdempotencyRecord, RecordChanged, State
+from idempotency.models import (
+    IdempotencyRecord,
+    RecordChanged,
+    RecordHeld,
+    State,
+)
 from idempotency.signals import response_stored, steps_skipped
 from idempotency.steps import as_text, from_text, held_entry
 from tests.app.models import Effect
@@ -35,6 +42,7 @@ from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
 
+TAKE_OVER = "idempotency.claims.leases.Leases.take_over"
 LEASED: dict[str, Any] = {"atomic": False, "on_abandoned": "resume"}
 charges: list[str] = []
 
@@ -311,10 +319,30 @@ class TestResume:
     def test_lost_race(self, client: APIClient, monkeypatch: Any) -> None:
         """E17: Only one of two completers takes over."""
         record = cut_off(client)
-        monkeypatch.setattr(
-            "idempotency.claims.leases.Leases.take_over", lambda *args: False
-        )
-        with pytest.raises(RecordChanged):
+
+        def lose(*args: Any) -> bool:
+            IdempotencyRecord.objects.update(token=uuid4())
+            return False
+
+        monkeypatch.setattr(TAKE_OVER, lose)
+        with pytest.raises(RecordChanged) as error:
+            resume(record, finish)
+        assert error.type is RecordChanged
+
+    def test_held(self, client: APIClient, monkeypatch: Any) -> None:
+        """E17: While a transaction writes to the record, nobody completes it."""
+        record = cut_off(client)
+
+        def busy(*args: Any) -> bool:
+            raise OperationalError
+
+        monkeypatch.setattr(TAKE_OVER, busy)
+        monkeypatch.setattr(claims_in("default"), "is_busy", lambda error: True)
+        with pytest.raises(RecordHeld):
+            resume(record, finish)
+        assert str(complete_abandoned()) == "0 completed, 0 failed, 0 left"
+        monkeypatch.setattr(claims_in("default"), "is_busy", lambda error: False)
+        with pytest.raises(OperationalError):
             resume(record, finish)
 
     def test_call_in_doubt(self, client: APIClient) -> None:
