@@ -164,6 +164,8 @@ def _essentials(policy: Policy) -> Iterator[str]:
     if not policy.atomic:
         yield f"lease {_duration(policy.lease)}"
         yield f"abandoned: {_text(policy.on_abandoned)}"
+    if policy.completer is not None:
+        yield f"completer: {_text(policy.completer)}"
 
 
 def _duration(value: timedelta) -> str:

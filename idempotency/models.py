@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
-from django.db import Error, connections, models, router
+from django.db import Error, connections, models, router, transaction
 from django.http import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
@@ -245,8 +246,16 @@ def default_alias() -> str:
     return get_settings().policy.using or router.db_for_write(IdempotencyRecord)
 
 
+# Seconds before each try to lock a row that a transaction may hold for a moment.
+PAUSES = (0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+
+
 class RecordChanged(Exception):
     """The record has changed since it was read, or its handler is running."""
+
+
+class RecordHeld(RecordChanged):
+    """A transaction that has written to the record has not ended yet: try again."""
 
 
 class IdempotencyRecord(models.Model):
@@ -313,7 +322,8 @@ class IdempotencyRecord(models.Model):
         A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
-        over (P1), and ``ValueError`` if the response can't be kept (R4).
+        over (P1), ``RecordHeld`` if its handler is just writing, and ``ValueError`` if
+        the response can't be kept (R4).
         """
         stored = StoredResponse.from_http(response, keep=True)
         if stored.body is None:
@@ -343,7 +353,7 @@ class IdempotencyRecord(models.Model):
         """Delete a completed or abandoned record: the next request runs the handler.
 
         Raise ``RecordChanged`` if the record has a live lease, or has changed since it
-        was read.
+        was read, and ``RecordHeld`` as ``resolve()`` does.
         """
         # delete() would first read the row again, and delete it even if it has changed.
         row = self._unchanged().without_live_lease()
@@ -356,8 +366,8 @@ class IdempotencyRecord(models.Model):
         """Record what the call in doubt has returned: the next run goes on (E13).
 
         Raise ``ValueError`` if it is not that call that is in doubt or the result is
-        too long, ``TypeError`` if the result is not JSON, and ``RecordChanged`` as
-        ``resolve()`` does.
+        too long, ``TypeError`` if the result is not JSON, and ``RecordChanged`` and
+        ``RecordHeld`` as ``resolve()`` does.
         """
         result = through_json("call", name, result)
         ended = {"ended": datetime.now(UTC).isoformat(), "result": result}
@@ -373,7 +383,7 @@ class IdempotencyRecord(models.Model):
         """Declare that the call in doubt has not happened: the next run calls (E13).
 
         Raise ``ValueError`` if it is not that call that is in doubt, and
-        ``RecordChanged`` as ``resolve()`` does.
+        ``RecordChanged`` and ``RecordHeld`` as ``resolve()`` does.
         """
         self._settle(name, lambda entry: [])
 
@@ -393,17 +403,38 @@ class IdempotencyRecord(models.Model):
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, and repeat that on a new connection if the first is lost (E7)."""
+        connection = connections[self._alias()]
+
+        def decide() -> int:
+            if not connection.features.has_select_for_update:
+                return write()  # SQLite locks no rows
+            with transaction.atomic(using=connection.alias):
+                self._lock(connection.features.has_select_for_update_skip_locked)
+                return write()
+
         try:
-            found = write_with_retry(
-                connections[self._alias()], write, lambda: write() or is_done()
-            )
+            found = write_with_retry(connection, decide, lambda: decide() or is_done())
+        except RecordHeld as held:
+            failure: Exception = RecordHeld(*held.args)  # without its context
         except Error as error:
-            failure: Exception = without_values(error)
+            failure = without_values(error)
         else:
             if found:
                 return
             failure = RecordChanged(self.pk)
         raise failure
+
+    def _lock(self, skip_locked: bool) -> None:
+        """Lock the row, if there is one, or raise ``RecordHeld``.
+
+        Its handler may have stopped before the COMMIT of a step, for hours.
+        """
+        row = self._rows().select_for_update(skip_locked=skip_locked)
+        for pause in PAUSES:
+            time.sleep(pause)
+            if row.exists() or not self._rows().exists():
+                return
+        raise RecordHeld(self.pk)
 
     def _rows(self) -> IdempotencyRecordQuerySet:
         """Return the row of the record's id, whichever run has it by now."""

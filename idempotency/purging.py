@@ -14,7 +14,7 @@ from django.db import connections, transaction
 from django.db.models import Case, Value, When
 from django.utils import timezone
 
-from idempotency.database import EXPIRES_AT_INDEX
+from idempotency.database import EXPIRES_AT_INDEX, UTCNow
 from idempotency.signals import RecordsPurged, records_purged
 from idempotency.steps import HALF_DONE
 
@@ -46,6 +46,8 @@ class PurgeReport:
     """The result of a purge; ``more`` is true if expired rows may be left.
 
     ``half_done`` of the deleted rows had recorded steps, but no response (E12).
+    ``overdue`` is the time since the oldest of the rows that are left expired. Like
+    ``more``, it ignores rows that others hold.
     """
 
     deleted: int = 0
@@ -53,6 +55,7 @@ class PurgeReport:
     batches: int = 0
     seconds: float = 0.0
     more: bool = True
+    overdue: timedelta = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +156,7 @@ def _batches(
             batches=batches,
             seconds=ended - started,
             more=more,
+            overdue=_overdue(expired, since) if more else timedelta(0),
         )
         took = ended - began
         pause = (
@@ -162,6 +166,20 @@ def _batches(
             return
         size = _next_size(size, took, batch_size)
         began = time.monotonic()
+
+
+def _overdue(expired: IdempotencyRecordQuerySet, since: datetime | None) -> timedelta:
+    """Return the time since the oldest row from ``since`` on expired.
+
+    Look no further back: the index still has the entries of deleted rows.
+    """
+    rest = Window(begin=since, end=None).of(expired)
+    found = rest.values_list(UTCNow(), "expires_at").first()
+    if found is None:
+        return timedelta(0)  # another purge has deleted the rest
+    now, expired_at = found
+    overdue: timedelta = now - expired_at
+    return max(overdue, timedelta(0))
 
 
 def _next_size(size: int, took: float, most: int) -> int:

@@ -146,6 +146,8 @@ class RecordsPurged:
     """A purge ended; ``more`` says whether expired records are left.
 
     ``half_done`` of the deleted records had recorded steps, but no response (E12).
+    ``overdue`` is the time since the oldest record that is left expired, zero if none
+    is.
     """
 
     database: str
@@ -154,6 +156,7 @@ class RecordsPurged:
     batches: int
     seconds: float
     more: bool
+    overdue: timedelta = timedelta(0)
 
     def __str__(self) -> str:
         half_done = (

@@ -276,12 +276,23 @@ class MixedForm(IdempotencyMixin, Form):
     idempotency_scope = tenant
 
 
+def complete(steps: Any) -> HttpResponse:
+    return HttpResponse()
+
+
+class ResumedForm(IdempotencyMixin, Form):
+    idempotency_atomic = False
+    idempotency_on_abandoned = "resume"
+    idempotency_completer = complete
+
+
 class ExemptForm(Form):
     @idempotency_exempt
     def post(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse()
 
 
+RESUMED: dict[str, Any] = {"atomic": False, "on_abandoned": "resume"}
 OPTIONAL, REQUIRED = ("key optional, kept 30d", "key required, kept 30d")
 LEASED = f"{OPTIONAL}, lease 1m, abandoned: hold"
 EACH_WAY: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -296,6 +307,14 @@ EACH_WAY: dict[str, tuple[Any, tuple[str, ...]]] = {
     "mixin": (
         MixedForm.as_view(),
         ("mixin", "leased", f"{HERE}.tenant", LEASED, f"{HERE}.MixedForm"),
+    ),
+    "resumed": (
+        ResumedForm.as_view(),
+        (
+            *("mixin", "leased", "default"),
+            f"{OPTIONAL}, lease 1m, abandoned: resume, completer: {HERE}.complete",
+            f"{HERE}.ResumedForm",
+        ),
     ),
     "routed": (
         protected([path("", bare)], required=True)[0].callback,
@@ -320,7 +339,7 @@ def test_plain_views(settings: Any) -> None:
         where: row for where, (_view, row) in EACH_WAY.items()
     }
     assert run("--fail-unprotected")[0].splitlines()[-2:] == [
-        "4 protected, 1 exempt, 0 not protected",
+        "5 protected, 1 exempt, 0 not protected",
         "--all lists 2 more, of other kinds",
     ]
     with pytest.raises(CommandError, match=r"^Not protected: /form, /page$"):
@@ -350,6 +369,7 @@ def test_json() -> None:
     assert charged["scope"] == f"{HERE}.tenant"
     assert charged["policy"]["lease"] == 90.0
     assert charged["policy"]["on_abandoned"] == f"{HERE}.ask"
+    assert charged["policy"]["completer"] is None
     assert routes["POST", "/bare"] == {
         "method": "POST",
         "path": "/bare",
@@ -358,6 +378,17 @@ def test_json() -> None:
         "via": "none",
         "credentials": False,
     }
+
+
+def test_completer_as_json(settings: Any) -> None:
+    """E17: Programs also see which function completes an endpoint's requests."""
+    by_path = {**RESUMED, "completer": "tests.test_audit.complete"}
+    settings.ROOT_URLCONF = (
+        path("by-path", idempotent(**by_path)(django_function)),
+        path("by-class", ResumedForm.as_view()),
+    )
+    for each in json.loads(run("--format", "json")[0])["routes"]:
+        assert each["policy"]["completer"] == f"{HERE}.complete"
 
 
 @pytest.mark.parametrize(

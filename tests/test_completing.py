@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from io import StringIO
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.conf.urls.i18n import i18n_patterns
@@ -23,13 +24,24 @@ from rest_framework.views import APIView
 
 from idempotency import completing
 from idempotency.claims import claims_in
-from idempotency.completing import complete, complete_abandoned, completer_of, resume
+from idempotency.completing import (
+    CompletionReport,
+    complete,
+    complete_abandoned,
+    completer_of,
+    resume,
+)
 from idempotency.context import RequestContext
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.mixins import IdempotencyMixin
-from idempotency.models import IdempotencyRecord, RecordChanged, State
+from idempotency.models import (
+    IdempotencyRecord,
+    RecordChanged,
+    RecordHeld,
+    State,
+)
 from idempotency.signals import response_stored, steps_skipped
 from idempotency.steps import as_text, from_text, held_entry
 from tests.app.models import Effect
@@ -38,6 +50,7 @@ from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
 
+TAKE_OVER = "idempotency.claims.leases.Leases.take_over"
 LEASED: dict[str, Any] = {"atomic": False, "on_abandoned": "resume"}
 charges: list[str] = []
 
@@ -390,10 +403,30 @@ class TestResume:
     def test_lost_race(self, client: APIClient, monkeypatch: Any) -> None:
         """E17: Only one of two completers takes over."""
         record = cut_off(client)
-        monkeypatch.setattr(
-            "idempotency.claims.leases.Leases.take_over", lambda *args: False
-        )
-        with pytest.raises(RecordChanged):
+
+        def lose(*args: Any) -> bool:
+            IdempotencyRecord.objects.update(token=uuid4())
+            return False
+
+        monkeypatch.setattr(TAKE_OVER, lose)
+        with pytest.raises(RecordChanged) as error:
+            resume(record, finish)
+        assert error.type is RecordChanged
+
+    def test_held(self, client: APIClient, monkeypatch: Any) -> None:
+        """E17: While a transaction writes to the record, nobody completes it."""
+        record = cut_off(client)
+
+        def busy(*args: Any) -> bool:
+            raise OperationalError
+
+        monkeypatch.setattr(TAKE_OVER, busy)
+        monkeypatch.setattr(claims_in("default"), "is_busy", lambda error: True)
+        with pytest.raises(RecordHeld):
+            resume(record, finish)
+        assert str(complete_abandoned()) == "0 completed, 0 failed, 0 left"
+        monkeypatch.setattr(claims_in("default"), "is_busy", lambda error: False)
+        with pytest.raises(OperationalError):
             resume(record, finish)
 
     def test_call_in_doubt(self, client: APIClient) -> None:
@@ -462,6 +495,22 @@ class TestCompleteAbandoned:
         assert str(complete_abandoned()) == "0 completed, 0 failed, 1 left"
         assert len(names()) == 3 * 2 + 1
 
+    def test_many_without_completers(self, client: APIClient, monkeypatch: Any) -> None:
+        """E17: However many wait in vain, those with a completer come to their turn."""
+        monkeypatch.setattr(completing, "PAGE_SIZE", 2)
+        values = [f"key-of-20-characters-{number}" for number in range(9)]
+        for value in values:
+            place = "/by-path/" if value in values[3::5] else "/without/"
+            cut_off(client, place, value)
+        # Pages begin amid records whose leases ended at the same moment.
+        rows = IdempotencyRecord.objects.all()
+        rows.update(lease_expires_at=UTCNow() - timedelta(hours=2))
+        for value in values[4:]:
+            rows.filter(key=value).update(
+                lease_expires_at=UTCNow() - timedelta(minutes=90 - int(value[-1]))
+            )
+        assert str(complete_abandoned()) == "2 completed, 0 failed, 7 left"
+
     def test_pauses(self, client: APIClient) -> None:
         """E17: A record waits twice as long after each run; then a person decides."""
         cut_off(client)
@@ -520,6 +569,15 @@ class TestCompleteAbandoned:
         monkeypatch.setattr("tests.test_completing.finish", fail)
         with pytest.raises(ZeroDivisionError):
             complete_abandoned(fatal=(ZeroDivisionError,))
+
+    def test_missing(self, client: APIClient, monkeypatch: Any, caplog: Any) -> None:
+        """E17: Records whose completer can't be imported do not stop the others'."""
+        cut_off(client)
+        cut_off(client, value="key-of-20-characters-1")
+        cut_off(client, "/by-class/", "key-of-20-characters-2")
+        monkeypatch.delattr("tests.test_completing.finish")
+        assert complete_abandoned() == CompletionReport(completed=1, left=2)
+        assert caplog.text.count("A completer can't be imported") == 1
 
     def test_taken_meanwhile(self, client: APIClient, monkeypatch: Any) -> None:
         """E17: What another run has is left to it."""

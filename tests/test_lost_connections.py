@@ -537,14 +537,32 @@ class TestDecisions:
         else:
             record.release()
 
-    @pytest.mark.parametrize("when", ["before", "after"])
-    @pytest.mark.parametrize("verb", ["resolve", "release"])
-    def test_lost(self, stuck: IdempotencyRecord, verb: str, when: str) -> None:
-        """E7, E9: A decision whose connection was lost is made, once."""
-        with cut(1, when):
-            self.decide(stuck, verb)
+    @staticmethod
+    def assert_decided(verb: str) -> None:
         bodies = [bytes(found.body or b"") for found in IdempotencyRecord.objects.all()]
         assert bodies == ([b"paid"] if verb == "resolve" else [])
+
+    @pytest.mark.parametrize("at", [1, 2])
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("verb", ["resolve", "release"])
+    def test_lost(
+        self, stuck: IdempotencyRecord, verb: str, when: str, at: int
+    ) -> None:
+        """E7, E9: A decision whose connection was lost is made, once."""
+        with cut(at, when):
+            self.decide(stuck, verb)
+        self.assert_decided(verb)
+
+    @pytest.mark.skipif(
+        connection.vendor == "sqlite", reason="It writes in a statement of its own."
+    )
+    @pytest.mark.parametrize("when", ["before", "after"])
+    @pytest.mark.parametrize("verb", ["resolve", "release"])
+    def test_lost_commit(self, stuck: IdempotencyRecord, verb: str, when: str) -> None:
+        """E7, E9: So is one whose COMMIT, or the reply to it, was lost."""
+        with cut_commit(1, when):
+            self.decide(stuck, verb)
+        self.assert_decided(verb)
 
     @pytest.mark.parametrize("verb", ["resolve", "release"])
     def test_another_run(
@@ -553,10 +571,15 @@ class TestDecisions:
         """E7, E9: What has come since is not decided about."""
         handle(create_effect)
 
-        def rerun(*statement: Any) -> None:
+        def rerun() -> None:
             assert post(client).status_code == 201
+            connections.close_all()  # those of this thread
 
-        with cut(1, "before", rerun), pytest.raises(RecordChanged):
+        def meanwhile(*statement: Any) -> None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(rerun).result()
+
+        with cut(1, "before", meanwhile), pytest.raises(RecordChanged):
             self.decide(stuck, verb)
         assert the_record().attempt == 2
 

@@ -286,9 +286,56 @@ def test_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         Clock(patch, 1, 1, 3)
         report = purge(batch_size=2, time_budget=timedelta(seconds=10))
     # Each of these is slow, so a batch has 2 rows, then 1 and 1.
-    assert report == PurgeReport(deleted=4, batches=3, seconds=11.0, more=True)
+    assert report == PurgeReport(
+        deleted=4, batches=3, seconds=11.0, more=True, overdue=report.overdue
+    )
     report = purge()
     assert (report.deleted, report.more) == (6, False)
+
+
+def is_about(found: timedelta, expected: timedelta) -> bool:
+    """Return whether a duration is one that has grown for a moment."""
+    return expected <= found < expected + timedelta(seconds=PATIENCE)
+
+
+def test_how_far_behind() -> None:
+    """P2: Each report says for how long the next record has been expired."""
+    for hours in (3, 2, 1, -1):
+        make_record(RETENTION + timedelta(hours=hours))
+    reports = [*IdempotencyRecord.objects.purge_in_batches(batch_size=1)]
+    assert is_about(reports[0].overdue, timedelta(hours=2))
+    assert is_about(reports[1].overdue, timedelta(hours=1))
+    assert {report.overdue for report in reports[2:]} == {timedelta(0)}
+
+
+def test_spared_records_are_not_behind() -> None:
+    """P2: Records that a purge must not delete do not count."""
+    make_record(
+        RETENTION + timedelta(hours=3),
+        state=State.IN_PROGRESS,
+        lease_expires_at=timezone.now() + timedelta(hours=1),
+    )
+    make_record(RETENTION + timedelta(hours=2))
+    report = purge(batch_size=1, time_budget=timedelta(0))
+    assert (report.deleted, report.more) == (0, True)
+    assert is_about(report.overdue, timedelta(hours=2))
+    report = purge()
+    assert (report.deleted, report.overdue) == (1, timedelta(0))
+
+
+def test_purged_by_another_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: What another purge has deleted is not behind."""
+    make_records(2, EXPIRED)
+    delete_batch = purging._delete_batch
+
+    def delete_all(*arguments: Any) -> Any:
+        found = delete_batch(*arguments)
+        IdempotencyRecord.objects.all().delete()
+        return found
+
+    monkeypatch.setattr(purging, "_delete_batch", delete_all)
+    report = purge(batch_size=1, time_budget=timedelta(0))
+    assert report.overdue == timedelta(0)
 
 
 def test_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,25 +9,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.db.backends.signals import connection_created
 from django.http import HttpResponse
 
+from idempotency.completing import complete
 from idempotency.database import UTCNow
 from idempotency.exceptions import ClaimLost, InProgress, OutcomeUnknown
-from idempotency.models import IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord, RecordHeld, State
 from tests.app.models import Effect
 from tests.support import resumed_crashes
+from tests.support.admin_pages import EVERYTHING, Enter, Page, address
 from tests.support.charge_ledger import Ledger
 from tests.support.fault_points import wait_for_visit
-from tests.support.faults import serving
+from tests.support.faults import Sending, serving
 from tests.support.http_servers import (
     SERVER_KEY,
     Answer,
@@ -36,7 +39,7 @@ from tests.support.http_servers import (
     read,
 )
 from tests.support.leased_crashes import HANDLERS, Crashes
-from tests.support.processes import wait_until
+from tests.support.processes import PATIENCE, wait_until
 from tests.support.rendezvous import Rendezvous
 from tests.support.sleep_counter import waits_in
 
@@ -263,47 +266,142 @@ class TestStalledSteps:
         assert stage.send().body == resumed.body
 
 
-@pytest.mark.skipif(
-    connection.vendor == "sqlite", reason="SQLite has one writer: others wait for it."
-)
-@pytest.mark.parametrize(("place", "which"), [("start", 0), ("charged", 1)])
-def test_frozen_before_the_commit(
-    database: None,
-    two_servers: tuple[Server, Server],
-    rendezvous: Rendezvous,
-    place: str,
-    which: int,
-) -> None:
-    """E12: A retry does not wait for a handler that stopped amid a step's end.
+@dataclass
+class Frozen:
+    """A handler that is frozen before a COMMIT, and what clients sent and got."""
+
+    sending: Sending
+    other: Resuming
+    first: Answer | None = None
+
+    def assert_unharmed(self) -> None:
+        """Check that the handler has gone on, and that its response is replayed."""
+        assert self.first is not None
+        assert self.first.status == 201
+        assert_each_once(self.first, self.sending.key)
+        again = self.other.send(self.sending)
+        assert (again.body, is_replayed(again)) == (self.first.body, True)
+        assert len(self.other.ledger.charges_of(self.sending.key)) == 1
+
+
+Freeze = Callable[..., AbstractContextManager[Frozen]]
+
+
+@pytest.fixture
+def freeze(
+    database: None, two_servers: tuple[Server, Server], rendezvous: Rendezvous
+) -> Freeze:
+    """Return what freezes a handler amid a step's end, for as long as a block lasts.
 
     The step has been recorded, past the lease, and is not committed yet.
     """
     late, other = (Resuming(server, rendezvous) for server in two_servers)
-    sending = late.prepare("rerun", Resumed["plain"])
-    sending = replace(sending, headers={**sending.headers, "X-Overdue-At": place})
-    _answer, passed = late.send_uncut(replace(sending, key=str(uuid4())))
-    commits = [
-        number
-        for number, label in enumerate(passed.labels, 1)
-        if label.lower() == "before commit"
-    ]
-    with late.start(sending, commits[which]) as slow:
-        frozen = wait_for_visit(rendezvous)
-        os.kill(frozen.waiting.pid, signal.SIGSTOP)
-        try:
-            frozen.close()
-            assert not late.look(sending.key).is_leased
-            retry = other.send(sending)
-        finally:
-            os.kill(frozen.waiting.pid, signal.SIGCONT)
-        first = read(slow)
+
+    @contextmanager
+    def freeze(place: str, which: int) -> Iterator[Frozen]:
+        sending = late.prepare("rerun", Resumed["plain"])
+        sending = replace(sending, headers={**sending.headers, "X-Overdue-At": place})
+        _answer, passed = late.send_uncut(replace(sending, key=str(uuid4())))
+        commits = [
+            number
+            for number, label in enumerate(passed.labels, 1)
+            if label.lower() == "before commit"
+        ]
+        scene = Frozen(sending, other)
+        with late.start(sending, commits[which]) as slow:
+            frozen = wait_for_visit(rendezvous)
+            os.kill(frozen.waiting.pid, signal.SIGSTOP)
+            try:
+                frozen.close()
+                assert not late.look(sending.key).is_leased
+                yield scene
+            finally:
+                os.kill(frozen.waiting.pid, signal.SIGCONT)
+            scene.first = read(slow)
+
+    return freeze
+
+
+one_writer = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="SQLite has one writer: others wait for it."
+)
+ENDS_OF_STEPS = [("start", 0), ("charged", 1)]
+
+
+@one_writer
+@pytest.mark.parametrize(("place", "which"), ENDS_OF_STEPS)
+def test_frozen_before_the_commit(freeze: Freeze, place: str, which: int) -> None:
+    """E12: A retry does not wait for a handler that stopped amid a step's end."""
+    with freeze(place, which) as scene:
+        retry = scene.other.send(scene.sending)
     assert (retry.status, retry.code) == (409, str(InProgress.default_detail))
     assert not waits_in(retry)
-    assert first.status == 201
-    assert_each_once(first, sending.key)
-    again = other.send(sending)
-    assert (again.body, is_replayed(again)) == (first.body, True)
-    assert len(other.ledger.charges_of(sending.key)) == 1
+    scene.assert_unharmed()
+
+
+DECISIONS: dict[str, Callable[[IdempotencyRecord], object]] = {
+    "resolve": lambda record: record.resolve(HttpResponse(b"paid")),
+    "release": lambda record: record.release(),
+    "complete": complete,
+}
+FORM = {"status_code": "204", "content_type": "a/b"}
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Let the database end statements that wait for a very long time."""
+
+    def limit(connection: Any, **kwargs: Any) -> None:
+        is_postgresql = connection.vendor == "postgresql"
+        name = "statement_timeout" if is_postgresql else "innodb_lock_wait_timeout"
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET {name} = {PATIENCE * (1000 if is_postgresql else 1)}")
+
+    connection.close()
+    connection_created.connect(limit)
+    try:
+        yield
+    finally:
+        connection_created.disconnect(limit)
+        connection.close()
+
+
+# A completer does not begin before a step is recorded, nor inside a transaction.
+WAYS_TO_DECIDE = [
+    (place, which, decision, by)
+    for place, which in ENDS_OF_STEPS
+    for decision in DECISIONS
+    for by in ("code", "transaction", "admin")
+    if decision != "complete" or (place != "start" and by != "transaction")
+]
+
+
+@one_writer
+@pytest.mark.parametrize(("place", "which", "decision", "by"), WAYS_TO_DECIDE)
+@pytest.mark.urls("tests.support.charging_views")
+def test_decision_before_the_commit(
+    freeze: Freeze, enter: Enter, place: str, which: int, decision: str, by: str
+) -> None:
+    """A3, E9, E17: A person's decision does not wait for such a handler, either.
+
+    It changes nothing, and the person is told that the handler is just writing.
+    """
+    desk = enter(*EVERYTHING)
+    with freeze(place, which) as scene, without_waiting():
+        record = IdempotencyRecord.objects.get(key=scene.sending.key)
+        if by == "admin":
+            form = {**FORM, "token": str(record.token)}
+            page = desk.post(address(record, decision), form, follow=True)
+            said = "Nothing was done: the handler is just writing to the record."
+            assert said in Page(page).text
+        else:
+            around = transaction.atomic() if by == "transaction" else nullcontext()
+            with around:
+                with pytest.raises(RecordHeld):
+                    DECISIONS[decision](record)
+                # The transaction is as good as before.
+                assert IdempotencyRecord.objects.filter(pk=record.pk).exists()
+    scene.assert_unharmed()
 
 
 @pytest.mark.parametrize("slow", ["failed-before", "completer"])

@@ -431,6 +431,10 @@ class TestCompleters:
             COMPLETING_TASK,
         ]
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("should_store_response", lambda *_: False), ("idempotency_store", False)],
+    )
     def test_what_does_not_run(
         self,
         guide: Recipe,
@@ -438,8 +442,10 @@ class TestCompleters:
         provider: Provider,
         ride_model: Any,
         monkeypatch: Any,
+        name: str,
+        value: Any,
     ) -> None:
-        """E17: Permissions and ``should_store_response`` have no say."""
+        """E17: Permissions, ``should_store_response`` and ``store`` have no say."""
         view = guide.views.RideView
         provider.dies = "after"
         with pytest.raises(Killed):
@@ -448,7 +454,7 @@ class TestCompleters:
         nobody = SimpleNamespace(has_permission=lambda *_: False)
         with monkeypatch.context() as patch:
             patch.setattr(view, "permission_classes", [lambda: nobody])
-            patch.setattr(view, "should_store_response", lambda *_: False)
+            patch.setattr(view, name, value)
             assert client.post("/rides/", ORDER, **key()).status_code == 403
             call_command("complete_idempotency_records", verbosity=0)
         record = IdempotencyRecord.objects.get()

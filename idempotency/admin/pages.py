@@ -25,7 +25,7 @@ from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.completing import complete, completer_of, log_failure
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
-from idempotency.models import IdempotencyRecord, RecordChanged, Status
+from idempotency.models import IdempotencyRecord, RecordChanged, RecordHeld, Status
 
 READ = _("Viewed the response.")
 DOWNLOADED = _("Downloaded the response.")
@@ -126,8 +126,8 @@ class Pages(Permissions):
                 with transaction.atomic(using=record._state.db):
                     record.release()
                     self._log(request, record, DELETION, in_the_log(RELEASED))
-            except RecordChanged:
-                return self._has_changed(request, record)
+            except RecordChanged as error:
+                return self._has_changed(request, record, error)
             messages.success(
                 request, gettext("The key is free: the next request runs the handler.")
             )
@@ -158,8 +158,8 @@ class Pages(Permissions):
                     record.resolve(form.response())
                     text = in_the_log(STORED, status=status)
                     self._log(request, record, CHANGE, text)
-            except RecordChanged:
-                return self._has_changed(request, record)
+            except RecordChanged as error:
+                return self._has_changed(request, record, error)
             stored = gettext(
                 "Stored: requests with this key and the same content get this response "
                 "until %s."
@@ -194,8 +194,8 @@ class Pages(Permissions):
                     if is_settled:
                         what = in_the_log(text, name=name)
                         self._log(request, record, CHANGE, what)
-            except RecordChanged:
-                return self._has_changed(request, record)
+            except RecordChanged as error:
+                return self._has_changed(request, record, error)
             if is_settled:
                 messages.success(request, str(text % {"name": name}))
                 return HttpResponseRedirect(self._address("change", record.pk))
@@ -237,8 +237,8 @@ class Pages(Permissions):
         )
         try:
             response = complete(record)
-        except (RecordChanged, ClaimLost, OutcomeUnknown):
-            return self._has_changed(request, record)
+        except (RecordChanged, ClaimLost, OutcomeUnknown) as error:
+            return self._has_changed(request, record, error)
         except Exception as error:  # noqa: BLE001  # a completer is the project's
             log_failure(record, error)
             return self._back(request, record, failed % type(error).__name__)
@@ -262,8 +262,15 @@ class Pages(Permissions):
         token = request.POST.get("token")
         return request.method == "POST" and token != str(record.token)
 
-    def _has_changed(self, request: HttpRequest, record: Any) -> HttpResponse:
+    def _has_changed(
+        self, request: HttpRequest, record: Any, error: Exception | None = None
+    ) -> HttpResponse:
         why = gettext("Nothing was done: the record has changed. Check it again.")
+        if isinstance(error, RecordHeld):
+            why = gettext(
+                "Nothing was done: the handler is just writing to the record. Try "
+                "again."
+            )
         return self._back(request, record, why)
 
     def _back(self, request: HttpRequest, record: Any, why: str) -> HttpResponse:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.models import Session
 from django.test import Client
 
 from idempotency.models import IdempotencyRecord
@@ -72,8 +74,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def enter(settings: Any) -> Enter:
-    """Return a way in for a member of staff with the permissions that are named."""
+def enter(settings: Any, request: pytest.FixtureRequest) -> Iterator[Enter]:
+    """Return a way in for a member of staff with the permissions that are named.
+
+    After a test with real commits, clean up what staff has left.
+    """
     settings.MIDDLEWARE = demo.MIDDLEWARE
 
     def log_in(*permissions: str, **fields: Any) -> Client:
@@ -83,7 +88,10 @@ def enter(settings: Any) -> Enter:
         client.force_login(user)
         return client
 
-    return log_in
+    yield log_in
+    if "database" in request.fixturenames:
+        for model in (LogEntry, Session, User):
+            model.objects.all().delete()
 
 
 @pytest.fixture
