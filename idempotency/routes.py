@@ -133,6 +133,15 @@ def route_in(match: ResolverMatch | None) -> str | None:
     return ("/" + _shortened(match.route))[:MAX_LENGTH]
 
 
+def view_of(path: str, method: str) -> str | None:
+    """Return the dotted name of the view that a path leads to, or None."""
+    try:
+        callback = match_of(path).func
+        return Route(path=path, name=None, callback=callback).view(method)
+    except Exception:  # noqa: BLE001  # a converter is the project's
+        return None
+
+
 def answers(callback: Any, method: str) -> bool:
     """Return whether a view accepts an HTTP method, as far as its code tells.
 

@@ -84,6 +84,19 @@ class ResolveForm(forms.Form):
         )
 
 
+class ReleaseForm(forms.Form):
+    """Why a key is released."""
+
+    reason = forms.CharField(
+        label=_("Reason"),
+        max_length=500,
+        help_text=_(
+            "The log keeps it with status, size and times of the record. Write down no "
+            "key and no personal data."
+        ),
+    )
+
+
 class CallForm(forms.Form):
     """How a call in doubt has ended; ``settle()`` records it (E13)."""
 
