@@ -46,6 +46,7 @@ from tests.support.record_admins import (
 )
 from tests.support.record_admins import urlpatterns as own_urls
 from tests.support.record_factories import make_record
+from tests.test_docs import blocks
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -199,6 +200,19 @@ def test_scopes_of_a_project(enter: Enter, grace: User) -> None:
     client = enter(VIEW, SEE_USERS)
     assert found_by(client, "hopper", here) == ["tenant's"]
     assert found_by(client, "nobody", here) == []
+
+
+def test_scopes_on_the_page() -> None:
+    """A1, S1: The page's own admin names callers as it says."""
+    (source,) = [
+        block
+        for block in blocks("python", "docs/admin.md")
+        if "get_scope_of_user" in block
+    ]
+    own: dict[str, Any] = {"__name__": "sample"}
+    exec(source, own)
+    admin = own["RecordsOfCustomers"](IdempotencyRecord, AdminSite("sample"))
+    assert admin.get_scope_of_user(User(pk=7)) == "customer:7"
 
 
 def test_names_of_another_type(
@@ -530,7 +544,7 @@ def test_times_of_decisions(enter: Enter) -> None:
 
 
 def test_erased_records(enter: Enter) -> None:
-    """A1, P4: An erased record says so, and leads to no caller."""
+    """A1: An erased record says so, and leads to no caller."""
     client = enter(*EVERYTHING)
     record = make_record(
         scope="",

@@ -3,22 +3,36 @@
     python -m benchmarks.studies.indexes --database postgresql
 
 In two databases of one server, with as many records, one of them without the indexes.
-Requests of a thousand callers go to one and the other in turns, round by round.
+Requests of a thousand callers go to one and the other in turns. Of each turn the lower
+quartile counts, which what else the machine does disturbs least, and the CPU time of
+this process and of the server. The latter leaves waits for disks out, so the indexes'
+share of it is larger.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
 import sys
-from statistics import median
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 from uuid import uuid4
 
-from django.db import connection
+from django.db import connection, connections
 
-from benchmarks.databases import TABLE, database, log_position, settle, table_size
+from benchmarks.databases import (
+    TABLE,
+    database,
+    fetch_one,
+    log_position,
+    settle,
+    table_size,
+)
 from benchmarks.figures import shown, spread_of_ratios, table
 from benchmarks.records import fill
 from tests.support.database_servers import DATABASE
@@ -31,9 +45,9 @@ BODY = 1024
 
 
 def use(name: str) -> None:
-    """Connect to one of the databases."""
+    """Connect to one of the databases, for as long as it takes."""
     connection.close()
-    connection.settings_dict["NAME"] = name
+    connection.settings_dict |= {"NAME": name, "CONN_MAX_AGE": None}
 
 
 def execute(*statements: str) -> None:
@@ -61,8 +75,32 @@ def make_other() -> None:
             execute(f"INSERT INTO {name} SELECT * FROM {WITH}.{name}")
 
 
-def run(place: str, requests: int, draw: random.Random) -> tuple[float, float | None]:
-    """Send first-time requests; return the median of seconds, and bytes of log each."""
+@dataclass(slots=True)
+class Turns:
+    """What the turns of a kind of request took in one of the databases."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: float = 0
+    log_bytes: int = 0
+
+
+def server_pid() -> int:
+    """Return the process that works for this connection."""
+    if connection.vendor == "postgresql":
+        return int(fetch_one("SELECT pg_backend_pid()"))
+    return int(Path(fetch_one("SELECT @@pid_file")).read_text(encoding="ascii"))
+
+
+def cpu_time(pid: int) -> float:
+    """Return the CPU seconds of this process and of another one."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
+    user, system = stat.split()[11:13]
+    ticks: int = os.sysconf("SC_CLK_TCK")
+    return time.process_time() + (int(user) + int(system)) / ticks
+
+
+def take_turn(place: str, requests: int, draw: random.Random, turns: Turns) -> None:
+    """Send first-time requests to the database that is in use."""
     from benchmarks.requests import Kind, send_all  # set up by now
     from benchmarks.wsgi import post
 
@@ -70,13 +108,13 @@ def run(place: str, requests: int, draw: random.Random) -> tuple[float, float | 
         return post(place, str(uuid4()), user=f"caller-{draw.randrange(CALLERS)}")
 
     kind = Kind(name=place, status=201, make=make)
-    send_all(kind, 20)  # the new connection and its plans
+    pid = server_pid()
     gc.collect()
-    before = log_position()
+    logged, used = log_position() or 0, cpu_time(pid)
     seconds = send_all(kind, requests)
-    after = log_position()
-    logged = None if before is None or after is None else (after - before) / requests
-    return median(seconds), logged
+    turns.cpu += cpu_time(pid) - used
+    turns.log_bytes += (log_position() or 0) - logged
+    turns.seconds.append(quantiles(seconds, n=4)[0])
 
 
 def main() -> int:
@@ -85,8 +123,8 @@ def main() -> int:
     names = ("postgresql", "mariadb")
     parser.add_argument("--database", choices=names, default="postgresql")
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--requests", type=int, default=200, help="of a kind, a round")
+    parser.add_argument("--turns", type=int, default=80)
+    parser.add_argument("--requests", type=int, default=50, help="of a kind, a turn")
     parser.add_argument("--size", type=int, default=BODY, help="of the stored bodies")
     arguments = parser.parse_args()
     with database(arguments.database, urls="benchmarks.views"):
@@ -94,43 +132,53 @@ def main() -> int:
         fill(half, "live", expired=False, body_size=arguments.size)
         fill(half, "old", expired=True, body_size=arguments.size)
         make_other()
-        sizes = {}
+        sizes, held, found = {}, {}, {}
         for name in (WITH, WITHOUT):
             use(name)
             settle()
-            sizes[name] = table_size() or 0
+            sizes[name] = (table_size() or 0) / arguments.records
+            held[name] = connections["default"].copy()
+            connections["default"] = held[name]
+            for kind, view in KINDS.items():
+                found[kind, name] = Turns()
+                # The new connection, and its plans.
+                take_turn(f"/{view}/{BODY}/", 50, random.Random(0), Turns())
         draw = random.Random(1)
-        seconds: dict[tuple[str, str], list[float]] = {}
-        logged: dict[tuple[str, str], list[float]] = {}
-        for number in range(arguments.rounds):
+        for number in range(arguments.turns):
             # Each is first as often as the other.
             for name in (WITH, WITHOUT)[:: -1 if number % 2 else 1]:
-                use(name)
+                connections["default"] = held[name]
                 for kind, view in KINDS.items():
-                    place = f"/{view}/{BODY}/"
-                    took, log = run(place, arguments.requests, draw)
-                    seconds.setdefault((kind, name), []).append(took)
-                    logged.setdefault((kind, name), []).append(log or 0)
-        rows = [
-            (
-                kind,
-                f"{1000 * median(seconds[kind, WITHOUT]):.3f}",
-                f"{1000 * median(seconds[kind, WITH]):.3f}",
-                shown(spread_of_ratios(seconds[kind, WITH], seconds[kind, WITHOUT])),
-                f"{median(logged[kind, WITHOUT]):,.0f}",
-                f"{median(logged[kind, WITH]):,.0f}",
+                    turns = found[kind, name]
+                    take_turn(f"/{view}/{BODY}/", arguments.requests, draw, turns)
+        sent = arguments.turns * arguments.requests
+        rows = []
+        for kind in KINDS:
+            one, other = found[kind, WITH], found[kind, WITHOUT]
+            rows.append(
+                (
+                    kind,
+                    f"{1000 * median(other.seconds):.3f}",
+                    f"{1000 * median(one.seconds):.3f}",
+                    shown(spread_of_ratios(one.seconds, other.seconds)),
+                    f"{1000 * other.cpu / sent:.3f}",
+                    f"{1000 * one.cpu / sent:.3f}",
+                    f"{one.cpu / other.cpu:.3f}",
+                    f"{other.log_bytes / sent:,.0f}",
+                    f"{one.log_bytes / sent:,.0f}",
+                )
             )
-            for kind in KINDS
-        ]
         head = ("request", "ms without", "ms with", "with, of without")
+        head += ("CPU ms without", "CPU ms with", "with, of without")
         head += ("log bytes without", "log bytes with")
         print(f"{arguments.database}, {arguments.records:,} records\n")
         print(table(head, rows))
         print(
-            f"\nbytes per record on disk: {sizes[WITHOUT] / arguments.records:,.0f} "
-            f"without, {sizes[WITH] / arguments.records:,.0f} with"
+            f"\nbytes per record on disk: {sizes[WITHOUT]:,.0f} without, "
+            f"{sizes[WITH]:,.0f} with"
         )
-        use(WITH)
+        for each in held.values():
+            each.close()
     return 0
 
 

@@ -118,11 +118,13 @@ class Columns(Permissions):
             line = format_html('<a href="{}">{}</a>', self._endpoint(record), line)
         if view is None:
             return line
+        # A class, a class and its action, or a module and its function.
         *_modules, owner, name = view.split(".")
+        short = name if name[:1].isupper() else f"{owner}.{name}"
         return format_html(
             '{}<br><span class="idempotency-quiet">{}</span>',
             line,
-            display.in_a_column(f"{owner}.{name}"),
+            display.in_a_column(short),
         )
 
     @admin.display(description=_("view"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
 COLUMN_CHARACTERS = 100
-BREAKS = re.compile(r"(?=/)|(?<=:)")
+BREAKS = re.compile(r"(?=/)|(?<=[:.])")
 
 
 def erased() -> str:

@@ -90,9 +90,10 @@ class ReleaseForm(forms.Form):
     reason = forms.CharField(
         label=_("Reason"),
         max_length=500,
+        widget=forms.TextInput(attrs={"size": 60}),
         help_text=_(
-            "The log keeps it with status, size and times of the record. Write down no "
-            "key and no personal data."
+            "The admin's log keeps it with the record's status, size and times. Enter "
+            "no keys and no personal data."
         ),
     )
 

@@ -317,12 +317,14 @@ class RecordList(ChangeList):
     ) -> Records:
         """Return the records; abandoned ones are grouped by caller."""
         found = super().get_queryset(request, exclude_parameters)
-        if not self.query:
-            self._look_around(request)
-        specs: Any = self.filter_specs
-        self.filter_specs = [spec for spec in specs if spec.lookup_choices]
         if self.query:
-            return found  # by the index on keys, or by the primary key
+            # By the index on keys, or by the primary key: there is nothing to filter.
+            self.filter_specs = [*self.chosen.values()]
+        else:
+            self._look_around(request)
+        self.has_filters = bool(self.filter_specs)
+        if self.query:
+            return found
         found = self._within_bounds(request, found)
         state = self.chosen.get(StateFilter)
         if state is None or state.value() != "abandoned":
@@ -347,18 +349,20 @@ class RecordList(ChangeList):
         self.queryset = found
 
     def _look_around(self, request: HttpRequest) -> None:
-        """Find the place's records, and the end of the last ``SEARCHED`` of them.
-
-        Offer only choices that some of these have and others don't.
-        """
+        """Find the place's records, and the end of the last ``SEARCHED`` of them."""
         places = self.root_queryset
         for kind in self.place.indexed:
             if spec := self.chosen.get(kind):
                 places = spec.queryset(request, places)
         self.places, self.end = places, self.place.end_of_the_last(places)
         rules: Any = self.model_admin
-        if rules.restricts_single_records:
-            return  # the choices would tell of hidden records
+        if not rules.restricts_single_records:  # they would tell of hidden records
+            self._offer_choices(places)
+        specs: Any = self.filter_specs
+        self.filter_specs = [spec for spec in specs if spec.lookup_choices]
+
+    def _offer_choices(self, places: Records) -> None:
+        """Let filters offer what some of the last records have and others don't."""
         last = places if self.end is None else places.filter(self.place.after(self.end))
         by_kind = last.order_by().values_list("method", "route", "status_code")
         # Names in the order of their latest records.

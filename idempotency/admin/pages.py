@@ -331,7 +331,7 @@ def _released(record: IdempotencyRecord, reason: str) -> str:
             response = f"{record.status_code}, {kept}"
         return str(RELEASED) % {
             "reason": presentable(reason),
-            "endpoint": f"{record.method} {display.route_name(record)}",
+            "endpoint": f"{record.method} {presentable(display.route_name(record))}",
             "state": record.status.label,
             "response": response,
             "attempt": record.attempt,
