@@ -151,16 +151,16 @@ def test_columns(staff: Client) -> None:
         "Key and scope": "k-1s-1",
         "State": "✓completed1 attempt",
         "Request": "POST/function/views.function",
-        "Response": "2019 bytesafter 1,234 ms",
+        "Response": "2019 bytesafter 1,234\xa0ms",
     }
 
 
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
-        ({"body": b"x" * 1234}, "2011,234 bytesafter 0 ms"),
-        ({"body": b""}, "2010 bytesafter 0 ms"),
-        ({"body": None}, "201not keptafter 0 ms"),
+        ({"body": b"x" * 1234}, "2011,234 bytesafter 0\xa0ms"),
+        ({"body": b""}, "2010 bytesafter 0\xa0ms"),
+        ({"body": None}, "201not keptafter 0\xa0ms"),
         ({"body": None, "status_code": None, "state": State.ABANDONED}, "-"),
     ],
 )
@@ -343,7 +343,8 @@ def test_search_uses_the_index_on_mariadb(staff: Client) -> None:
     make_record(key="asked-for")
     with CaptureQueriesContext(connection) as queries:
         assert listed(staff, q="asked-for") == ["asked-for"]
-    said = [q["sql"] for q in queries if "idempotencyrecord" in q["sql"]]
+    # The others look for callers of that name.
+    said = [q["sql"] for q in queries if "`key` IN" in q["sql"]]
     assert said
     for sql in said:
         with connection.cursor() as cursor:

@@ -656,7 +656,13 @@ def fingerprint(number: int) -> str:
 def test_pictures(browser: Any, log_in: Login, tmp_path: Path) -> None:
     """A1, A4: Every page in both themes and on a narrow screen."""
     ada, bob, other = map(User.objects.create_user, ("ada", "bob", "ada.byron"))
-    make_record(scope=f"user:auth.user:{other.pk}", path=f"/{RIDES}")
+    make_record(
+        timedelta(days=3),
+        key=f"{uuid5(NAMESPACE_URL, 'other')}",
+        scope=f"user:auth.user:{other.pk}",
+        path=f"/{RIDES}",
+        route=f"/{RIDES}",
+    )
     classes = "/api/v2/user/classes/0e0c5a2e-1f63-4d6e-8b6a-5f3f4f7a1c11/assignments"
     payments = "/api/v2/user/payments"
     made = "7d3b8a52-6a0e-4f0c-9a55-0d6f1c2b7a90"

@@ -158,7 +158,8 @@ class Columns(Permissions):
         lines = [str(record.status_code), kept]
         if record.completed_at is not None:
             took = display.duration(record.created_at, record.completed_at)
-            lines.append(gettext("after %(duration)s") % {"duration": took})
+            unbroken = took.replace(" ", "\N{NO-BREAK SPACE}")
+            lines.append(gettext("after %(duration)s") % {"duration": unbroken})
         return format_html_join(BREAK, "{}", ((line,) for line in lines))
 
     @admin.display(description=_("state"))
