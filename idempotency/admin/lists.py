@@ -11,8 +11,8 @@ from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db import connections, models
-from django.db.models import Count, Max, Min, Q, Window
-from django.db.models.functions import RowNumber
+from django.db.models import Count, Max, Q, Window
+from django.db.models.functions import FirstValue, RowNumber
 from django.db.models.lookups import In
 from django.http import HttpRequest
 from django.utils.functional import cached_property
@@ -99,8 +99,11 @@ class RecordFilter(admin.SimpleListFilter):
         self.lookup_choices = [each for each in self.lookup_choices if each[0] in kept]
 
 
-# A record's place among its caller's, the oldest first.
-TURN = Window(RowNumber(), partition_by="scope", order_by=("created_at", "pk"))
+# A record's place among its caller's, the oldest first, and when that one was claimed.
+# MariaDB takes seconds for Min() over some thousand records of a caller.
+OLDEST_FIRST: Any = {"partition_by": "scope", "order_by": ("created_at", "pk")}
+TURN = Window(RowNumber(), **OLDEST_FIRST)
+FIRST = Window(FirstValue("created_at"), **OLDEST_FIRST)
 
 
 class StateFilter(RecordFilter):
@@ -419,7 +422,7 @@ def _by_caller(records: Records) -> Records:
     """Return the oldest records of each caller, the longest-waiting caller first."""
     numbered = records.annotate(
         turn=TURN,
-        first=Window(Min("created_at"), partition_by="scope"),
+        first=FIRST,
         of_caller=Window(Count("pk"), partition_by="scope"),
     )
     by_caller: Records = numbered.filter(turn__lte=OF_A_CALLER).order_by(
