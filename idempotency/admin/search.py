@@ -13,7 +13,7 @@ from django.conf import settings
 from django.contrib.admin.views.main import PAGE_VAR, SEARCH_VAR
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db.models import Exists
+from django.db.models import Subquery
 from django.http import HttpRequest, HttpResponseRedirect
 from django.template.response import TemplateResponse
 
@@ -93,17 +93,17 @@ class Search(Permissions):
                 for offer in offers
                 if any(may(request, each) for each in offer.records[:LISTED])
             ]
-        tests = {
-            f"has_{number}": Exists(offer.records)
-            for number, offer in enumerate(offers)
-        }
-        # One statement for all; a table without records has no row.
-        answers = every.order_by("pk").values_list(*tests.values())[:1]
+        # One statement for all; a table without records has no row. The latest record
+        # instead of any, so that PostgreSQL reads the index and not the table.
+        latest = [
+            Subquery(offer.records.order_by("-created_at").values("created_at")[:1])
+            for offer in offers
+        ]
         return [
             offer
-            for row in answers
-            for offer, has_records in zip(offers, row, strict=True)
-            if has_records
+            for row in every.order_by("pk").values_list(*latest)[:1]
+            for offer, created_at in zip(offers, row, strict=True)
+            if created_at is not None
         ]
 
     def _callers(
