@@ -65,6 +65,7 @@ def statements(record_id: UUID, body: bytes = BODY) -> Statements:
         key=str(record_id),
         method="POST",
         path=f"/keyed/{len(body)}/",
+        route="/keyed/<int:size>/",
         fingerprint="f" * 64,
         fingerprint_version=1,
         token=uuid4(),

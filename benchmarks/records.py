@@ -104,6 +104,7 @@ def fill(
             **own,
             "method": "'POST'",
             "path": f"'{like.path if like else '/api/v2/user/assignments'}'",
+            "route": f"'{like.route if like else '/api/v2/user/assignments'}'",
             "fingerprint": f"'{like.fingerprint if like else 'f' * 64}'",
             "fingerprint_version": str(like.fingerprint_version if like else 1),
             "state": "'completed'",

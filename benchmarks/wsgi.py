@@ -12,8 +12,10 @@ application: Any = get_wsgi_application()
 BODY = b'{"title": "Essay on tides", "due": "2026-12-01", "points": 10}'
 
 
-def post(place: str, key: str | None, body: bytes = BODY) -> Callable[[], int]:
-    """Return a call that sends a request and returns its status."""
+def post(
+    place: str, key: str | None, body: bytes = BODY, user: str = "ada"
+) -> Callable[[], int]:
+    """Return a call that sends a user's request and returns its status."""
 
     def send() -> int:
         environ = {
@@ -25,7 +27,7 @@ def post(place: str, key: str | None, body: bytes = BODY) -> Callable[[], int]:
             "SERVER_PROTOCOL": "HTTP/1.1",
             "CONTENT_TYPE": "application/json",
             "CONTENT_LENGTH": str(len(body)),
-            "HTTP_X_USER": "ada",
+            "HTTP_X_USER": user,
             "wsgi.url_scheme": "http",
             "wsgi.input": BytesIO(body),
         }

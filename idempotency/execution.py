@@ -50,6 +50,7 @@ from idempotency.modes.base import Busy, Fate, InForce, Ran
 from idempotency.modes.reporting import Reporter
 from idempotency.modes.stray_writes import with_stray_writes_reported
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
+from idempotency.routes import route_in
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -201,6 +202,8 @@ class Identity:
             method=self.request.method or "",
             # PostgreSQL can't store NUL in text.
             path=self.request.path.replace("\0", "%00"),
+            # Not set for requests that the project dispatches by itself.
+            route=route_in(getattr(self.request, "resolver_match", None)),
             fingerprint=self.fingerprint.digest,
             fingerprint_version=self.fingerprint.version,
             state=State.IN_PROGRESS,

@@ -14,7 +14,7 @@ from django.db import Error, connections, models, router, transaction
 from django.http import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
-from idempotency import keys, scopes
+from idempotency import keys, routes, scopes
 from idempotency.conf import get_settings
 from idempotency.database import (
     EXPIRES_AT_INDEX,
@@ -266,6 +266,10 @@ class IdempotencyRecord(models.Model):
     key = models.CharField(_("idempotency key"), max_length=keys.MAX_LENGTH)
     method = models.CharField(_("method"), max_length=16)
     path = models.TextField(_("path"))
+    # NULL (so DJ001) if unknown: such rows are not found by their endpoint.
+    route = models.CharField(  # noqa: DJ001
+        _("route"), max_length=routes.MAX_LENGTH, null=True
+    )
     fingerprint = models.CharField(_("fingerprint"), max_length=64)
     fingerprint_version = models.PositiveSmallIntegerField(_("fingerprint version"))
     state = models.CharField(_("state"), max_length=11, choices=State.choices)
@@ -300,6 +304,17 @@ class IdempotencyRecord(models.Model):
         indexes = (
             models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
             models.Index(fields=("key",), name="idempotency_record_key"),
+            # In the order of octets, which is quicker to compare than a language's.
+            models.Index(
+                fields=("scope", "created_at"),
+                name="idempotency_caller",
+                opclasses=("varchar_pattern_ops", "timestamptz_ops"),
+            ),
+            models.Index(
+                fields=("route", "method", "created_at"),
+                name="idempotency_endpoint",
+                opclasses=(*["varchar_pattern_ops"] * 2, "timestamptz_ops"),
+            ),
             # Only running and abandoned leased records have a value.
             WhereNotNull("lease_expires_at", name="idempotency_lease"),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -25,6 +26,9 @@ from idempotency.handlers import Parts, dotted_name, function_of, parts_of
 
 # The endings of Django REST framework's format suffixes, as regex and as converter.
 FORMAT_SUFFIX = re.compile(r"(\.<format>|<drf_format_suffix\w*:format>)/?$")
+
+# Characters of a stored route.
+MAX_LENGTH = 255
 
 # The argument of require_http_methods.
 REQUIRED = "request_method_list"
@@ -92,6 +96,8 @@ def _walk(
             yield Route(path=path, name=name, callback=entry.callback)
 
 
+# Each request with a new key asks for its route; a project has few.
+@lru_cache(maxsize=1024)
 def _shortened(expression: str) -> str:
     # As simplify_regex() of admindocs' views, whose import needs the admin.
     for simplify in (
@@ -119,10 +125,26 @@ def match_of(path: str) -> ResolverMatch:
 def route_of(path: str) -> str | None:
     """Return the route that a path matches, or None. It has no text from a client."""
     try:
-        route = match_of(path).route
+        match = match_of(path)
     except Exception:  # noqa: BLE001  # a converter is the project's
         return None
-    return "/" + _shortened(route)
+    return route_in(match)
+
+
+def route_in(match: ResolverMatch | None) -> str | None:
+    """Return a match's route as it is stored, or None without a match."""
+    if match is None:
+        return None
+    return ("/" + _shortened(match.route))[:MAX_LENGTH]
+
+
+def view_of(path: str, method: str) -> str | None:
+    """Return the dotted name of the view that a path leads to, or None."""
+    try:
+        callback = match_of(path).func
+        return Route(path=path, name=None, callback=callback).view(method)
+    except Exception:  # noqa: BLE001  # a converter is the project's
+        return None
 
 
 def answers(callback: Any, method: str) -> bool:

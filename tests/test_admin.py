@@ -137,26 +137,30 @@ def cells_of(client: Client, query: str = "") -> dict[str, str]:
 
 def test_columns(staff: Client) -> None:
     """A1: The list says whose key it is, what was asked, and what became of it."""
-    make_record(timedelta(days=3, hours=5), key="k-1", scope="s-1", path="/function/")
+    record = make_record(
+        timedelta(days=3, hours=5), key="k-1", scope="s-1", path="/function/"
+    )
+    took = timedelta(seconds=1, milliseconds=234)
+    IdempotencyRecord.objects.update(completed_at=record.created_at + took)
     row = cells_of(staff)
     times = row.pop("Created and expires")
     assert times.endswith("3\xa0days agoexpires in 3\xa0weeks")
     created = timezone.localtime(IdempotencyRecord.objects.get().created_at)
-    assert times.startswith(created.strftime("%Y-%m-%d\xa0%H:%M"))
+    assert times.startswith(created.strftime("%Y-%m-%d\xa0%H:%M:%S"))
     assert row == {
         "Key and scope": "k-1s-1",
         "State": "✓completed1 attempt",
-        "Request": "POST/function/",
-        "Response": "2019 bytes",
+        "Request": "POST/function/views.function",
+        "Response": "2019 bytesafter 1,234\xa0ms",
     }
 
 
 @pytest.mark.parametrize(
     ("fields", "size"),
     [
-        ({"body": b"x" * 1234}, "2011,234 bytes"),
-        ({"body": b""}, "2010 bytes"),
-        ({"body": None}, "201not kept"),
+        ({"body": b"x" * 1234}, "2011,234 bytesafter 0\xa0ms"),
+        ({"body": b""}, "2010 bytesafter 0\xa0ms"),
+        ({"body": None}, "201not keptafter 0\xa0ms"),
         ({"body": None, "status_code": None, "state": State.ABANDONED}, "-"),
     ],
 )
@@ -317,7 +321,9 @@ def test_statements(staff: Client) -> None:
     make_records(60)
     with CaptureQueriesContext(connection) as queries:
         listed(staff)
+    searched = counted.pop(1)
     assert {*counted, len(queries)} == {counted[0]}
+    assert max(searched, *counted) <= 10
 
 
 def test_search_uses_the_index(staff: Client) -> None:
@@ -337,7 +343,8 @@ def test_search_uses_the_index_on_mariadb(staff: Client) -> None:
     make_record(key="asked-for")
     with CaptureQueriesContext(connection) as queries:
         assert listed(staff, q="asked-for") == ["asked-for"]
-    said = [q["sql"] for q in queries if "idempotencyrecord" in q["sql"]]
+    # The others look for callers of that name.
+    said = [q["sql"] for q in queries if "`key` IN" in q["sql"]]
     assert said
     for sql in said:
         with connection.cursor() as cursor:

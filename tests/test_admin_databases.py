@@ -150,7 +150,7 @@ def test_decisions(staff: Client) -> None:
     assert staff.get(f"{place}body/").content == b"booked"
     history = Page(staff.get(f"{place}history/")).text
     assert "Stored a response with status 201." in history
-    form = form_of(Page(staff.get(f"{place}release/")))
+    form = form_of(Page(staff.get(f"{place}release/"))) | {"reason": "lost"}
     staff.post(f"{place}release/", form)
     again = APIClient().post("/book/", {}, **key())
     assert again.json() == {"record": str(record.pk)}
@@ -166,6 +166,7 @@ def test_no_decision_without_its_log(
     place = f"{HERE}{make_abandoned().pk}/{page}/"
     form = form_of(Page(staff.get(place)))
     form |= {"status_code": "201", "content_type": "text/plain", "body": "booked"}
+    form["reason"] = "lost"
 
     def fail(**fields: Any) -> None:
         raise DatabaseError("the log is full")

@@ -117,7 +117,12 @@ def enter(admin_server: Server, database: None) -> Iterator[Enter]:
 
 
 def form_for(record: IdempotencyRecord) -> dict[str, str]:
-    return {"token": str(record.token), "status_code": "204", "content_type": "a/b"}
+    return {
+        "token": str(record.token),
+        "status_code": "204",
+        "content_type": "a/b",
+        "reason": "lost",
+    }
 
 
 def rows() -> list[Any]:

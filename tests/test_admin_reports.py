@@ -145,6 +145,8 @@ def make_records() -> tuple[IdempotencyRecord, IdempotencyRecord]:
     steps = as_text(FINGERPRINT, [ride, held_entry("charge", ended)])
     stuck = new_secret(key=f"1-{KEY}", steps=steps, **own)
     more = [new_secret(key=f"2-{n}-{KEY}", **own) for n in range(OF_A_CALLER)]
+    # Addresses of pages are in reports, so these name another caller.
+    more.append(new_secret(key=f"3-{KEY}", scope="another"))
     IdempotencyRecord.objects.bulk_create([done, stuck, *more])
     return done, stuck
 
@@ -153,6 +155,8 @@ PAGES: dict[str, Callable[[Any, Any], tuple[str, Any]]] = {
     "list": lambda done, stuck: (LIST, None),
     "abandoned": lambda done, stuck: (f"{LIST}?state=abandoned", None),
     "search": lambda done, stuck: (f"{LIST}?q=1-{done.pk}", None),
+    "a caller": lambda done, stuck: (f"{LIST}?caller=another", None),
+    "search for a caller": lambda done, stuck: (f"{LIST}?q=another", None),
     "record": lambda done, stuck: (f"{LIST}{done.pk}/change/", None),
     "abandoned record": lambda done, stuck: (f"{LIST}{stuck.pk}/change/", None),
     "history": lambda done, stuck: (f"{LIST}{done.pk}/history/", None),
@@ -161,7 +165,7 @@ PAGES: dict[str, Callable[[Any, Any], tuple[str, Any]]] = {
     "release": lambda done, stuck: (f"{LIST}{done.pk}/release/", None),
     "released": lambda done, stuck: (
         f"{LIST}{done.pk}/release/",
-        {"token": str(done.token)},
+        {"token": str(done.token), "reason": "lost"},
     ),
     "resolve": lambda done, stuck: (f"{LIST}{stuck.pk}/resolve/", None),
     "resolved": lambda done, stuck: (
@@ -266,16 +270,20 @@ def fail(*args: Any, **kwargs: Any) -> Any:
     ("page", "step"),
     [
         ("list", "idempotency.admin.lists.RecordList.get_results"),
-        ("list", "idempotency.admin.base.RecordAdmin._caller"),
+        ("list", "idempotency.admin.columns.Columns._listed_caller"),
         ("list", "idempotency.admin.display.in_a_column"),
         ("list", "idempotency.admin.display.distance"),
         ("list", "django.contrib.admin.templatetags.admin_list.display_for_value"),
         ("list", "django.contrib.messages.context_processors.messages"),
-        ("abandoned", "idempotency.admin.columns.urlencode"),
+        ("abandoned", "idempotency.admin.base.urlencode"),
+        ("a caller", "idempotency.admin.lists.that_have"),
+        ("a caller", "idempotency.admin.lists.presentable"),
+        ("search for a caller", "idempotency.admin.search.find_routes"),
+        ("search for a caller", "idempotency.admin.search.HttpResponseRedirect"),
         ("abandoned", "idempotency.admin.base.display.in_a_column"),
         ("record", "idempotency.admin.pages.is_open"),
         ("record", "idempotency.admin.columns.replayed_headers"),
-        ("record", "idempotency.admin.decoding._presentable"),
+        ("record", "idempotency.admin.decoding.presentable"),
         ("record", "idempotency.admin.display.preformatted"),
         ("record", "idempotency.admin.columns.decode"),
         ("record", "django.contrib.admin.helpers.linebreaksbr"),
@@ -295,9 +303,10 @@ def fail(*args: Any, **kwargs: Any) -> Any:
         ("release", "idempotency.admin.display.asked"),
         ("release", "django.templatetags.tz.do_timezone"),
         ("released", "idempotency.admin.pages.HttpResponseRedirect"),
+        ("released", "idempotency.admin.pages._released"),
         ("resolve", "idempotency.admin.pages.ResolveForm"),
         ("resolve", "django.forms.boundfield.BoundField.label_tag"),
-        ("resolved", "idempotency.admin.display.moment"),
+        ("resolved", "idempotency.admin.display.second"),
         ("download", "idempotency.admin.pages.HttpResponse"),
     ],
 )

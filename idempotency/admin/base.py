@@ -14,6 +14,7 @@ from django.db import connections, models, transaction
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
+from django.utils.http import urlencode
 from django.utils.translation import override
 
 from idempotency.admin import display
@@ -65,21 +66,31 @@ class RecordAdmin(RecordAdminBase):
             f"admin:{self._name(page)}", args=args, current_app=self.admin_site.name
         )
 
+    def _records_of(self, **chosen: str) -> str:
+        """Return the address of the list with these filters."""
+        return f"{self._address('changelist')}?{urlencode(chosen)}"
+
     def _caller(self, scope: str) -> SafeString:
         """Return the scope for a column of a table."""
+        if not scope:
+            return format_html("{}", display.erased())
         return self._with_user_link(scope, display.in_a_column(scope))
 
     def _with_user_link(self, scope: str, shown: SafeString) -> SafeString:
         """Link a user's scope to the user if this site has an admin for users."""
+        address = self._user_address(scope)
+        return format_html('<a href="{}">{}</a>', address, shown) if address else shown
+
+    def _user_address(self, scope: str) -> str | None:
+        """Return the address of a scope's user in this admin site, if there is one."""
         kind, _colon, pk = scope.removeprefix(USER_SCOPE).rpartition(":")
         label = settings.AUTH_USER_MODEL.lower()
         if not (scope.startswith(USER_SCOPE) and kind == label and pk):
-            return shown
+            return None
         if not self.admin_site.is_registered(apps.get_model(label)):
-            return shown
+            return None
         name = f"admin:{label.replace('.', '_')}_change"
-        address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
-        return format_html('<a href="{}">{}</a>', address, shown)
+        return reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
 
     def _log(self, request: HttpRequest, record: Any, flag: int, what: str) -> None:
         """Add an entry to the admin's log; it names the record by its id."""

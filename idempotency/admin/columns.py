@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.contrib import admin
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
-from django.utils.http import urlencode
+from django.utils.safestring import mark_safe
 from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import display, messages
-from idempotency.admin.decoding import SHOWN_CHARACTERS, decode, indented
-from idempotency.admin.lists import OF_A_CALLER, CallerFilter, StateFilter
+from idempotency.admin.decoding import (
+    SHOWN_CHARACTERS,
+    decode,
+    indented,
+    presentable,
+)
+from idempotency.admin.lists import (
+    OF_A_CALLER,
+    CallerFilter,
+    EndpointFilter,
+    StateFilter,
+)
 from idempotency.admin.permissions import Permissions
 from idempotency.models import IdempotencyRecord, State, Status
 from idempotency.responses import replayed_headers
@@ -33,6 +43,7 @@ SIGNS = {
 }
 # Steps and calls of one record on its page.
 SHOWN_STEPS = 100
+BREAK = mark_safe("<br>")
 STEP_NAMES = {"step": _("step “%(name)s”"), "call": _("call “%(name)s”")}
 
 
@@ -45,9 +56,23 @@ class Columns(Permissions):
         return format_html(
             '<a class="idempotency-record" href="{}">{}</a><br>{}{}',
             self._address("change", record.pk),
-            display.in_a_column(record.key),
-            self._caller(record.scope),
+            display.in_a_column(record.key or display.erased()),
+            self._listed_caller(record.scope),
             self._others(record),
+        )
+
+    def _listed_caller(self, scope: str) -> SafeString:
+        """Return the scope with links to its records and to its user."""
+        if not scope:
+            return self._caller(scope)
+        user = self._user_address(scope)
+        return format_html(
+            '<a href="{}">{}</a>{}',
+            self._records_of(**{CallerFilter.parameter_name: scope}),
+            display.in_a_column(scope),
+            format_html(' (<a href="{}">{}</a>)', user, gettext("user"))
+            if user
+            else "",
         )
 
     def _others(self, record: IdempotencyRecord) -> SafeString | str:
@@ -65,22 +90,58 @@ class Columns(Permissions):
             StateFilter.parameter_name: "abandoned",
             CallerFilter.parameter_name: record.scope,
         }
-        return format_html(
-            '<br><a href="{}?{}">{}</a>',
-            self._address("changelist"),
-            urlencode(query),
-            more,
-        )
+        return format_html('<br><a href="{}">{}</a>', self._records_of(**query), more)
 
     @admin.display(description=_("scope"))
     def scope_link(self, record: IdempotencyRecord) -> SafeString:
-        """Return the full scope."""
-        return self._with_user_link(record.scope, format_html("{}", record.scope))
+        """Return the full scope, with a link to its other records."""
+        if not record.scope:
+            return self._caller(record.scope)
+        shown = format_html("{}", presentable(record.scope))
+        return format_html(
+            '{}<br><a href="{}">{}</a>',
+            self._with_user_link(record.scope, shown),
+            self._records_of(**{CallerFilter.parameter_name: record.scope}),
+            gettext("All records of this caller"),
+        )
 
     @admin.display(description=_("request"))
     def request_line(self, record: IdempotencyRecord) -> SafeString:
         """Return method and route: the path can be a secret."""
         return display.route(record)
+
+    @admin.display(description=_("request"))
+    def listed_request(self, record: IdempotencyRecord) -> SafeString:
+        """Return method and route with a link to their records, and the view."""
+        line, view = self.request_line(record), display.view_name(record)
+        if record.route:
+            line = format_html('<a href="{}">{}</a>', self._endpoint(record), line)
+        if view is None:
+            return line
+        # A class, a class and its action, or a module and its function.
+        *_modules, owner, name = view.split(".")
+        short = name if name[:1].isupper() else f"{owner}.{name}"
+        return format_html(
+            '{}<br><span class="idempotency-quiet">{}</span>',
+            line,
+            display.in_a_column(short),
+        )
+
+    @admin.display(description=_("view"))
+    def endpoint(self, record: IdempotencyRecord) -> SafeString:
+        """Return the view's dotted name, with a link to the endpoint's records."""
+        view = format_html("{}", display.view_name(record) or gettext("unknown"))
+        if not record.route:
+            return view
+        more = gettext("All records of this endpoint")
+        return format_html(
+            '{}<br><a href="{}">{}</a>', view, self._endpoint(record), more
+        )
+
+    def _endpoint(self, record: IdempotencyRecord) -> str:
+        """Return the address of the list of an endpoint's records."""
+        chosen = f"{record.method} {record.route}"
+        return self._records_of(**{EndpointFilter.parameter_name: chosen})
 
     @admin.display(description=_("request"))
     def asked(self, record: IdempotencyRecord) -> str:
@@ -89,12 +150,17 @@ class Columns(Permissions):
 
     @admin.display(description=_("response"))
     def listed_answer(self, record: IdempotencyRecord) -> SafeString | str:
-        """Return the HTTP status and the size of the stored body."""
+        """Return the HTTP status, the size of the stored body and the run's time."""
         if record.status_code is None:
             return "-"
         size = record.body_size
         kept = gettext("not kept") if size is None else display.in_bytes(size)
-        return format_html("{}<br>{}", record.status_code, kept)
+        lines = [str(record.status_code), kept]
+        if record.completed_at is not None:
+            took = display.duration(record.created_at, record.completed_at)
+            unbroken = took.replace(" ", "\N{NO-BREAK SPACE}")
+            lines.append(gettext("after %(duration)s") % {"duration": unbroken})
+        return format_html_join(BREAK, "{}", ((line,) for line in lines))
 
     @admin.display(description=_("state"))
     def state_badge(self, record: IdempotencyRecord) -> SafeString:
@@ -128,7 +194,7 @@ class Columns(Permissions):
         return format_html(
             '<time datetime="{}">{}</time><br>{}<br><time datetime="{}">{}</time>',
             created.isoformat(),
-            created.strftime("%Y-%m-%d\N{NO-BREAK SPACE}%H:%M"),
+            created.strftime("%Y-%m-%d\N{NO-BREAK SPACE}%H:%M:%S"),
             display.distance(created, now),
             expires.isoformat(),
             gettext("expires %(when)s") % {"when": display.distance(expires, now)},
@@ -152,7 +218,9 @@ class Columns(Permissions):
         begin = (record.created_at, claimed)
         events = []
         if record.completed_at is not None:
-            events.append((record.completed_at, gettext("completed")))
+            took = display.duration(record.created_at, record.completed_at)
+            completed = gettext("completed after %(duration)s") % {"duration": took}
+            events.append((record.completed_at, completed))
         if lease is not None:
             events.append((lease, _end_of_lease(record)))
         events.append((record.expires_at, gettext("expires: the key is new again")))
@@ -191,7 +259,7 @@ class Columns(Permissions):
         """Return the headers of a replay, one per line."""
         replayed = replayed_headers(record.headers or [])
         lines = "\n".join(f"{name}: {value}" for name, value in replayed)
-        shown = Truncator(lines).chars(SHOWN_CHARACTERS)
+        shown = presentable(Truncator(lines).chars(SHOWN_CHARACTERS))
         return display.preformatted(shown) if lines else "-"
 
     @admin.display(description=_("body"))
@@ -212,7 +280,7 @@ class Columns(Permissions):
         decoded = decode(stored)
         facts = format_html(
             '<p>{} · {} · <a href="{}">{}</a><br>SHA-256 {}</p>',
-            decoded.content_type or gettext("no content type"),
+            presentable(decoded.content_type) or gettext("no content type"),
             display.in_bytes(decoded.size),
             self._address("body", record.pk),
             gettext("Download"),
@@ -235,7 +303,9 @@ def results_of(record: IdempotencyRecord) -> list[tuple[str, str]]:
     """Return the names and results of the last steps, as JSON for display."""
     last = record.entries[-SHOWN_STEPS:]
     return [
-        (each["name"], indented(each["result"])) for each in last if "result" in each
+        (presentable(each["name"]), indented(each["result"]))
+        for each in last
+        if "result" in each
     ]
 
 
@@ -261,7 +331,7 @@ def _events_of_steps(
 
 def _course(record: IdempotencyRecord, entry: Entry) -> str:
     """Return what became of a step or call."""
-    name = STEP_NAMES[entry["kind"]] % {"name": entry["name"]}
+    name = STEP_NAMES[entry["kind"]] % {"name": presentable(entry["name"])}
     if "ended" not in entry:
         if record.call_in_doubt is None:
             state = gettext("its end was not recorded")
@@ -271,10 +341,9 @@ def _course(record: IdempotencyRecord, entry: Entry) -> str:
             state = gettext("in doubt, it may or may not have happened")
         return f"{name}: {state}"
     began, ended = (datetime.fromisoformat(entry[each]) for each in ("began", "ended"))
-    took = round((ended - began) / timedelta(milliseconds=1))
-    until = gettext("ended at %(time)s after %(number)s ms") % {
+    until = gettext("ended at %(time)s after %(duration)s") % {
         "time": timezone.localtime(ended).strftime("%H:%M:%S"),
-        "number": f"{took:,}",
+        "duration": display.duration(began, ended),
     }
     return f"{name}: {until}"
 

@@ -49,6 +49,10 @@ CONTROL_PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     0x7F: 0x2421,
 }
+# They change the order in which other characters are shown, such as "evil" for "live"
+# (https://www.unicode.org/reports/tr9/).
+BIDIRECTIONAL = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+ESCAPES = CONTROL_PICTURES | {code: f"\\u{code:04x}" for code in BIDIRECTIONAL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,7 @@ def decode(stored: StoredResponse) -> DecodedBody:
         content_type=content_type,
         size=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
-        text=text and _presentable(text[:SHOWN_CHARACTERS]),
+        text=text and presentable(text[:SHOWN_CHARACTERS]),
         is_cut=text is not None and not (is_whole and len(text) <= SHOWN_CHARACTERS),
     )
 
@@ -91,7 +95,7 @@ def decode(stored: StoredResponse) -> DecodedBody:
 def indented(value: Any) -> str:
     """Return a JSON value with one member per line, for display."""
     text = json.dumps(value)
-    return _presentable(_indented(text, is_whole=True)[:SHOWN_CHARACTERS])
+    return presentable(_indented(text, is_whole=True)[:SHOWN_CHARACTERS])
 
 
 def _text(body: bytes, content_type: str, *, is_whole: bool) -> str | None:
@@ -118,10 +122,11 @@ def _decoded(body: bytes, content_type: str) -> str:
     return text.removeprefix("\ufeff")
 
 
-def _presentable(text: str) -> str:
+def presentable(text: str) -> str:
+    """Return text as a page can show it, with what is not visible made visible."""
     # JSON can escape lone surrogates, which UTF-8 can't encode.
     encodable = text.encode(errors="backslashreplace").decode()
-    return encodable.translate(CONTROL_PICTURES)
+    return encodable.translate(ESCAPES)
 
 
 def _indented(text: str, *, is_whole: bool) -> str:

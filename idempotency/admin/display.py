@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from django.utils import formats, timezone
+from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.text import Truncator
 from django.utils.timesince import timesince, timeuntil
 from django.utils.translation import gettext, ngettext
 
-from idempotency.admin.decoding import SHOWN_CHARACTERS
+from idempotency.admin.decoding import SHOWN_CHARACTERS, presentable
 from idempotency.models import IdempotencyRecord
-from idempotency.routes import route_of
+from idempotency.routes import route_of, view_of
 
 if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
 COLUMN_CHARACTERS = 100
-BREAKS = re.compile(r"(?=/)|(?<=:)")
+BREAKS = re.compile(r"(?=/)|(?<=[:.])")
+
+
+def erased() -> str:
+    """Return what stands for the scope and key of an erased record (P4)."""
+    return gettext("erased")
 
 
 def in_a_column(text: str) -> SafeString:
     """Return text with line breaks allowed, truncated so that all columns fit."""
-    parts = BREAKS.split(Truncator(text).chars(COLUMN_CHARACTERS))
+    parts = BREAKS.split(Truncator(presentable(text)).chars(COLUMN_CHARACTERS))
     return format_html(
         '<span class="idempotency-cell">{}</span>',
         format_html_join("", "{}<wbr>", ((part,) for part in parts)),
@@ -33,14 +38,26 @@ def in_a_column(text: str) -> SafeString:
 
 
 def asked(record: IdempotencyRecord) -> str:
-    """Return method and full path."""
-    return f"{record.method} {Truncator(record.path).chars(SHOWN_CHARACTERS)}"
+    """Return method and full path, or the route of an erased record."""
+    path = record.path or route_name(record)
+    return f"{record.method} {presentable(Truncator(path).chars(SHOWN_CHARACTERS))}"
+
+
+def route_name(record: IdempotencyRecord) -> str:
+    """Return the route, which has none of the path's values."""
+    # Records of earlier versions, and of requests without a route, have a path only.
+    found = record.route or (route_of(record.path) if record.path else None)
+    return found or gettext("unknown route")
 
 
 def route(record: IdempotencyRecord) -> SafeString:
-    """Return method and route, which has none of the path's values."""
-    found = route_of(record.path) or gettext("unknown route")
-    return format_html("{} {}", record.method, in_a_column(found))
+    """Return method and route."""
+    return format_html("{} {}", record.method, in_a_column(route_name(record)))
+
+
+def view_name(record: IdempotencyRecord) -> str | None:
+    """Return the dotted name of the view that the record's path leads to now."""
+    return view_of(record.path, record.method) if record.path else None
 
 
 def preformatted(text: str) -> SafeString:
@@ -56,14 +73,14 @@ def in_bytes(size: int) -> str:
     return text % {"size": f"{size:,}"}
 
 
-def moment(at: datetime) -> str:
-    """Return a time in the user's language and time zone."""
-    return formats.date_format(timezone.localtime(at), "DATETIME_FORMAT")
-
-
 def second(at: datetime) -> str:
     """Return a time to the second in the user's time zone."""
     return timezone.localtime(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(began: datetime, ended: datetime) -> str:
+    """Return the time from one event to another in milliseconds."""
+    return f"{round((ended - began) / timedelta(milliseconds=1)):,} ms"
 
 
 def distance(at: datetime, now: datetime) -> str:

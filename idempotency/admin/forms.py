@@ -84,6 +84,20 @@ class ResolveForm(forms.Form):
         )
 
 
+class ReleaseForm(forms.Form):
+    """Why a key is released."""
+
+    reason = forms.CharField(
+        label=_("Reason"),
+        max_length=500,
+        widget=forms.TextInput(attrs={"size": 60}),
+        help_text=_(
+            "The admin's log keeps it with the record's status, size and times. Enter "
+            "no keys and no personal data."
+        ),
+    )
+
+
 class CallForm(forms.Form):
     """How a call in doubt has ended; ``settle()`` records it (E13)."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.utils.translation import gettext_lazy as _
 
+from idempotency.admin.decoding import presentable
 from idempotency.conf import get_settings
 from idempotency.handlers import dotted_name
 from idempotency.models import IdempotencyRecord, Status
@@ -112,9 +113,9 @@ def _of_abandoned(record: IdempotencyRecord, on_abandoned: Any) -> str | None:
 
 def _of_resumed(record: IdempotencyRecord) -> str:
     if record.call_in_doubt is not None:
-        return IN_DOUBT.format(name=record.call_in_doubt)
+        return IN_DOUBT.format(name=presentable(record.call_in_doubt))
     if record.entries:
-        return RESUME.format(name=record.entries[-1]["name"])
+        return RESUME.format(name=presentable(record.entries[-1]["name"]))
     return str(BEGIN)
 
 

@@ -14,6 +14,7 @@ from django.db.models.functions import Left
 from django.utils import timezone
 from django.utils.translation import gettext
 
+from idempotency.admin.decoding import presentable
 from idempotency.database import now_in
 from idempotency.models import Status
 from idempotency.routes import route_of
@@ -39,6 +40,7 @@ COLUMNS = (
     "status_code",
     "scope",
     "method",
+    "route",
     "body_size",
     "lease_expires_at",
 )
@@ -47,12 +49,12 @@ CLASSES = ("2xx", "3xx", "4xx", NO_ANSWER)
 
 
 class Bar(NamedTuple):
-    """One day's records with one class of status, and their bar in the chart."""
+    """One day's records with one class of status, and their bar in per cent."""
 
     kind: str
     number: int
-    y: float
-    height: float
+    x: float
+    width: float
 
     @property
     def label(self) -> str:
@@ -64,7 +66,6 @@ class Day(NamedTuple):
     """The records stored on one day."""
 
     day: date
-    x: float
     number: int
     bars: tuple[Bar, ...]
 
@@ -72,7 +73,8 @@ class Day(NamedTuple):
 class Endpoint(NamedTuple):
     """Number and bytes of the records of a method and route.
 
-    ``route`` is None for all paths that the URLconf no longer has.
+    ``route`` is None for all paths that the URLconf no longer has. ``is_indexed`` says
+    whether records store it, so that the list finds them by it.
     """
 
     method: str
@@ -80,6 +82,17 @@ class Endpoint(NamedTuple):
     number: int
     size: int
     width: float
+    is_indexed: bool
+
+    @property
+    def value(self) -> str:
+        """The method and route for the list's filter."""
+        return f"{self.method} {self.route}"
+
+    @property
+    def shown_route(self) -> str:
+        """The route for a page."""
+        return presentable(self.route or gettext("unknown route"))
 
 
 class Caller(NamedTuple):
@@ -99,14 +112,11 @@ class Overview:
     lose them within a day.
     """
 
-    WIDTH, HEIGHT = 900, 200
-
     is_exact: bool
     sample: int
     number: int
     size: int
     days: tuple[Day, ...]
-    most_on_a_day: int
     endpoints: tuple[Endpoint, ...]
     endpoints_are_exact: bool
     callers: tuple[Caller, ...]
@@ -136,7 +146,6 @@ class Overview:
         left_behind = scaled(statuses[Status.ABANDONED])
         abandoned, half_done = _counted_abandoned(leased, now)
         in_progress = _counted(leased.filter(Status.IN_PROGRESS.condition))
-        days, most = _days(rows, factor, now)
         endpoints, looked_up = _endpoints(rows, factor)
         expiries = [row["expires_at"] - now for row in rows]
         return cls(
@@ -144,8 +153,7 @@ class Overview:
             sample=len(rows),
             number=scaled(len(rows)),
             size=scaled(sum(row["body_size"] or 0 for row in rows)),
-            days=days,
-            most_on_a_day=most,
+            days=_days(rows, factor, now),
             endpoints=endpoints,
             endpoints_are_exact=factor == 1 and looked_up == len(rows),
             callers=_callers(rows, factor),
@@ -207,10 +215,8 @@ def _within(expiries: list[timedelta], most: timedelta) -> int:
     return sum(timedelta(0) < left <= most for left in expiries)
 
 
-def _days(
-    rows: list[dict[str, Any]], factor: float, now: datetime
-) -> tuple[tuple[Day, ...], int]:
-    """Return the last 30 days, oldest first, and the highest number of records."""
+def _days(rows: list[dict[str, Any]], factor: float, now: datetime) -> tuple[Day, ...]:
+    """Return the last 30 days, oldest first."""
     counted: Counter[tuple[date, str]] = Counter()
     for row in rows:
         status = row["status_code"]
@@ -220,28 +226,26 @@ def _days(
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
     totals = [sum(counted[day, kind] for kind in CLASSES) for day in days]
     most = max(totals) or 1
-    step = Overview.WIDTH / DAYS
     return tuple(
         Day(
             day=day,
-            x=step * place,
             number=round(total * factor),
             bars=tuple(_bars(day, counted, most, factor)),
         )
-        for place, (day, total) in enumerate(zip(days, totals, strict=True))
-    ), round(max(totals) * factor)
+        for day, total in zip(days, totals, strict=True)
+    )
 
 
 def _bars(
     day: date, counted: Counter[tuple[date, str]], most: int, factor: float
 ) -> Iterator[Bar]:
-    y = float(Overview.HEIGHT)
+    x = 0.0
     for kind in CLASSES:
         number = counted[day, kind]
-        height = Overview.HEIGHT * number / most
-        y -= height
+        width = 100 * number / most
         if number:
-            yield Bar(kind=kind, number=round(number * factor), y=y, height=height)
+            yield Bar(kind=kind, number=round(number * factor), x=x, width=width)
+        x += width
 
 
 def _endpoints(
@@ -253,16 +257,22 @@ def _endpoints(
     id is random.
     """
     routes: dict[str, str | None] = {}
+    indexed: set[tuple[str, str | None]] = set()
     numbers: Counter[tuple[str, str | None]] = Counter()
     sizes: Counter[tuple[str, str | None]] = Counter()
     looked_up = 0
     for row in rows:
-        path = row["start"]
-        if path not in routes:
-            if len(routes) == MOST_RESOLVED:
-                break
-            routes[path] = route_of(path) if len(path) <= LONGEST_PATH else None
-        endpoint = (row["method"], routes[path])
+        path, route = row["start"], row["route"]
+        if route is None:
+            if path not in routes:
+                if len(routes) == MOST_RESOLVED:
+                    break
+                is_known = 0 < len(path) <= LONGEST_PATH
+                routes[path] = route_of(path) if is_known else None
+            route = routes[path]
+        endpoint = (row["method"], route)
+        if row["route"] is not None:
+            indexed.add(endpoint)
         numbers[endpoint] += 1
         sizes[endpoint] += row["body_size"] or 0
         looked_up += 1
@@ -275,6 +285,7 @@ def _endpoints(
             number=round(number * each),
             size=round(sizes[endpoint] * each),
             width=100 * number / top[0][1],
+            is_indexed=endpoint in indexed,
         )
         for endpoint, number in top
     ), looked_up

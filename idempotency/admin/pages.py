@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin.models import CHANGE, DELETION
 from django.core.exceptions import PermissionDenied
@@ -13,14 +14,15 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
-from django.utils.translation import gettext
+from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.debug import sensitive_post_parameters
 
 from idempotency.admin import display
 from idempotency.admin.base import in_the_log, outside_transactions
 from idempotency.admin.columns import results_of
-from idempotency.admin.forms import CallForm, ResolveForm
+from idempotency.admin.decoding import presentable
+from idempotency.admin.forms import CallForm, ReleaseForm, ResolveForm
 from idempotency.admin.overview import Overview
 from idempotency.admin.permissions import Permissions
 from idempotency.completing import complete, completer_of, log_failure
@@ -29,7 +31,11 @@ from idempotency.models import IdempotencyRecord, RecordChanged, RecordHeld, Sta
 
 READ = _("Viewed the response.")
 DOWNLOADED = _("Downloaded the response.")
-RELEASED = _("Released the key.")
+RELEASED = _(
+    "Released the key. Reason: “%(reason)s”. Record: %(endpoint)s; %(state)s; "
+    "response: %(response)s; attempt %(attempt)d; claimed %(claimed)s; "
+    "completed %(completed)s; expires %(expires)s."
+)
 STORED = _("Stored a response with status %(status)d.")
 CALL_RETURNED = _("Recorded what the call “%(name)s” returned.")
 CALL_NEVER_HAPPENED = _("Recorded that the call “%(name)s” never happened.")
@@ -110,22 +116,25 @@ class Pages(Permissions):
                 self._log(request, record, CHANGE, in_the_log(READ))
             elif results_of(record):
                 self._log(request, record, CHANGE, in_the_log(READ_STEPS))
-        context["subtitle"] = record.key
+        context["subtitle"] = record.key or display.erased()
         return super().render_change_form(request, context, *args, **kwargs)
 
+    @method_decorator(sensitive_post_parameters("reason"))
     def release_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask for confirmation, then release the key."""
+        """Ask for a reason, then release the key."""
         record = self._get(request, object_id, self.has_release_permission)
         if self._is_another_run(request, record):
             return self._has_changed(request, record)
         if record.is_leased:
             why = gettext("The handler is running: the key can't be released now.")
             return self._back(request, record, why)
-        if request.method == "POST":
+        form = ReleaseForm(request.POST or None)
+        if form.is_valid():
+            what = _released(record, form.cleaned_data["reason"])
             try:
                 with transaction.atomic(using=record._state.db):
                     record.release()
-                    self._log(request, record, DELETION, in_the_log(RELEASED))
+                    self._log(request, record, DELETION, what)
             except RecordChanged as error:
                 return self._has_changed(request, record, error)
             messages.success(
@@ -137,8 +146,11 @@ class Pages(Permissions):
             "release",
             title=gettext("Release this key?"),
             **self._facts(request, record),
+            form=form,
             is_abandoned=record.status is Status.ABANDONED,
-            steps=[] if record.status_code else [e["name"] for e in record.entries],
+            steps=[]
+            if record.status_code
+            else [presentable(each["name"]) for each in record.entries],
         )
 
     @method_decorator(sensitive_post_parameters("body"))
@@ -164,7 +176,7 @@ class Pages(Permissions):
                 "Stored: requests with this key and the same content get this response "
                 "until %s."
             )
-            messages.success(request, stored % display.moment(record.expires_at))
+            messages.success(request, stored % display.second(record.expires_at))
             return HttpResponseRedirect(self._address("change", record.pk))
         return self._page(
             request,
@@ -184,7 +196,7 @@ class Pages(Permissions):
         if name is None:
             why = gettext("No call of this record is in doubt.")
             return self._back(request, record, why)
-        form = CallForm(request.POST or None)
+        shown, form = presentable(name), CallForm(request.POST or None)
         if form.is_valid():
             never = form.cleaned_data["outcome"] == CallForm.NEVER
             text = CALL_NEVER_HAPPENED if never else CALL_RETURNED
@@ -192,17 +204,17 @@ class Pages(Permissions):
                 with transaction.atomic(using=record._state.db):
                     is_settled = form.settle(record, name)
                     if is_settled:
-                        what = in_the_log(text, name=name)
+                        what = in_the_log(text, name=shown)
                         self._log(request, record, CHANGE, what)
             except RecordChanged as error:
                 return self._has_changed(request, record, error)
             if is_settled:
-                messages.success(request, str(text % {"name": name}))
+                messages.success(request, str(text % {"name": shown}))
                 return HttpResponseRedirect(self._address("change", record.pk))
         return self._page(
             request,
             "call",
-            title=gettext("How did the call “%(name)s” end?") % {"name": name},
+            title=gettext("How did the call “%(name)s” end?") % {"name": shown},
             **self._facts(request, record),
             form=form,
         )
@@ -227,7 +239,7 @@ class Pages(Permissions):
             "complete",
             title=gettext("Complete this request now?"),
             **self._facts(request, record),
-            last=record.entries[-1]["name"],
+            last=presentable(record.entries[-1]["name"]),
         )
 
     def _complete(self, request: HttpRequest, record: Any) -> HttpResponse:
@@ -253,6 +265,8 @@ class Pages(Permissions):
         is_whole = self.has_body_permission(request, record)
         return {
             "record": record,
+            "erased": display.erased(),
+            "scope": presentable(record.scope) or display.erased(),
             "asked": display.asked(record) if is_whole else display.route(record),
             "record_address": self._address("change", record.pk),
         }
@@ -305,12 +319,34 @@ class Pages(Permissions):
             alias=self.alias,
             overview=overview,
             callers=[(self._caller(each.scope), each) for each in overview.callers],
+            per_day=overview.days[::-1],
             approximately="" if overview.is_exact else "~ ",
             state_address=f"{self._address('changelist')}?state=abandoned",
             half_done_address=(
                 f"{self._address('changelist')}?state=abandoned&expiry=day"
             ),
         )
+
+
+def _released(record: IdempotencyRecord, reason: str) -> str:
+    """Return the log's text about a released record, without its key and content."""
+    with override(settings.LANGUAGE_CODE):
+        response = gettext("no response")
+        if record.status_code is not None:
+            size = record.body_size
+            kept = gettext("not kept") if size is None else display.in_bytes(size)
+            response = f"{record.status_code}, {kept}"
+        return str(RELEASED) % {
+            "reason": presentable(reason),
+            "endpoint": f"{record.method} {presentable(display.route_name(record))}",
+            "state": record.status.label,
+            "response": response,
+            "attempt": record.attempt,
+            # In UTC: the log's readers may have other time zones.
+            "claimed": record.created_at.isoformat(),
+            "completed": ended.isoformat() if (ended := record.completed_at) else "-",
+            "expires": record.expires_at.isoformat(),
+        }
 
 
 def is_open(record: IdempotencyRecord) -> bool:

@@ -17,10 +17,13 @@ from idempotency.admin import lists
 from idempotency.admin.columns import Columns, results_of
 from idempotency.admin.pages import Pages
 from idempotency.admin.purge import PurgePage
+from idempotency.admin.search import Search
 from idempotency.discretion import discreet_page
 from idempotency.keys import ESCAPED, QUOTED
 from idempotency.models import IdempotencyRecord, record_id
 
+# Replacements of fields whose text Django would show as it is.
+FOR_ALL = {"scope": "scope_link", "path": "asked", "headers": "stored_headers"}
 # Replacements of fields for users who may not view responses; None removes a field.
 FOR_OTHERS = {
     "asked": "request_line",
@@ -36,13 +39,13 @@ FOR_OTHERS = {
 
 
 @admin.register(IdempotencyRecord)
-class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
+class IdempotencyRecordAdmin(Columns, Pages, Search, PurgePage):
     """Read-only admin; responses and decisions need permissions of their own."""
 
     list_display = (
         "listed_key",
         "listed_state",
-        "request_line",
+        "listed_request",
         "listed_answer",
         "listed_times",
     )
@@ -52,9 +55,10 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
     search_fields = ("key",)
     search_help_text = format_lazy(
         _(
-            "Search for a whole idempotency key, or for scope and key with a space "
-            "between them. Without a search, the list shows the {number} records that "
-            "expire last."
+            "Search for a whole idempotency key, or scope and key with a space between "
+            "them; for a caller by name, primary key or scope; for an endpoint by "
+            "method, route, path or view. Without a search, the list shows the "
+            "{number} records that expire last."
         ),
         number=lists.LISTED,
     )
@@ -65,7 +69,7 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
     show_facets = admin.ShowFacets.NEVER
     fieldsets: ClassVar[Any] = (
         (None, {"fields": ("next_request", "key", "scope_link", "state_badge")}),
-        (_("Request"), {"fields": ("asked", "attempt", "fingerprint")}),
+        (_("Request"), {"fields": ("asked", "endpoint", "attempt", "fingerprint")}),
         (_("Response"), {"fields": ("status_code", "stored_headers", "answer")}),
         (_("Times"), {"fields": ("time_line", "step_results")}),
     )
@@ -121,13 +125,11 @@ class IdempotencyRecordAdmin(Columns, Pages, PurgePage):
         self, request: HttpRequest, obj: IdempotencyRecord | None = None
     ) -> Any:
         """Replace the fields that only users who may view responses see."""
-        replaced: dict[str, str | None] = {}
+        replaced: dict[str, str | None] = {**FOR_ALL}
         if not self.has_body_permission(request, obj):
-            replaced = FOR_OTHERS
+            replaced |= FOR_OTHERS
         elif obj is None or not results_of(obj):
-            replaced = {"step_results": None}
-        if not replaced:
-            return self.fieldsets
+            replaced["step_results"] = None
         shown = []
         for head, options in self.fieldsets:
             names = [replaced.get(name, name) for name in flatten(options["fields"])]

@@ -249,6 +249,8 @@ class MariaDB(DatabaseServer):
             *(self.server, "--no-defaults", f"--datadir={self.data}"),
             *(f"--socket={self.socket}", f"--pid-file={self.directory / 'pid'}"),
             *("--skip-networking", "--character-set-server=utf8mb4"),
+            # A server that starts removes what others have in the same directory.
+            f"--tmpdir={self.directory}",
             *([f"--user={self.user}"] if self.user else []),
             *self.options,
         ]

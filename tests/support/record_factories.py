@@ -60,6 +60,8 @@ def left() -> set[str]:
 # Without a blank, so that it can be a key.
 MARKUP = "<script>window.ran=true</script><img/src='x'/onerror='window.ran=true'>"
 SENTENCE = "Здравствуй, 世界! ¡Olé! 👋 \u202etfel ot thgir"
+# What it is shown as: nothing that a record says changes the order of its characters.
+SHOWN_SENTENCE = SENTENCE.replace("\u202e", "\\u202e")
 
 # Headers and body of an answer, and what a person should find on its page.
 ANSWERS: dict[str, tuple[list[list[str]], bytes | None, str]] = {
@@ -104,7 +106,7 @@ ANSWERS: dict[str, tuple[list[list[str]], bytes | None, str]] = {
     "text": (
         [["Content-Type", "text/plain; charset=utf-8"]],
         f"{SENTENCE}\n{MARKUP}".encode(),
-        f"{SENTENCE}\n{MARKUP}",
+        f"{SHOWN_SENTENCE}\n{MARKUP}",
     ),
     "latin": (
         [["Content-Type", 'text/csv; header=present; charset="latin-1"']],
