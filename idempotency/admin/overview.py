@@ -296,7 +296,7 @@ def _endpoints(
 
 def _callers(rows: list[dict[str, Any]], factor: float) -> tuple[Caller, ...]:
     """Return the callers with the most records."""
-    numbers = Counter(row["scope"] for row in rows if row["scope"])  # not erased
+    numbers = Counter(row["scope"] for row in rows)
     sizes: Counter[str] = Counter()
     for row in rows:
         sizes[row["scope"]] += row["body_size"] or 0
