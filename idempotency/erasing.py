@@ -88,13 +88,14 @@ def erase_batch(
     connection: Any = connections[alias]
     features = connection.features
     is_outermost = not connection.in_atomic_block
+    every = rows.model._base_manager.using(alias)
     found = rows if since is None else rows.filter(created_at__gte=since)
     found = found.order_by("created_at")
     with transaction.atomic(using=alias, durable=durable):
         if not features.has_select_for_update:
             # On SQLite, a transaction that reads first may be unable to write.
             mine = found.values("pk")[:size]
-            return rows.filter(pk__in=mine).update(**values), None
+            return every.filter(pk__in=mine).update(**values), None
         if is_outermost:
             with connection.cursor() as cursor:
                 # At higher levels, PostgreSQL refuses rows that have changed, and
@@ -109,7 +110,7 @@ def erase_batch(
         if getattr(connection, "mysql_is_mariadb", False):
             _update_by_primary_key(rows, connection, pks, values)
         else:
-            rows.model._base_manager.using(alias).filter(pk__in=pks).update(**values)
+            every.filter(pk__in=pks).update(**values)
         return len(ids), ids[-1][1]
 
 
