@@ -105,6 +105,9 @@ def test_pages_of_an_erased_record(enter: Enter) -> None:
         assert "auth.user:77" not in text
         assert "/p/ada" not in text
     assert str(record.pk) not in Page(desk.get(f"{LIST}?q=key-of-ada")).text
+    again = select(desk, record)
+    assert f"{record.pk} · erased" in again.text
+    assert "1 record was left alone" in confirm(desk, again).text
 
 
 @pytest.mark.parametrize("permissions", [(), (VIEW,), (ERASE,), (VIEW, RELEASE)])
