@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 from django.db import Error, models
 from django.db.models import Q
+from django.db.models.lookups import Exact
 from django.db.models.sql import Query
 from django.utils import timezone
 
@@ -122,6 +123,19 @@ def now_in(alias: str) -> datetime:
     (row,) = query.get_compiler(using=alias).results_iter()
     now: datetime = row[0]
     return now
+
+
+class Exactly(Exact):
+    """Equality of a text column, in which case and trailing blanks count (K3)."""
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        """Return two conditions: the index uses the column's collation."""
+        sql, params = self.as_sql(compiler, connection)
+        column, values = self.process_lhs(compiler, connection)
+        _mark, (text,) = self.process_rhs(compiler, connection)
+        octets = str(text).encode()
+        sql = f"({sql} AND CAST({column} AS BINARY) = %s)"
+        return sql, [*params, *values, octets]
 
 
 class WhereNotNull(models.Index):

@@ -118,6 +118,11 @@ class ResponseNotKept(IdempotencyError):
         "A request with this idempotency key was executed and got status "
         "{status_code}, but its response was not kept. Do not retry."
     )
+    # Of a record that was erased before it had a response (P4).
+    unknown_detail = _(
+        "The record of this idempotency key was erased, and the outcome of its request "
+        "is unknown. This request was not executed. Do not retry."
+    )
     default_code = "idempotency_response_not_kept"
 
 

@@ -19,12 +19,14 @@ from idempotency.conf import get_settings
 from idempotency.database import (
     EXPIRES_AT_INDEX,
     UTC,
+    Exactly,
     InstantField,
     UTCNow,
     WhereNotNull,
     write_with_retry,
 )
 from idempotency.discretion import discreet, without_values
+from idempotency.erasing import EraseReport, erase_batch, erase_in_batches
 from idempotency.purging import (
     ExpiredOnDay,
     PurgeReport,
@@ -53,6 +55,10 @@ class State(models.TextChoices):
     ABANDONED = "abandoned", _("abandoned")
 
 
+# A key has at least one character, and none that a collation ignores.
+IS_ERASED = models.Q(key="")
+
+
 class Status(models.TextChoices):
     """The current status of a record, from its stored state and its lease.
 
@@ -64,10 +70,16 @@ class Status(models.TextChoices):
     IN_PROGRESS = "in_progress", _("in progress")
     COMPLETED = "completed", _("completed")
     NOT_KEPT = "not_kept", _("completed, response not kept")
+    # Completed or abandoned, whatever it was.
+    ERASED = "erased", _("erased")
 
     @classmethod
-    def of(cls, state: str, body_size: int | None, *, is_leased: bool) -> Status:
+    def of(
+        cls, state: str, body_size: int | None, *, is_leased: bool, is_erased: bool
+    ) -> Status:
         """Return the status of a row with these values."""
+        if is_erased:
+            return cls.ERASED
         if state == State.COMPLETED:
             return cls.NOT_KEPT if body_size is None else cls.COMPLETED
         return cls.IN_PROGRESS if is_leased else cls.ABANDONED
@@ -82,14 +94,51 @@ class Status(models.TextChoices):
         return {
             Status.IN_PROGRESS: models.Q(lease_expires_at__gt=UTCNow()),
             Status.COMPLETED: is_completed & models.Q(body_size__isnull=False),
-            Status.NOT_KEPT: is_completed & models.Q(body_size=None),
+            Status.NOT_KEPT: is_completed & models.Q(body_size=None) & ~IS_ERASED,
             Status.ABANDONED: (lease_is_over & ~is_completed)
             | (has_none & ~is_completed),
+            Status.ERASED: IS_ERASED,
         }[self]
 
 
 class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
-    """Queries of records by expiry, lease and status, and the purge."""
+    """Queries of records by caller, expiry, lease and status; purge and erase."""
+
+    @discreet
+    def of_caller(self, caller: Any) -> IdempotencyRecordQuerySet:
+        """Return a caller's records, by an index (P4).
+
+        ``caller`` is a user, who has the scope of ``default_scope()``, or a scope.
+
+        Raise ``ValueError`` if no record can have the scope.
+        """
+        return self.filter(Exactly(models.F("scope"), scopes.scope_of_caller(caller)))
+
+    @discreet
+    def erase(self) -> EraseReport:
+        """Take what they say of a person out of the records, for good (P4).
+
+        Retries are refused, and act on nothing. Records with a live lease, and rows
+        that other transactions hold, are left and counted. This works in batches, each
+        in a short transaction.
+
+        Raise ``RuntimeError`` inside an open transaction.
+        """
+        alias = self._db or default_alias()  # type: ignore[attr-defined]  # not in the stubs
+        records = self.using(alias).exclude(IS_ERASED)
+        try:
+            erased = erase_in_batches(records.without_live_lease(), erased_values())
+            return EraseReport(
+                erased=erased,
+                in_progress=records.with_status(Status.IN_PROGRESS).count(),
+                held=records.without_live_lease().count(),
+            )
+        except Error as error:
+            failure = without_values(error)
+        raise failure
+
+    # Or objects.erase() would erase all records.
+    erase.queryset_only = True  # type: ignore[attr-defined]  # of Django's managers
 
     def expired(self, now: datetime | None = None) -> IdempotencyRecordQuerySet:
         """Return the records whose retention is over (P1), by the database's clock."""
@@ -250,6 +299,26 @@ def default_alias() -> str:
 PAUSES = (0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
+def erased_values() -> dict[str, Any]:
+    """Return what an erased record has in place of what it said of a person (P4).
+
+    It is completed, so it never runs again. By the new token, a late handler has lost
+    its claim, and nobody takes over what they read before.
+    """
+    return {
+        "scope": "",
+        "key": "",
+        "path": "",
+        "headers": None,
+        "body": None,
+        "body_size": None,
+        "steps": None,
+        "state": State.COMPLETED,
+        "lease_expires_at": None,
+        "token": uuid4(),
+    }
+
+
 class RecordChanged(Exception):
     """The record has changed since it was read, or its handler is running."""
 
@@ -300,6 +369,7 @@ class IdempotencyRecord(models.Model):
             ("resolve_record", _("Can store the response of an abandoned record")),
             ("purge_records", _("Can purge expired records")),
             ("view_overview", _("Can see sums over all records")),
+            ("erase_records", _("Can erase what records say of a person")),
         )
         indexes = (
             models.Index(fields=("expires_at",), name=EXPIRES_AT_INDEX),
@@ -375,6 +445,20 @@ class IdempotencyRecord(models.Model):
         self._decide(
             lambda: row._raw_delete(self._alias()), lambda: not self._rows().exists()
         )
+
+    @discreet
+    def erase(self) -> None:
+        """Take what it says of a person out of a record, for good (P4).
+
+        Raise ``RecordChanged`` if the record has a live lease, has changed since it was
+        read, or is erased already, and ``RecordHeld`` as ``resolve()`` does.
+        """
+        values = erased_values()
+        row = self._unchanged().without_live_lease().exclude(IS_ERASED)
+        mine = self._rows().filter(token=values["token"])
+        self._decide(lambda: erase_batch(row, values, 1)[0], mine.exists)
+        for name, value in values.items():
+            setattr(self, name, value)
 
     @discreet
     def call_returned(self, name: str, result: Any) -> None:
@@ -471,7 +555,17 @@ class IdempotencyRecord(models.Model):
     @property
     def status(self) -> Status:
         """The status at ``read_at`` (E3, E5, E9, R4)."""
-        return Status.of(self.state, self.body_size, is_leased=self.is_leased)
+        return Status.of(
+            self.state,
+            self.body_size,
+            is_leased=self.is_leased,
+            is_erased=self.is_erased,
+        )
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether scope, key and all that it said of a person are gone (P4)."""
+        return not self.key
 
     @property
     def entries(self) -> list[dict[str, Any]]:

@@ -41,12 +41,7 @@ def default_scope(request: Request) -> str:
         return scope
     authorization = request.META.get("HTTP_AUTHORIZATION")
     if authorization and _names_the_caller(request):
-        digest = hmac.digest(
-            get_secret(),
-            b"idempotency.scope.v1\0" + authorization.encode(errors="backslashreplace"),
-            hashlib.sha256,
-        )
-        return f"authorization:{digest.hex()}"
+        return authorization_scope(authorization)
     if is_known:
         # Not the anonymous scope, because its callers share their responses.
         raise ImproperlyConfigured(
@@ -74,6 +69,34 @@ def user_scope(user: Any) -> str | None:
         return None
     # A proxy model has the same users.
     return f"user:{kind._meta.concrete_model._meta.label_lower}:{pk}"
+
+
+def authorization_scope(authorization: str) -> str:
+    """Return the scope of a caller known only by this value of the header."""
+    digest = hmac.digest(
+        get_secret(),
+        b"idempotency.scope.v1\0" + authorization.encode(errors="backslashreplace"),
+        hashlib.sha256,
+    )
+    return f"authorization:{digest.hex()}"
+
+
+def scope_of_caller(caller: Any) -> str:
+    """Return a scope as it was given, or the scope of a user.
+
+    Raise ``ValueError`` if no record can have it.
+    """
+    scope = caller if isinstance(caller, str) else user_scope(caller)
+    if scope is None:
+        raise ValueError(
+            f"This {type(caller).__qualname__} has no scope: it must be a saved row "
+            "with a primary key that is a string, an integer or a UUID."
+        )
+    try:
+        return validate_scope(scope)
+    except ImproperlyConfigured as error:
+        failure = ValueError(str(error))
+    raise failure
 
 
 def _names_the_caller(request: Request) -> bool:

@@ -73,6 +73,20 @@ BREAKS = (
         test="tests/test_claims.py::TestClaim::test_another_token",
     ),
     Break(
+        name="erase without a new token",
+        file="idempotency/models.py",
+        old='        "lease_expires_at": None,\n        "token": uuid4(),\n    }\n',
+        new='        "lease_expires_at": None,\n    }\n',
+        test="tests/test_erasing.py::test_late_handlers",
+    ),
+    Break(
+        name="erase what is being executed",
+        file="idempotency/models.py",
+        old="erase_in_batches(records.without_live_lease(), erased_values())",
+        new="erase_in_batches(records, erased_values())",
+        test="tests/test_erasing.py::test_in_progress",
+    ),
+    Break(
         name="claim without the advisory lock",
         file="idempotency/claims/postgresql.py",
         old='"pg_try_advisory_xact_lock("\n'

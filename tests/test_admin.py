@@ -69,7 +69,7 @@ def test_read_only(enter: Enter, fields: dict[str, Any]) -> None:
         client.post(address(record, "delete"), {"post": "yes"}),
     ):
         assert refused.status_code == 403
-    chosen = {"action": "delete_selected", "_selected_action": [record.pk]}
+    chosen = {"action": "delete_selected", "_selected_action": [record.pk], "index": 0}
     client.post(LIST, {**chosen, "post": "yes"})
     assert IdempotencyRecord.objects.values().get() == before
     for shown in (client.get(LIST), client.get(address(record))):
@@ -81,8 +81,11 @@ def test_read_only(enter: Enter, fields: dict[str, Any]) -> None:
             for tag, attrs in page.elements
             if tag in ("input", "select", "textarea")
         }
+        # Of the action that erases, for those who may (P4).
+        action = ("action", "select_across", "index", "_selected_action")
         # The navigation's own filter has no name.
-        assert names <= {None, "csrfmiddlewaretoken", "q"}
+        assert names <= {None, "csrfmiddlewaretoken", "q", *(action if fields else ())}
+        assert ("option", {"value": "delete_selected"}) not in page.elements
 
 
 def pages_of(record: IdempotencyRecord) -> list[str]:
@@ -92,6 +95,7 @@ def pages_of(record: IdempotencyRecord) -> list[str]:
         LIST,
         f"{LIST}overview/",
         f"{LIST}purge/",
+        f"{LIST}erase/",
         *(address(record, page) for page in pages),
     ]
 

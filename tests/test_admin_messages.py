@@ -23,7 +23,7 @@ from idempotency.admin.messages import (
     next_request,
 )
 from idempotency.mixins import IdempotencyMixin
-from idempotency.models import IdempotencyRecord, State, Status
+from idempotency.models import IdempotencyRecord, State, Status, erased_values
 from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.support.admin_pages import Page, address
@@ -62,6 +62,7 @@ def test_next_request(staff: Client, client: Any, status: Status | None) -> None
                 "lease_expires_at": now + timedelta(hours=1),
             },
             Status.ABANDONED: {"state": State.ABANDONED, "status_code": None},
+            Status.ERASED: erased_values(),
         }[status]
     )
     page = Page(staff.get(address(record)))

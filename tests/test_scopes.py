@@ -21,7 +21,12 @@ from rest_framework.views import APIView
 
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
-from idempotency.scopes import default_scope, user_scope, validate_scope
+from idempotency.scopes import (
+    authorization_scope,
+    default_scope,
+    user_scope,
+    validate_scope,
+)
 from tests.app.models import Device, Effect, Tablet
 from tests.app.views import create_effect
 from tests.conftest import KEY, assert_refused, key
@@ -171,7 +176,8 @@ def test_a_header_that_was_accepted(user: Any) -> None:
     """S1: A caller known by a credential alone is named by it."""
     for token in ("a", "b", "a"):
         post(client_of(user, token), HTTP_AUTHORIZATION=f"Bearer {token}")
-    assert len(scopes()) == Effect.objects.count() == 2
+    assert Effect.objects.count() == 2
+    assert {*scopes()} == {authorization_scope(f"Bearer {token}") for token in "ab"}
     assert all(scope.startswith("authorization:") for scope in scopes())
 
 

@@ -560,6 +560,14 @@ def not_kept(world: World) -> Callable[[], Any]:
     return world.send
 
 
+@scenario("Retry after the record was [erased](security.md#erasing-a-person)")
+def erased(world: World) -> Callable[[], Any]:
+    """P4: it never runs again."""
+    world.send_first()
+    IdempotencyRecord.objects.all().erase()
+    return world.send
+
+
 @scenario("`check_replay` refuses a retry")
 def replay_refused(world: World) -> Callable[[], Any]:
     """S2: the hook repeats the handler's own checks."""

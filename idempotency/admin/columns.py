@@ -40,6 +40,7 @@ SIGNS = {
     Status.NOT_KEPT: "✓",
     Status.IN_PROGRESS: "…",
     Status.ABANDONED: "!",
+    Status.ERASED: "✓",
 }
 # Steps and calls of one record on its page.
 SHOWN_STEPS = 100
@@ -266,10 +267,11 @@ class Columns(Permissions):
     def answer(self, record: IdempotencyRecord) -> SafeString | str:
         """Return the body's type, size, SHA-256 and download, and any text in it."""
         stored = record.stored_response
-        if stored is None and record.is_leased:
-            return gettext("There is no response yet.")
+        if record.is_erased:
+            return display.erased()
         if stored is None:
-            return gettext("No response was stored.")
+            missing = _("There is no response yet."), _("No response was stored.")
+            return str(missing[not record.is_leased])
         if stored.body is None:
             return gettext(
                 "The response was not kept: it was streamed, a file or too large, or "

@@ -40,6 +40,10 @@ NEXT_RESPONSES = {
         "idempotency_outcome_unknown until someone resolves the record or releases the "
         "key. The handler does not run."
     ),
+    Status.ERASED: _(
+        "What this record said of a person is erased. The next request with its key is "
+        "refused with 409 idempotency_response_not_kept. The handler does not run."
+    ),
 }
 # For abandoned records whose endpoint has another on_abandoned than "hold" (E9).
 RERUN = _(

@@ -208,7 +208,10 @@ def _counted_abandoned(leased: Any, now: datetime) -> tuple[int, int]:
 def _status(row: dict[str, Any]) -> Status:
     """Return a row's status as if its lease were alive; ``_counted`` has the others."""
     is_leased = row["lease_expires_at"] is not None
-    return Status.of(row["state"], row["body_size"], is_leased=is_leased)
+    is_erased = not row["scope"]
+    return Status.of(
+        row["state"], row["body_size"], is_leased=is_leased, is_erased=is_erased
+    )
 
 
 def _within(expiries: list[timedelta], most: timedelta) -> int:

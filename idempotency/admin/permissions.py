@@ -12,6 +12,7 @@ RELEASE = "idempotency.release_key"
 RESOLVE = "idempotency.resolve_record"
 PURGE = "idempotency.purge_records"
 OVERVIEW = "idempotency.view_overview"
+ERASE = "idempotency.erase_records"
 
 
 class Permissions(RecordAdmin):
@@ -52,3 +53,9 @@ class Permissions(RecordAdmin):
     def has_overview_permission(self, request: HttpRequest) -> bool:
         """Return whether the user may see sums over all of ``get_queryset()``."""
         return request.user.has_perm(OVERVIEW)
+
+    def has_erase_permission(
+        self, request: HttpRequest, obj: IdempotencyRecord | None = None
+    ) -> bool:
+        """Return whether the user may erase what a record says of a person."""
+        return request.user.has_perm(ERASE)

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin import lists
 from idempotency.admin.columns import Columns, results_of
+from idempotency.admin.erasing import ErasePage
 from idempotency.admin.pages import Pages
 from idempotency.admin.purge import PurgePage
 from idempotency.admin.search import Search
@@ -39,7 +40,7 @@ FOR_OTHERS = {
 
 
 @admin.register(IdempotencyRecord)
-class IdempotencyRecordAdmin(Columns, Pages, Search, PurgePage):
+class IdempotencyRecordAdmin(Columns, Pages, Search, PurgePage, ErasePage):
     """Read-only admin; responses and decisions need permissions of their own."""
 
     list_display = (

@@ -65,8 +65,8 @@ class Search(Permissions):
         if not isinstance(response, TemplateResponse):
             return response
         context: Any = response.context_data
-        found = context["cl"]
-        if not found.query:
+        found = context.get("cl")  # not on the page of an action
+        if found is None or not found.query:
             return response
         offers = self._with_records(request, found.query.strip())
         if len(offers) == 1 and not found.result_count:

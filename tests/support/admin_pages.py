@@ -20,8 +20,8 @@ LIST = "/admin/idempotency/idempotencyrecord/"
 VIEW = "view_idempotencyrecord"
 SEE_BODY = "view_response_body"
 RELEASE, RESOLVE, PURGE = "release_key", "resolve_record", "purge_records"
-OVERVIEW = "view_overview"
-EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW)
+OVERVIEW, ERASE = "view_overview", "erase_records"
+EVERYTHING = (VIEW, SEE_BODY, RELEASE, RESOLVE, PURGE, OVERVIEW, ERASE)
 NO_PERMISSION = "You do not have permission to view stored responses."
 
 Enter = Callable[..., Client]
