@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
@@ -14,7 +16,7 @@ from django.http import HttpResponseBase
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from idempotency import keys, scopes
+from idempotency import encryption, keys, scopes
 from idempotency.conf import get_settings
 from idempotency.database import (
     EXPIRES_AT_INDEX,
@@ -24,6 +26,8 @@ from idempotency.database import (
     write_with_retry,
 )
 from idempotency.discretion import discreet, without_values
+from idempotency.encryption import Unreadable
+from idempotency.fingerprints import KEYED
 from idempotency.purging import (
     ExpiredOnDay,
     PurgeReport,
@@ -36,7 +40,9 @@ from idempotency.steps import (
     IN_DOUBT,
     IS_IN_DOUBT,
     Entry,
+    around,
     as_text,
+    encrypted_in,
     from_text,
     limited,
     through_json,
@@ -245,6 +251,44 @@ def default_alias() -> str:
     return get_settings().policy.using or router.db_for_write(IdempotencyRecord)
 
 
+class Encrypted:
+    """A field whose column has the ciphertext if the record is encrypted (P5).
+
+    Its attribute has the content. All that Django writes of an instance, fixtures
+    included, comes from here.
+    """
+
+    def pre_save(self: Any, instance: Any, add: bool) -> Any:
+        """Return what to store."""
+        return instance.as_stored(self.attname)
+
+    def value_from_object(self: Any, obj: Any) -> Any:
+        """Return what is stored, for serializers."""
+        return obj.as_stored(self.attname)
+
+    def deconstruct(self) -> Any:
+        """Return Django's field for migrations, because the column is the same."""
+        name, _path, args, kwargs = super().deconstruct()  # type: ignore[misc]  # a mixin
+        django_field = type(self).__mro__[2]
+        return name, f"django.db.models.{django_field.__name__}", args, kwargs
+
+
+class EncryptedHeaders(Encrypted, models.JSONField):
+    """Headers in JSON, or a string with the ciphertext."""
+
+
+class EncryptedBody(Encrypted, models.BinaryField):  # type: ignore[type-arg]  # generic for the stubs alone
+    """A body, or its ciphertext."""
+
+
+class EncryptedSteps(Encrypted, models.TextField):  # type: ignore[type-arg]  # generic for the stubs alone
+    """Steps as JSON, or what queries ask about them, with the ciphertext."""
+
+
+ENCRYPTED = frozenset({"headers", "body", "steps"})
+NOT_SAID = "it does not say any more which key has encrypted it"
+
+
 class RecordChanged(Exception):
     """The record has changed since it was read, or its handler is running."""
 
@@ -264,13 +308,16 @@ class IdempotencyRecord(models.Model):
     token = models.UUIDField(_("claim token"))
     lease_expires_at = InstantField(_("lease expires at"), null=True)
     status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
-    headers = models.JSONField(_("headers"), null=True)
-    body = models.BinaryField(_("body"), null=True)
+    headers = EncryptedHeaders(_("headers"), null=True)
+    body = EncryptedBody(_("body"), null=True)
     # NULL if there is no response, or if it was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
     # JSON in text: PostgreSQL's jsonb refuses NUL. NULL (so DJ001) unless the endpoint
     # resumes.
-    steps = models.TextField(_("steps"), null=True)  # noqa: DJ001
+    steps = EncryptedSteps(_("steps"), null=True)
+    # The id of the key for headers, body, steps and a keyed fingerprint. NULL if the
+    # record is not encrypted.
+    encrypted_by = models.CharField(_("encrypted by"), max_length=16, null=True)  # noqa: DJ001
     created_at = InstantField(_("created at"))
     completed_at = InstantField(_("completed at"), null=True)
     expires_at = InstantField(_("expires at"))
@@ -305,6 +352,106 @@ class IdempotencyRecord(models.Model):
     # Set by claims and with_lease_state().
     read_at: datetime
     is_leased = False
+    # Why headers, body and steps can't be decrypted; they are None then.
+    unreadable = ""
+
+    @classmethod
+    def from_db(
+        cls, db: Any, field_names: Any, values: Any, **more: Any
+    ) -> IdempotencyRecord:
+        """Return the record of a row, decrypted."""
+        record = super().from_db(db, field_names, values, **more)
+        found = vars(record)
+        is_encrypted = found.get("encrypted_by", "") is not None
+        if is_encrypted or found.get("fingerprint_version", 0) >= KEYED:
+            record._decrypt()
+        return record
+
+    def refresh_from_db(
+        self, using: Any = None, fields: Any = None, from_queryset: Any = None
+    ) -> None:
+        """Reload fields; with an encrypted one, what its decryption needs."""
+        is_encrypted = fields is not None and not ENCRYPTED.isdisjoint(fields)
+        if is_encrypted:
+            fields = {*fields, "encrypted_by", "status_code", "body_size"}
+        super().refresh_from_db(using, fields, from_queryset)
+        if is_encrypted and self.encrypted_by is not None and not self.unreadable:
+            self.unreadable = self._missing()
+
+    def why_unreadable(self) -> str:
+        """Return why a run of the key could not read the record, or nothing (P5).
+
+        Unlike ``unreadable``, this includes the fields that were not loaded.
+        """
+        if self.encrypted_by is None or self.unreadable:
+            return self.unreadable
+        row = self._rows().filter(token=self.token).first()
+        return "" if row is None else row.unreadable
+
+    def _decrypt(self) -> None:
+        loaded = [name for name in ENCRYPTED if vars(self).get(name) is not None]
+        if not loaded and "encrypted_by" not in vars(self):
+            return
+        if self.encrypted_by is not None:
+            self.unreadable = encryption.why_missing(self.encrypted_by)
+        elif vars(self).get("fingerprint_version", 0) >= KEYED:
+            self.unreadable = NOT_SAID
+        else:
+            return
+        for name in loaded:
+            content = None
+            if not self.unreadable:
+                try:
+                    content = self._decrypted(name)
+                except Unreadable as error:
+                    self.unreadable = str(error)
+            setattr(self, name, content)
+        if not self.unreadable:
+            self.unreadable = self._missing()
+
+    def _missing(self) -> str:
+        """Return which part of a response is not there any more, or nothing."""
+        is_kept = vars(self).get("body_size") is not None
+        lost = [n for n in ("headers", "body") if vars(self).get(n, "") is None]
+        return encryption.CHANGED.format(field=lost[0]) if is_kept and lost else ""
+
+    def _decrypted(self, name: str) -> Any:
+        """Return the content of a field."""
+        value = getattr(self, name)
+        if name == "steps":
+            value = encrypted_in(value)
+        stored = bytes(value) if name == "body" else encryption.from_text(str(value))
+        content = encryption.unseal(
+            str(self.encrypted_by), self.pk, self._bound(name), stored
+        )
+        if name == "body":
+            return content
+        text = content.decode()
+        return json.loads(text) if name == "headers" else text
+
+    def as_stored(self, name: str) -> Any:
+        """Return the value of a field as the row has it.
+
+        Raise ``Unreadable`` if it could not be read, or its key is missing.
+        """
+        value = getattr(self, name)
+        if name not in ENCRYPTED:
+            return value
+        if self.unreadable:
+            raise Unreadable(self.unreadable)
+        if self.encrypted_by is None or value is None:
+            return value
+        text = json.dumps(value) if name == "headers" else value
+        content = bytes(value) if name == "body" else text.encode()
+        sealed = encryption.seal(self.encrypted_by, self.pk, self._bound(name), content)
+        if name == "body":
+            return sealed
+        written = encryption.as_text(sealed)
+        return around(written, value) if name == "steps" else written
+
+    def _bound(self, name: str) -> str:
+        """Return a field's name; for a response, with the status that is replayed."""
+        return name if name == "steps" else f"{name} {self.status_code}"
 
     @discreet
     def resolve(self, response: HttpResponseBase) -> None:
@@ -313,7 +460,8 @@ class IdempotencyRecord(models.Model):
         A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
-        over (P1), and ``ValueError`` if the response can't be kept (R4).
+        over (P1), ``ValueError`` if the response can't be kept (R4), and ``Unreadable``
+        if the record can't be decrypted (P5).
         """
         stored = StoredResponse.from_http(response, keep=True)
         if stored.body is None:
@@ -331,11 +479,7 @@ class IdempotencyRecord(models.Model):
         if self.steps is not None:
             payload, entries = from_text(self.steps)
             values["steps"] = as_text(payload, map(without_result, entries))
-        row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
-        mine = self._rows().filter(token=values["token"])
-        self._decide(lambda: row.update(**values), mine.exists)
-        for name, value in values.items():
-            setattr(self, name, value)
+        self._change(values)
         del self.completed_at  # Django reloads it when needed
 
     @discreet
@@ -385,11 +529,22 @@ class IdempotencyRecord(models.Model):
             for entry in self.entries
             for each in (settled(entry) if entry["name"] == name else [entry])
         ]
-        steps, token = limited(as_text(from_text(self.steps)[0], entries)), uuid4()
+        steps = limited(as_text(from_text(self.steps)[0], entries))
+        self._change({"steps": steps, "token": uuid4()})
+
+    def _change(self, values: dict[str, Any]) -> None:
+        """Store new values of an abandoned record in force, its token among them."""
+        changed = copy(self)
+        if self.encrypted_by is None:
+            changed.encrypted_by = values["encrypted_by"] = encryption.first_key_id()
+        for name, value in values.items():
+            setattr(changed, name, value)
+        stored = {name: changed.as_stored(name) for name in values}
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
-        mine = self._rows().filter(token=token)
-        self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
-        self.steps, self.token = steps, token
+        mine = self._rows().filter(token=changed.token)
+        self._decide(lambda: row.update(**stored), mine.exists)
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, and repeat that on a new connection if the first is lost (E7)."""
@@ -447,5 +602,5 @@ class IdempotencyRecord(models.Model):
         return StoredResponse(
             status_code=self.status_code,
             headers=self.headers or [],
-            body=None if self.body is None else bytes(self.body),
+            body=None if self.body is None or self.unreadable else bytes(self.body),
         )

@@ -33,6 +33,7 @@ import idempotency.mixins
 from idempotency import client_warnings, context, exceptions, hooks
 from idempotency.admin import SEE_BODY
 from idempotency.conf import SETTINGS, get_settings, policy
+from idempotency.encryption import new_entry
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
@@ -61,6 +62,7 @@ SAMPLES = (
 CHAPTERS = {"K": 7, "S": 2, "F": 5, "E": 17, "O": 5, "R": 6, "P": 3, "A": 4, "X": 2}
 RULES = [f"{letter}{n + 1}" for letter, size in CHAPTERS.items() for n in range(size)]
 RULES.insert(RULES.index("R2") + 1, "R2b")
+RULES.insert(RULES.index("A1"), "P5")
 
 Rows = list[dict[str, str]]
 
@@ -598,8 +600,9 @@ def test_python_compiles(source: str) -> None:
     compile(source, "sample", "exec")
 
 
-def test_settings_samples(settings: Any) -> None:
+def test_settings_samples(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project that takes the samples' settings passes the checks (P3, X2)."""
+    monkeypatch.setenv("IDEMPOTENCY_KEYS", new_entry())
     wanted: dict[str, Any] = {
         "BASE_DIR": ROOT,
         "INSTALLED_APPS": [],

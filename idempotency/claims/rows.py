@@ -55,7 +55,7 @@ class Rows:
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
         get_field: Any = IdempotencyRecord._meta.get_field
         return [
-            get_field(name).get_db_prep_save(getattr(record, name), self.connection)
+            get_field(name).get_db_prep_save(record.as_stored(name), self.connection)
             for name in names
         ]
 
