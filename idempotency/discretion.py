@@ -26,7 +26,10 @@ APP = __name__.partition(".")[0]
 # Modules that handle keys, rows and bodies, and call none of the project's code.
 INNERMOST = tuple(
     f"{APP}.{name}"
-    for name in ("claims", "database", "encryption", "fingerprints", "models")
+    for name in (
+        *("claims", "database", "encrypted_fields", "encryption"),
+        *("fingerprints", "models"),
+    )
 )
 
 HIDDEN_CONTEXT = "a context that is left out: it may hold values"

@@ -23,7 +23,7 @@ from django.core.checks import run_checks
 from django.core.management import get_commands, load_command_class
 from django.db import transaction
 from django.db.transaction import TransactionManagementError
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from rest_framework.exceptions import ValidationError
 from rest_framework.response import Response
 from rest_framework.serializers import ModelSerializer
@@ -41,6 +41,7 @@ from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
 from tests.conftest import KEY, once
 from tests.support.processes import PATIENCE, ROOT
+from tests.support.record_factories import make_record
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -745,6 +746,19 @@ def test_erasure_sample() -> None:
         client.post("/function/", {}, headers={"Idempotency-Key": "of-each-user"})
     assert run(source)["erase"](users[0])[0] == 1
     assert IdempotencyRecord.objects.get().scope == f"user:auth.user:{users[1].pk}"
+
+
+@pytest.mark.django_db
+def test_encryption_sample() -> None:
+    """P5: The sample says whether a key can go."""
+    (source,) = block("retired_keys.py")
+    is_in_use = run(source)["is_in_use"]
+    entry = new_entry()
+    make_record(encrypted_by=None)
+    assert not is_in_use(entry[:8])
+    with override_settings(IDEMPOTENCY={"ENCRYPTION_KEYS": [entry]}):
+        make_record(encrypted_by=entry[:8])
+    assert is_in_use(entry[:8])
 
 
 @pytest.mark.django_db

@@ -36,9 +36,10 @@ from idempotency.completing import complete_abandoned, resume
 from idempotency.context import RequestContext, context_of
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
+from idempotency.encrypted_fields import ENCRYPTED
 from idempotency.encryption import OVERHEAD, Unreadable, new_entry
 from idempotency.fingerprints import KEYED
-from idempotency.models import ENCRYPTED, IdempotencyRecord, State
+from idempotency.models import IdempotencyRecord, State
 from idempotency.steps import HAS_ENTRIES, IS_IN_DOUBT, held_entry
 from idempotency.steps import as_text as steps_text
 from idempotency.testing import age_records
@@ -53,6 +54,7 @@ from tests.support.admin_pages import (
     Page,
     address,
 )
+from tests.support.processes import ROOT
 from tests.support.record_factories import make_record, new_record
 from tests.urls import urlpatterns as usual_urls
 
@@ -345,6 +347,8 @@ def test_formats() -> None:
     bound = head + FIXED_RECORD.bytes + b"body 201"
     assert cipher.decrypt(rest[:12], rest[12:], bound) == b'{"id": 1}'
     assert len(FIXED_BODY) == len(b'{"id": 1}') + OVERHEAD
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert f"encryption adds {OVERHEAD} bytes" in page
 
 
 # What is stored, and what comes back.

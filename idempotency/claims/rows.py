@@ -93,7 +93,9 @@ class Rows:
         for index, column, convert in self.converters:
             found[index] = convert(found[index], column, self.connection)
         read_at = found.pop()
-        record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
+        record: IdempotencyRecord = IdempotencyRecord.from_db(
+            self.connection.alias, ATTNAMES, found
+        )
         record.is_leased = bool(is_leased)
         record.read_at = read_at
         return record
