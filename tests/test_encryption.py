@@ -1064,6 +1064,29 @@ def test_deferred_fields(client: APIClient) -> None:
         assert "can't be decrypted" in late.unreadable
 
 
+def test_deferred_fields_in_the_clear(client: APIClient) -> None:
+    """P5: With keys, a record from before is read field by field, too."""
+    body = post(client).content
+    with keys(OLD):
+        for name in ("body", "encrypted_by"):
+            record = IdempotencyRecord.objects.only(name).get()
+            assert bytes(record.body or b"") == body
+            assert (record.steps, record.why_unreadable()) == (None, "")
+
+
+@once
+def test_columns() -> None:
+    """P5: The columns are those of Django's fields, so migrations change none."""
+    for name, kind in (
+        ("headers", "JSONField"),
+        ("body", "BinaryField"),
+        ("steps", "TextField"),
+    ):
+        field: Any = IdempotencyRecord._meta.get_field(name)
+        assert field.deconstruct()[1] == f"django.db.models.{kind}"
+        assert field.get_internal_type() == kind
+
+
 def test_bulk_create() -> None:
     """P5: Statements of Django's own, as on other databases, encrypt as well."""
     record = new_record(
