@@ -32,6 +32,7 @@ KNOWN = (
     "djoser.views.UserViewSet.set_password",
     "djoser.webauthn",
     "knox",
+    "oauth2_provider.views",
     "rest_framework.authtoken.views",
     "rest_framework_simplejwt",
 )

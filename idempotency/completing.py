@@ -25,6 +25,7 @@ from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
 from idempotency.database import UTCNow
 from idempotency.discretion import discreet
+from idempotency.encryption import Unreadable, first_key_id
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.handlers import parts_of
 from idempotency.hooks import imported
@@ -37,6 +38,7 @@ from idempotency.models import (
     default_alias,
 )
 from idempotency.modes.leased import log_not_given_up, refuse_left_open
+from idempotency.modes.reporting import log_unreadable
 from idempotency.modes.steps import RecordedSteps
 from idempotency.protection import protection_of
 from idempotency.responses import StoredResponse
@@ -108,8 +110,9 @@ def resume(
 
     Raise ``RecordChanged`` if the record is not abandoned any more or has expired,
     ``RecordHeld`` if its handler is just writing, ``OutcomeUnknown`` while a call is in
-    doubt (E13), ``ClaimLost`` if another run has taken over, ``ImproperlyConfigured``
-    inside a transaction, and what the function raises.
+    doubt (E13), ``Unreadable`` if it can't be decrypted (P5), ``ClaimLost`` if another
+    run has taken over, ``ImproperlyConfigured`` inside a transaction, and what the
+    function raises.
     """
     return _Completion(record, lease).run(function)
 
@@ -129,8 +132,8 @@ def complete(record: IdempotencyRecord) -> HttpResponseBase:
 class CompletionReport:
     """What became of the records that ``complete_abandoned()`` has looked at.
 
-    ``failed`` may be completed later. ``left`` have no completer, or one that can't be
-    imported.
+    ``failed`` may be completed later. ``left`` have no completer, one that can't be
+    imported, or can't be decrypted (P5).
     """
 
     completed: int = 0
@@ -156,7 +159,7 @@ def complete_abandoned(
     a person. Errors of a completer are logged, except those in ``fatal``, which end the
     call.
     """
-    report = CompletionReport()
+    report, is_told = CompletionReport(), False
     missing: set[str] = set()
     for record in due(using or default_alias(), max_attempts):
         if report.completed + report.failed >= limit:
@@ -176,6 +179,11 @@ def complete_abandoned(
             response = resume(record, completer)
         except (RecordChanged, ClaimLost):
             continue  # another run has it
+        except Unreadable as error:
+            report.left += 1
+            if not is_told:  # the others most likely lack the same key
+                log_unreadable(record, str(error))
+                is_told = True
         except fatal:
             raise
         except Exception as error:  # noqa: BLE001  # a completer is the project's
@@ -256,9 +264,11 @@ class _Completion:
             or found.token != record.token
             or found.status is not Status.ABANDONED
             or found.expires_at <= found.read_at
-            or found.steps is None
+            or (found.steps is None and not found.unreadable)
         ):
             raise RecordChanged(record.pk)
+        if found.unreadable:
+            raise Unreadable(found.unreadable)
         if found.call_in_doubt is not None:
             raise OutcomeUnknown
         self.abandoned = found
@@ -268,12 +278,14 @@ class _Completion:
         claimed = copy(self.abandoned)
         claimed.token, claimed.attempt = uuid4(), claimed.attempt + 1
         claimed.state = State.IN_PROGRESS
+        if claimed.encrypted_by is None:
+            claimed.encrypted_by = first_key_id()
         if not self._take_over(claimed):
             found = self.leases.look_up(claimed.pk)
             is_held = found is not None and found.token == self.abandoned.token
             raise (RecordHeld if is_held else RecordChanged)(claimed.pk)
         context = self._context(claimed)
-        self.claims.executing[claimed.pk] = claimed.fingerprint
+        self.claims.executing[claimed.pk] = claimed
         self._emit(signals.key_claimed, signals.KeyClaimed, claimed)
         try:
             return self._run(function, context, claimed)

@@ -25,7 +25,11 @@ Result = TypeVar("Result")
 APP = __name__.partition(".")[0]
 # Modules that handle keys, rows and bodies, and call none of the project's code.
 INNERMOST = tuple(
-    f"{APP}.{name}" for name in ("claims", "database", "fingerprints", "models")
+    f"{APP}.{name}"
+    for name in (
+        *("claims", "database", "encrypted_fields", "encryption"),
+        *("fingerprints", "models"),
+    )
 )
 
 HIDDEN_CONTEXT = "a context that is left out: it may hold values"

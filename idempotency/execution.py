@@ -17,20 +17,24 @@ from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, Policy
 from idempotency.context import RequestContext
 from idempotency.discretion import discreet
+from idempotency.encryption import Unreadable, first_key_id
 from idempotency.exceptions import (
     IdempotencyError,
     InProgress,
     KeyRequired,
     KeyReused,
+    OutcomeUnknown,
     ResponseNotKept,
 )
 from idempotency.finalizing import ResponseFinalizer, finalizer_of
 from idempotency.fingerprints import (
+    KEYED,
     VERSIONS,
     Fingerprint,
     custom_fingerprint,
     derivation_payload,
     fingerprint_in,
+    keyed,
 )
 from idempotency.keyed_request import (
     Handler,
@@ -47,7 +51,7 @@ from idempotency.models import (
 )
 from idempotency.modes import AtomicMode, LeasedMode
 from idempotency.modes.base import Busy, Fate, InForce, Ran
-from idempotency.modes.reporting import Reporter
+from idempotency.modes.reporting import Reporter, log_unreadable
 from idempotency.modes.stray_writes import with_stray_writes_reported
 from idempotency.responses import EXPIRES_HEADER, REPLAYED_HEADER, replay
 from idempotency.routes import route_in
@@ -184,21 +188,34 @@ class Identity:
     fingerprint: Fingerprint
 
     def is_that_of(self, record: IdempotencyRecord) -> bool:
-        """Return whether a record is of the same request, in its own version (F4)."""
-        mine = self.fingerprint
-        if record.fingerprint_version != mine.version:
-            if record.fingerprint_version not in VERSIONS:
-                return False
-            mine = fingerprint_in(self.request, record.fingerprint_version)
-        if record.fingerprint != mine.digest:
+        """Return whether a record is of the same request, in its own version (F4).
+
+        Without the record's encryption key nobody can tell, and True means that it may
+        be (P5).
+        """
+        # An erased record was found by its id, a digest of scope and key.
+        theirs = record.scope, record.key
+        if not record.is_erased and theirs != (self.scope, self.key):
             return False
-        # The id, by which it was found, is a digest of scope and key.
-        return record.is_erased or (
-            (record.scope, record.key) == (self.scope, self.key)
-        )
+        mine, version = self.fingerprint, record.fingerprint_version
+        is_keyed = version >= KEYED
+        version -= KEYED * is_keyed
+        if version != mine.version:
+            if version not in VERSIONS:
+                return False
+            mine = fingerprint_in(self.request, version)
+        if is_keyed:
+            try:
+                mine = keyed(mine, self.record_id, str(record.encrypted_by))
+            except Unreadable:
+                return True
+        return record.fingerprint == mine.digest
 
     def new_record(self) -> IdempotencyRecord:
         """Return the record for a claim, without times."""
+        fingerprint, encrypted_by = self.fingerprint, first_key_id()
+        if encrypted_by is not None:
+            fingerprint = keyed(fingerprint, self.record_id, encrypted_by)
         return IdempotencyRecord(
             id=self.record_id,
             scope=self.scope,
@@ -208,8 +225,9 @@ class Identity:
             path=self.request.path.replace("\0", "%00"),
             # Not set for requests that the project dispatches by itself.
             route=route_in(getattr(self.request, "resolver_match", None)),
-            fingerprint=self.fingerprint.digest,
-            fingerprint_version=self.fingerprint.version,
+            fingerprint=fingerprint.digest,
+            fingerprint_version=fingerprint.version,
+            encrypted_by=encrypted_by,
             state=State.IN_PROGRESS,
             attempt=1,
             token=uuid4(),
@@ -275,8 +293,8 @@ class Execution:
         executing = self.mode.claims.executing
         if not executing:
             return False
-        fingerprint = executing.get(self.identity.record_id)
-        return fingerprint not in (None, self.identity.fingerprint.digest)
+        running = executing.get(self.identity.record_id)
+        return running is not None and not self.identity.is_that_of(running)
 
     def _identify(self) -> Identity:
         """Find out the scope (S1) and the fingerprint (F1)."""
@@ -327,6 +345,10 @@ class Execution:
             raise KeyReused
         if record.status is Status.IN_PROGRESS:
             return Busy()
+        if record.unreadable:
+            log_unreadable(record, record.unreadable)
+            if record.status is Status.ABANDONED:
+                raise OutcomeUnknown
         if record.status is Status.ABANDONED:
             return self.mode.recover(record, new_record)
         return self._replay(record)

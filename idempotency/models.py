@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
@@ -14,7 +15,7 @@ from django.db import Error, connections, models, router, transaction
 from django.http import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 
-from idempotency import keys, routes, scopes
+from idempotency import encryption, keys, routes, scopes
 from idempotency.conf import get_settings
 from idempotency.database import (
     EXPIRES_AT_INDEX,
@@ -26,6 +27,12 @@ from idempotency.database import (
     write_with_retry,
 )
 from idempotency.discretion import discreet, without_values
+from idempotency.encrypted_fields import (
+    EncryptedBody,
+    EncryptedContent,
+    EncryptedHeaders,
+    EncryptedSteps,
+)
 from idempotency.erasing import EraseReport, erase_batch, erase_in_batches
 from idempotency.purging import (
     ExpiredOnDay,
@@ -327,7 +334,7 @@ class RecordHeld(RecordChanged):
     """A transaction that has written to the record has not ended yet: try again."""
 
 
-class IdempotencyRecord(models.Model):
+class IdempotencyRecord(EncryptedContent, models.Model):
     """One key of one caller, with its request and response."""
 
     id = models.UUIDField(_("id"), primary_key=True, editable=False)
@@ -346,13 +353,16 @@ class IdempotencyRecord(models.Model):
     token = models.UUIDField(_("claim token"))
     lease_expires_at = InstantField(_("lease expires at"), null=True)
     status_code = models.PositiveSmallIntegerField(_("HTTP status"), null=True)
-    headers = models.JSONField(_("headers"), null=True)
-    body = models.BinaryField(_("body"), null=True)
+    headers = EncryptedHeaders(_("headers"), null=True)
+    body = EncryptedBody(_("body"), null=True)
     # NULL if there is no response, or if it was not kept.
     body_size = models.PositiveIntegerField(_("body size"), null=True)
     # JSON in text: PostgreSQL's jsonb refuses NUL. NULL (so DJ001) unless the endpoint
     # resumes.
-    steps = models.TextField(_("steps"), null=True)  # noqa: DJ001
+    steps = EncryptedSteps(_("steps"), null=True)
+    # The id of the key for headers, body, steps and a keyed fingerprint. NULL if the
+    # record is not encrypted.
+    encrypted_by = models.CharField(_("encrypted by"), max_length=16, null=True)  # noqa: DJ001
     created_at = InstantField(_("created at"))
     completed_at = InstantField(_("completed at"), null=True)
     expires_at = InstantField(_("expires at"))
@@ -407,8 +417,9 @@ class IdempotencyRecord(models.Model):
         A handler that is still running loses its claim. Results of steps go (E14).
 
         Raise ``RecordChanged`` if the record is no longer abandoned or its retention is
-        over (P1), ``RecordHeld`` if its handler is just writing, and ``ValueError`` if
-        the response can't be kept (R4).
+        over (P1), ``RecordHeld`` if its handler is just writing, ``ValueError`` if the
+        response can't be kept (R4), and ``Unreadable`` if the record can't be decrypted
+        (P5).
         """
         stored = StoredResponse.from_http(response, keep=True)
         if stored.body is None:
@@ -426,11 +437,7 @@ class IdempotencyRecord(models.Model):
         if self.steps is not None:
             payload, entries = from_text(self.steps)
             values["steps"] = as_text(payload, map(without_result, entries))
-        row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
-        mine = self._rows().filter(token=values["token"])
-        self._decide(lambda: row.update(**values), mine.exists)
-        for name, value in values.items():
-            setattr(self, name, value)
+        self._change(values)
         del self.completed_at  # Django reloads it when needed
 
     @discreet
@@ -494,11 +501,22 @@ class IdempotencyRecord(models.Model):
             for entry in self.entries
             for each in (settled(entry) if entry["name"] == name else [entry])
         ]
-        steps, token = limited(as_text(from_text(self.steps)[0], entries)), uuid4()
+        steps = limited(as_text(from_text(self.steps)[0], entries))
+        self._change({"steps": steps, "token": uuid4()})
+
+    def _change(self, values: dict[str, Any]) -> None:
+        """Store new values of an abandoned record in force, its token among them."""
+        changed = copy(self)
+        if self.encrypted_by is None:
+            changed.encrypted_by = values["encrypted_by"] = encryption.first_key_id()
+        for name, value in values.items():
+            setattr(changed, name, value)
+        stored = {name: changed.as_stored(name) for name in values}
         row = self._unchanged().abandoned().filter(expires_at__gt=UTCNow())
-        mine = self._rows().filter(token=token)
-        self._decide(lambda: row.update(steps=steps, token=token), mine.exists)
-        self.steps, self.token = steps, token
+        mine = self._rows().filter(token=changed.token)
+        self._decide(lambda: row.update(**stored), mine.exists)
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def _decide(self, write: Callable[[], int], is_done: Callable[[], bool]) -> None:
         """Write, and repeat that on a new connection if the first is lost (E7)."""
@@ -547,6 +565,16 @@ class IdempotencyRecord(models.Model):
     def _alias(self) -> str:
         return self._state.db or router.db_for_write(type(self), instance=self)
 
+    def why_unreadable(self) -> str:
+        """Return why a run of the key could not read the record, or nothing (P5).
+
+        Unlike ``unreadable``, this includes the fields that were not loaded.
+        """
+        if self.encrypted_by is None or self.unreadable:
+            return self.unreadable
+        row = self._rows().filter(token=self.token).first()
+        return "" if row is None else row.unreadable
+
     @property
     def is_in_force(self) -> bool:
         """Whether the record was unexpired (P1) or leased at ``read_at``."""
@@ -587,5 +615,5 @@ class IdempotencyRecord(models.Model):
         return StoredResponse(
             status_code=self.status_code,
             headers=self.headers or [],
-            body=None if self.body is None else bytes(self.body),
+            body=None if self.body is None or self.unreadable else bytes(self.body),
         )

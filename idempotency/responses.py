@@ -17,6 +17,7 @@ from rest_framework.response import Response
 
 from idempotency.client_warnings import WARNING_HEADER
 from idempotency.conf import get_settings
+from idempotency.encryption import stored_size
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -93,7 +94,7 @@ class StoredResponse:
         has_nul = any("\0" in value for _name, value in headers)
         if keep and isinstance(response, HttpResponse) and not has_nul:
             body = bytes(response.content)
-            if len(body) <= get_settings().MAX_RESPONSE_BYTES:
+            if stored_size(len(body)) <= get_settings().MAX_RESPONSE_BYTES:
                 unstored = _unstored(response)
                 kept = [pair for pair in headers if pair[0].lower() not in unstored]
                 return cls(

@@ -14,6 +14,7 @@ from django.http import HttpResponseBase
 
 from idempotency.conf import get_settings
 from idempotency.discretion import discreet
+from idempotency.encryption import stored_text_size
 
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecord
@@ -31,7 +32,8 @@ Entry: TypeAlias = dict[str, Any]
 IN_DOUBT = "in_doubt"
 # The records with a recorded step or call, those of them without a response, and those
 # with a call in doubt.
-HAS_ENTRIES = Q(steps__contains='"name": ')
+NAMED = '"name": '
+HAS_ENTRIES = Q(steps__contains=NAMED)
 HALF_DONE = Q(status_code=None) & HAS_ENTRIES
 MARK = f'{{"{IN_DOUBT}": true, '
 IS_IN_DOUBT = Q(steps__startswith=MARK)
@@ -177,9 +179,25 @@ def as_text(payload: str, entries: Iterable[Entry] = ()) -> str:
 
 def limited(text: str) -> str:
     """Return what a record stores of steps. Raise ``ValueError`` if it is too long."""
-    if len(text) > get_settings().MAX_RESPONSE_BYTES:
+    if stored_text_size(len(text)) > get_settings().MAX_RESPONSE_BYTES:
         raise ValueError(TOO_LARGE)
     return text
+
+
+def around(encrypted: str, text: str) -> str:
+    """Return JSON with encrypted steps, and of their text what queries look for."""
+    told: dict[str, Any] = {IN_DOUBT: True} if text.startswith(MARK) else {}
+    if NAMED in text:
+        told["name"] = ""
+    return json.dumps({**told, "encrypted": encrypted})
+
+
+def encrypted_in(text: str) -> str:
+    """Return the encrypted steps in JSON, or nothing if there are none."""
+    try:
+        return str(json.loads(text)["encrypted"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def from_text(text: str | None) -> tuple[str, list[Entry]]:

@@ -16,6 +16,8 @@ INSTALLED_APPS = [
 ROOT_URLCONF = "tests.urls"
 MIDDLEWARE = ["idempotency.middleware.IdempotencyMiddleware"]
 IDEMPOTENCY: dict[str, object] = {}
+if "TEST_ENCRYPTION_KEYS" in os.environ:
+    IDEMPOTENCY["ENCRYPTION_KEYS"] = os.environ["TEST_ENCRYPTION_KEYS"].split(",")
 # Django 6.1 warns of projects without.
 MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

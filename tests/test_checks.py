@@ -48,6 +48,8 @@ def assert_helpful(message: CheckMessage) -> None:
 
 # The settings.
 
+ENCRYPTION_KEY = "765ff456:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
 RIGHT: dict[str, list[Any]] = {
     "REQUIRED": [True, False],
     "METHODS": [("POST",), ["POST", "PATCH"], {"PUT"}],
@@ -70,6 +72,7 @@ RIGHT: dict[str, list[Any]] = {
     "UNSTORED_HEADERS": [(), ["X-Trace"]],
     "MAX_RESPONSE_BYTES": [1, 10**9],
     "DERIVATION_SECRET": [None, "secret"],
+    "ENCRYPTION_KEYS": [(), [], [""], ["", ENCRYPTION_KEY], (ENCRYPTION_KEY,)],
     "PURGE_BATCH_SIZE": [1, 1000],
     "PURGE_TIME_BUDGET": [timedelta(minutes=5)],
 }
@@ -105,6 +108,7 @@ WRONG: dict[str, list[Any]] = {
     "UNSTORED_HEADERS": [None, "X-Trace", [1], [""]],
     "MAX_RESPONSE_BYTES": NO_COUNT,
     "DERIVATION_SECRET": ["", b"secret", 1],
+    "ENCRYPTION_KEYS": [None, ENCRYPTION_KEY, {ENCRYPTION_KEY}, [None], [b"key"]],
     "PURGE_BATCH_SIZE": NO_COUNT,
     "PURGE_TIME_BUDGET": NO_DURATION,
 }

@@ -217,6 +217,7 @@ def test_messages(
         ("djoser.views", "UserViewSet", "create", False),
         ("rest_framework_simplejwt.views", "TokenObtainPairView", "post", True),
         ("knox.views", "LogoutAllView", "LogoutAllView", True),
+        ("oauth2_provider.views.base", "TokenView", "post", True),
         ("knoxville.views", "LoginView", "LoginView", False),
         ("allauth.headless.account.views", "SessionView", "SessionView", True),
         ("rest_framework.authtoken.views", "ObtainAuthToken", "post", True),

@@ -24,7 +24,7 @@ from django.core.management import get_commands, load_command_class
 from django.db import transaction
 from django.db.models.signals import post_delete
 from django.db.transaction import TransactionManagementError
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from rest_framework.exceptions import ValidationError
 from rest_framework.response import Response
 from rest_framework.serializers import ModelSerializer
@@ -34,6 +34,7 @@ import idempotency.mixins
 from idempotency import client_warnings, context, exceptions, hooks
 from idempotency.admin import SEE_BODY
 from idempotency.conf import SETTINGS, get_settings, policy
+from idempotency.encryption import new_entry
 from idempotency.models import IdempotencyRecord
 from idempotency.responses import ERROR_HEADER, EXPIRES_HEADER, REPLAYED_HEADER
 from idempotency.schedules import PURGE_TASK
@@ -41,6 +42,7 @@ from idempotency.signals import PREFIX, RequestDetails
 from tests.app.models import Effect
 from tests.conftest import KEY, once
 from tests.support.processes import PATIENCE, ROOT
+from tests.support.record_factories import make_record
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -62,6 +64,7 @@ SAMPLES = (
 CHAPTERS = {"K": 7, "S": 2, "F": 5, "E": 17, "O": 5, "R": 6, "P": 4, "A": 4, "X": 2}
 RULES = [f"{letter}{n + 1}" for letter, size in CHAPTERS.items() for n in range(size)]
 RULES.insert(RULES.index("R2") + 1, "R2b")
+RULES.insert(RULES.index("A1"), "P5")
 
 Rows = list[dict[str, str]]
 
@@ -600,8 +603,9 @@ def test_python_compiles(source: str) -> None:
     compile(source, "sample", "exec")
 
 
-def test_settings_samples(settings: Any) -> None:
+def test_settings_samples(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A project that takes the samples' settings passes the checks (P3, X2)."""
+    monkeypatch.setenv("IDEMPOTENCY_KEYS", new_entry())
     wanted: dict[str, Any] = {
         "BASE_DIR": ROOT,
         "INSTALLED_APPS": [],
@@ -750,6 +754,19 @@ def test_erasure_sample(django_capture_on_commit_callbacks: Any) -> None:
         post_delete.disconnect(receiver, User)
     scopes = {*IdempotencyRecord.objects.values_list("scope", flat=True)}
     assert scopes == {"", f"user:auth.user:{users[1].pk}"}
+
+
+@pytest.mark.django_db
+def test_encryption_sample() -> None:
+    """P5: The sample says whether a key can go."""
+    (source,) = block("retired_keys.py")
+    is_in_use = run(source)["is_in_use"]
+    entry = new_entry()
+    make_record(encrypted_by=None)
+    assert not is_in_use(entry[:8])
+    with override_settings(IDEMPOTENCY={"ENCRYPTION_KEYS": [entry]}):
+        make_record(encrypted_by=entry[:8])
+    assert is_in_use(entry[:8])
 
 
 @pytest.mark.django_db

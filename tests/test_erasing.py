@@ -155,7 +155,7 @@ GONE = {
 # What a row has besides. A new field belongs here, or to the others.
 KEPT = (
     *("id", "method", "route", "fingerprint", "fingerprint_version", "state"),
-    *("attempt", "lease_expires_at", "status_code"),
+    *("attempt", "lease_expires_at", "status_code", "encrypted_by"),
     *("created_at", "completed_at", "expires_at"),
 )
 

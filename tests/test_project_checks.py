@@ -20,6 +20,7 @@ from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
 from rest_framework.authentication import BaseAuthentication, TokenAuthentication
+from rest_framework.authtoken.views import ObtainAuthToken
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import (
@@ -40,6 +41,7 @@ from idempotency.checks import (
     check_databases,
     check_decorators,
     check_enabled,
+    check_encryption_keys,
     check_endpoints,
     check_jobs_are_scheduled,
     check_jobs_are_scheduled_in_database,
@@ -51,11 +53,13 @@ from idempotency.checks import (
     check_servers,
     check_settings,
     check_settings_of_their_own,
+    check_stored_credentials,
     check_tested_databases,
     check_views_without_the_mixin,
 )
 from idempotency.claims import PostgreSQLClaims
 from idempotency.decorators import idempotent
+from idempotency.encryption import has_library, new_entry
 from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.schedules import (
@@ -181,6 +185,10 @@ class ByApiKey(IdempotencyMixin, APIView):
 
     def post(self, request: Request) -> Response:
         return Response()
+
+
+class Login(IdempotencyMixin, ObtainAuthToken):
+    """A login by token, protected as a project may do it."""
 
 
 class Reads(ByApiKey):
@@ -368,6 +376,21 @@ def e014(project: Project) -> Messages:
     return check_quota()
 
 
+def e015(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"ENCRYPTION_KEYS": ["secret"]}
+    return check_encryption_keys()
+
+
+def e016(project: Project) -> Messages:
+    project.settings.IDEMPOTENCY = {"ENCRYPTION_KEYS": [new_entry()]}
+    project.patch.setattr("idempotency.encryption.find_spec", lambda name: None)
+    has_library.cache_clear()
+    try:
+        return check_encryption_keys()
+    finally:
+        has_library.cache_clear()
+
+
 def i001(project: Project) -> Messages:
     claims = MagicMock(spec=PostgreSQLClaims)
     claims.why_one_by_one.return_value = "the driver is not psycopg 3"
@@ -447,6 +470,11 @@ def w013(project: Project) -> Messages:
     return check_jobs_are_scheduled_in_database(databases=["default"])
 
 
+def w014(project: Project) -> Messages:
+    project.urls(Login.as_view())
+    return check_stored_credentials()
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -515,6 +543,8 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_databases(),
         *check_jobs_are_scheduled(),
         *check_enabled(),
+        *check_encryption_keys(),
+        *check_stored_credentials(),
         *check_tested_databases(),
         *check_round_trips(),
         *check_servers(),
@@ -544,6 +574,8 @@ def test_when_the_checks_run(project: Project) -> None:
         check_jobs_are_scheduled_in_database,
     }
     assert at_once - databases == {
+        check_encryption_keys,
+        check_stored_credentials,
         check_callers,
         check_quota,
         check_reading,
@@ -912,3 +944,27 @@ def test_the_demo_project_is_clean(module: str, is_deployed: bool) -> None:
         **(deployed if is_deployed else {}),
     )
     assert "no issues" in done.stdout
+
+
+def test_stored_credentials(project: Project) -> None:
+    """P5: W014 comes once, and not for what stores nothing or encrypts it."""
+
+    class Another(Login):
+        """One more."""
+
+    class Forgetful(Login):
+        idempotency_store = False
+
+    project.urls(Login.as_view(), Another.as_view(), Forgetful.as_view(), never)
+    (message,) = check_stored_credentials()
+    assert "Login" in message.msg
+    assert "Another" in message.msg
+    assert "Forgetful" not in message.msg
+    for entries in ([new_entry()], [new_entry(), new_entry()]):
+        project.settings.IDEMPOTENCY = {"ENCRYPTION_KEYS": entries}
+        assert check_stored_credentials() == []
+    project.settings.IDEMPOTENCY = {"ENCRYPTION_KEYS": ["", new_entry()]}
+    assert len(check_stored_credentials()) == 1
+    # Other checks report wrong settings.
+    project.settings.IDEMPOTENCY = {"ENCRYPTION_KEYS": 1}
+    assert check_stored_credentials() == check_encryption_keys() == []

@@ -671,6 +671,7 @@ OF_THE_APP = (
     "ran.record.pk",
     "ran.record.attempt",
     "record.pk",
+    "record.attempt",
     "attempt",
     "current",
     "self.keyed.method",

@@ -273,10 +273,12 @@ class Columns(Permissions):
             missing = _("There is no response yet."), _("No response was stored.")
             return str(missing[not record.is_leased])
         if stored.body is None:
-            return gettext(
+            not_kept = gettext(
                 "The response was not kept: it was streamed, a file or too large, or "
                 "the view chose not to store it."
             )
+            unreadable = gettext("The response can't be decrypted.")
+            return unreadable if record.unreadable else not_kept
         if not stored.body:
             return gettext("The response has no body.")
         decoded = decode(stored)

@@ -10,6 +10,7 @@ from django.http import HttpResponse
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.conf import get_settings
+from idempotency.encryption import stored_size
 from idempotency.models import IdempotencyRecord
 
 JSON = "application/json"
@@ -61,7 +62,7 @@ class ResolveForm(forms.Form):
             except (ValueError, RecursionError) as error:
                 self.add_error("body", NOT_JSON % error)
         try:
-            size = len(HttpResponse(body, content_type=kind).content)
+            size = stored_size(len(HttpResponse(body, content_type=kind).content))
         except (UnicodeError, LookupError) as error:
             charset = _("The body can't be encoded in this charset: %s")
             self.add_error("content_type", charset % error)

@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 from idempotency.admin.decoding import presentable
 from idempotency.conf import get_settings
+from idempotency.exceptions import OutcomeUnknown, ResponseNotKept
 from idempotency.handlers import dotted_name
 from idempotency.models import IdempotencyRecord, Status
 from idempotency.protection import protection_of
@@ -75,6 +76,11 @@ CHANGED = _(
     "Since this run, its endpoint has begun or ceased to resume, so that it can't say "
     "what the run has done."
 )
+# For records that can't be decrypted (P5).
+UNREADABLE = _(
+    "The record can't be read: {why}. The next request with this key is refused with "
+    "409 {code}. The handler does not run."
+)
 NOT_FOUND = _(
     "This project's URLs have no endpoint for the record. If the endpoint sets "
     "on_abandoned, the next request may run the handler."
@@ -90,6 +96,11 @@ def next_request(record: IdempotencyRecord) -> str:
         return str(NOT_ENABLED)
     if not record.is_in_force:
         return str(EXPIRED)
+    why = record.why_unreadable()
+    if why and record.status is not Status.IN_PROGRESS:
+        is_abandoned = record.status is Status.ABANDONED
+        refusal = OutcomeUnknown if is_abandoned else ResponseNotKept
+        return UNREADABLE.format(why=why, code=refusal.default_code)
     message = NEXT_RESPONSES[record.status].format(status=record.status_code)
     if record.status is Status.ABANDONED:
         try:

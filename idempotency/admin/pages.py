@@ -351,7 +351,8 @@ def _released(record: IdempotencyRecord, reason: str) -> str:
 
 def is_open(record: IdempotencyRecord) -> bool:
     """Return whether the record can be resolved."""
-    return record.is_in_force and record.status is Status.ABANDONED
+    is_abandoned = record.is_in_force and record.status is Status.ABANDONED
+    return is_abandoned and not record.why_unreadable()
 
 
 def can_be_completed(record: IdempotencyRecord) -> bool:

@@ -13,6 +13,10 @@ from idempotency.checks.databases import (
     check_tested_databases,
 )
 from idempotency.checks.decorators import check_decorators
+from idempotency.checks.encryption import (
+    check_encryption_keys,
+    check_stored_credentials,
+)
 from idempotency.checks.endpoints import (
     check_endpoints,
     check_leased_views,
@@ -35,6 +39,7 @@ __all__ = [
     "check_databases",
     "check_decorators",
     "check_enabled",
+    "check_encryption_keys",
     "check_endpoints",
     "check_jobs_are_scheduled",
     "check_jobs_are_scheduled_in_database",
@@ -46,6 +51,7 @@ __all__ = [
     "check_servers",
     "check_settings",
     "check_settings_of_their_own",
+    "check_stored_credentials",
     "check_tested_databases",
     "check_views_without_the_mixin",
 ]

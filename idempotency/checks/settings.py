@@ -17,6 +17,8 @@ from idempotency.conf import SETTINGS, get_settings
 from idempotency.conf.policy import OPTIONS, Rule
 from idempotency.modes.quotas import Quota
 
+SECRETS = ("DERIVATION_SECRET", "ENCRYPTION_KEYS")
+
 
 def misfit(rule: Rule, value: Any) -> str | None:
     """Return a hint if the value breaks the rule, or None."""
@@ -146,8 +148,8 @@ def _mistakes_in_settings() -> Iterator[CheckMessage]:
         elif value is None and SETTINGS[name].is_nullable:
             continue
         elif (hint := misfit(SETTINGS[name].rule, value)) is not None:
-            # Messages end up in logs, so they don't quote the secret.
-            shown = "this value" if name == "DERIVATION_SECRET" else repr(value)
+            # Messages end up in logs, so they don't quote secrets.
+            shown = "this value" if name in SECRETS else repr(value)
             yield Error(
                 f"IDEMPOTENCY[{name!r}] can't be {shown}.",
                 hint=hint,

@@ -51,8 +51,8 @@ class Claims(Rows):
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
-        # Fingerprints of the records whose handlers run on this connection, by id (E6).
-        self.executing: dict[UUID, str] = {}
+        # The records whose handlers run on this connection, by id (E6).
+        self.executing: dict[UUID, IdempotencyRecord] = {}
         # Endpoints have few durations, and compiling is slow.
         self.end_of = lru_cache(self._compile_end)
         quote = connection.ops.quote_name
@@ -207,7 +207,9 @@ class Claims(Rows):
         Raise ``ClaimLost`` if the record no longer has the claim's token.
         """
         sql, ends = self._with_lease(self.steps_sql, lease)
-        renewed = IdempotencyRecord(steps=steps, token=token)
+        renewed = IdempotencyRecord(
+            id=claimed.pk, encrypted_by=claimed.encrypted_by, steps=steps, token=token
+        )
         values = [*self._values(renewed, ["steps", "token"]), *ends]
         values += self._values(claimed, CLAIM)
         self.write(sql, values + self.lock_key(claimed.pk))
@@ -253,13 +255,15 @@ class Claims(Rows):
 
     def fill(self, claimed: IdempotencyRecord, stored: StoredResponse) -> None:
         """Set the fields of a completed record."""
-        if stored.body is not None and not self.can_store(stored.body):
+        if stored.body is not None and not self.can_store(
+            stored.body, is_encrypted=claimed.encrypted_by is not None
+        ):
             stored = stored.as_tombstone()
         claimed.state = State.COMPLETED
         for name, value in stored.as_fields().items():
             setattr(claimed, name, value)
 
-    def can_store(self, body: bytes) -> bool:
+    def can_store(self, body: bytes, *, is_encrypted: bool) -> bool:
         """Return whether a body fits into a statement."""
         return True
 

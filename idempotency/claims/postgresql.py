@@ -173,8 +173,8 @@ class PostgreSQLClaims(Claims):
 
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
         # The driver adapts all values except JSON.
-        values = [getattr(record, name) for name in names]
-        if "headers" in names:
-            index = names.index("headers")
-            values[index : index + 1] = super()._values(record, ["headers"])
-        return values
+        adapt = super()._values
+        return [
+            adapt(record, [name])[0] if name == "headers" else record.as_stored(name)
+            for name in names
+        ]

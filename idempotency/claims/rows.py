@@ -55,7 +55,7 @@ class Rows:
     def _values(self, record: IdempotencyRecord, names: list[str]) -> list[Any]:
         get_field: Any = IdempotencyRecord._meta.get_field
         return [
-            get_field(name).get_db_prep_save(getattr(record, name), self.connection)
+            get_field(name).get_db_prep_save(record.as_stored(name), self.connection)
             for name in names
         ]
 
@@ -93,7 +93,9 @@ class Rows:
         for index, column, convert in self.converters:
             found[index] = convert(found[index], column, self.connection)
         read_at = found.pop()
-        record = IdempotencyRecord.from_db(self.connection.alias, ATTNAMES, found)
+        record: IdempotencyRecord = IdempotencyRecord.from_db(
+            self.connection.alias, ATTNAMES, found
+        )
         record.is_leased = bool(is_leased)
         record.read_at = read_at
         return record

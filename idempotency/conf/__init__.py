@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from types import NoneType
@@ -41,6 +41,12 @@ def _is_header_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9-]+", value) is not None
 
 
+def _are_strings(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(each, str) for each in value
+    )
+
+
 COUNT = Rule(lambda value: is_int(value) and value > 0, "a whole number from 1")
 PARAMETER_NAME = Rule(_is_text, "the name of a query parameter, or None")
 HEADER_NAME = Rule(
@@ -52,6 +58,11 @@ WARNING_PLACES = Rule(
     'a collection of "body" and "header"',
 )
 SECRET = Rule(_is_text, "a non-empty string that is hard to guess")
+ENCRYPTION_KEYS = Rule(
+    _are_strings,
+    'a list of strings, each printed by "manage.py idempotency_encryption_key"; '
+    "an empty one in front means that nothing is encrypted",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,7 @@ class Settings:
     UNSTORED_HEADERS: Annotated[Collection[str], HEADER_NAMES] = ()
     MAX_RESPONSE_BYTES: Annotated[int, COUNT] = 10 * 1024 * 1024
     DERIVATION_SECRET: Annotated[str | None, SECRET] = None
+    ENCRYPTION_KEYS: Annotated[Sequence[str], ENCRYPTION_KEYS] = ()
     PURGE_BATCH_SIZE: Annotated[int, COUNT] = 1000
     PURGE_TIME_BUDGET: Annotated[timedelta, DURATION] = timedelta(minutes=5)
 

@@ -10,9 +10,11 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
 
+from idempotency.encryption import keyed_digest
 from idempotency.fingerprints import v1
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # For the fingerprints of a project's own function.
 CUSTOM_VERSION = 0
+# Added to the version of a digest that is keyed (P5).
+KEYED = 100
 # For derived keys, in every version of the records.
 DERIVATION_VERSION = 1
 
@@ -41,6 +45,15 @@ def default_fingerprint(request: Request) -> Fingerprint:
 def fingerprint_in(request: Request, version: int) -> Fingerprint:
     """Return the request's fingerprint in one of ``VERSIONS`` (F4)."""
     return Fingerprint(version, VERSIONS[version](request))
+
+
+def keyed(fingerprint: Fingerprint, record_id: UUID, key_id: str) -> Fingerprint:
+    """Return a fingerprint that says nothing without the encryption key (P5).
+
+    Raise ``Unreadable`` if the key is missing.
+    """
+    digest = keyed_digest(key_id, record_id, fingerprint.digest)
+    return Fingerprint(KEYED + fingerprint.version, digest)
 
 
 def derivation_payload(request: Request, fingerprint: Fingerprint) -> str:

@@ -4,7 +4,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("idempotency", "0004_callers_and_endpoints")]
+    dependencies = [("idempotency", "0005_encryption")]
 
     operations = [
         migrations.AlterModelOptions(

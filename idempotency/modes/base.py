@@ -94,7 +94,7 @@ class Mode(ABC):
         """Note that this request has won the claim and runs the handler next."""
         record = ran.record
         self.context.attempt = record.attempt
-        self.claims.executing[record.pk] = record.fingerprint
+        self.claims.executing[record.pk] = record
         self.executing = record.pk
         self.reporter.claimed()
 

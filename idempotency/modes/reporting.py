@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from idempotency import signals
 from idempotency.exceptions import IdempotencyError
 from idempotency.keyed_request import KeyedRequest
 from idempotency.models import IdempotencyRecord
-from idempotency.signals import LoggedSignal, RequestDetails
+from idempotency.signals import LoggedSignal, RequestDetails, escaped, extras
+
+logger = logging.getLogger("idempotency")
 
 
 class Reporter:
@@ -86,3 +89,19 @@ class Reporter:
             **more,
         )
         signal.emit(keyed.sender, details)
+
+
+def log_unreadable(record: IdempotencyRecord, why: str) -> None:
+    """Log that a record can't be decrypted, so that nothing runs for its key (P5)."""
+    logger.error(
+        "A record can't be read: %s. Retries are refused. Record %s, attempt %d",
+        escaped(why),
+        record.pk,
+        record.attempt,
+        extra=extras(
+            "record_unreadable",
+            record_id=record.pk,
+            attempt=record.attempt,
+            encrypted_by=record.encrypted_by,
+        ),
+    )
