@@ -375,7 +375,7 @@ def count_by_day(
             window = Window.next(expired_then, COUNT_BATCH_SIZE, begin)
             if window is not None:
                 counted += window.of(purgeable_then).count()
-            begin = window and window.after
+            begin = window.after if window else None
         is_over = begin is not None and counted <= MAX_COUNTED
         if counted:
             yield ExpiredOnDay(
