@@ -166,7 +166,7 @@ def test_shipped_entry() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "soft_limit", "minutes"),
-    [(None, 360, 5), (3600, 360, 5), (300, 300, 4), (60, 60, 0.5)],
+    [(None, 600, 9), (3600, 600, 9), (300, 300, 4), (60, 60, 0.5)],
 )
 def test_time_limits(limit: int | None, soft_limit: int, minutes: float) -> None:
     """P3: Whatever limit a project has for all tasks, the purge ends before it."""

@@ -70,7 +70,7 @@ class Settings:
     MAX_RESPONSE_BYTES: Annotated[int, COUNT] = 10 * 1024 * 1024
     DERIVATION_SECRET: Annotated[str | None, SECRET] = None
     PURGE_BATCH_SIZE: Annotated[int, COUNT] = 1000
-    PURGE_TIME_BUDGET: Annotated[timedelta, DURATION] = timedelta(minutes=5)
+    PURGE_TIME_BUDGET: Annotated[timedelta, DURATION] = timedelta(minutes=9)
 
 
 class Setting(NamedTuple):
