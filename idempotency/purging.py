@@ -151,7 +151,7 @@ def purge_in_batches(
             raise RuntimeError(
                 "A purge can't run in a transaction: each batch is a durable one."
             )
-        while report.more:
+        while True:
             seconds = purge.try_batch()
             ended = time.monotonic()
             report = purge.report(ended - started)
@@ -236,7 +236,7 @@ class _Purge:
             return found
         # After a full batch, its window has no row before its end. The next batch must
         # not read the index entries of the deleted ones.
-        self.since = (window.end or window.begin) if found == size else window.after
+        self.since = (window.end or self.since) if found == size else window.after
         self._find_window()
         return found
 

@@ -177,6 +177,28 @@ def test_how_far_behind(caplog: pytest.LogCaptureFixture) -> None:
     assert IdempotencyRecord.objects.overdue() == timedelta(0)
 
 
+def test_rows_that_expire_meanwhile() -> None:
+    """P2: A full batch of what was the last window may leave more behind it."""
+    make_records(1, RETENTION + SECOND)
+    looks = 0
+
+    def expire(execute: Any, sql: str, *args: Any) -> Any:
+        nonlocal looks
+        result = execute(sql, *args)
+        if sql.endswith("OFFSET 1"):
+            # This was the look at the end of a window, and then comes the batch.
+            looks += 1
+            if looks == 1:
+                with in_thread(lambda: make_records(3, RETENTION + SECOND)) as done:
+                    done.result(PATIENCE)
+        return result
+
+    with connection.execute_wrapper(expire):
+        report = purge(batch_size=2, time_budget=timedelta(0))
+    assert (report.deleted, report.more) == (2, True)
+    assert (purge().deleted, left()) == (2, set())
+
+
 @pytest.mark.parametrize("use_tz", [True, False], ids=["aware", "naive"])
 def test_how_far_behind_by_another_clock(settings: Any, use_tz: bool) -> None:
     """P2: It counts from the given time, in a project without time zones, too."""
@@ -222,6 +244,20 @@ def test_check_before_the_first_migration(monkeypatch: pytest.MonkeyPatch) -> No
     make_record(RETENTION + 3 * DAY)
     monkeypatch.setattr(connection.introspection, "table_names", list)
     assert check_backlog(databases=["default"]) == []
+
+
+def test_dry_run_of_full_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: It counts right where the last rows of a day fill a window."""
+    monkeypatch.setattr(purging, "COUNT_BATCH_SIZE", 2)
+    noon = datetime(2026, 4, 5, 12, tzinfo=timezone.utc)
+    for seconds in range(4):
+        make_record(created_at=noon - RETENTION + seconds * SECOND)
+    output = StringIO()
+    call_command("purge_idempotency_records", "--dry-run", stdout=output)
+    assert output.getvalue().splitlines() == [
+        "2026-04-05  4",
+        "A purge would delete 4 records.",
+    ]
 
 
 # Others in the way.
