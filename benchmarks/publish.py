@@ -156,12 +156,24 @@ def _purges(found: dict[str, Any]) -> dict[str, str]:
         row("p95 of requests beside that", lambda one: f"{one['delete_p95']:.2f}"),
         row("log per deleted row", logged("deleted")),
     ]
-    budget = min(rates("purged")) * 300
+    if all(one.get("backlog") for one in found.values()):
+        behind = [one["backlog"] for one in found.values()]
+        rows += [
+            (
+                "purge of a backlog, rows per second",
+                *(
+                    f"{one['alone']['deleted'] / one['alone']['seconds']:,.0f}"
+                    for one in behind
+                ),
+            ),
+            ("p95 of requests beside that", *(shown(one["p95"]) for one in behind)),
+        ]
+    budget = min(rates("purged")) * 540
     memory = max(one["alone"]["memory_late"] for one in found.values())
     titles = (TITLES[name] for name in found)
     return {
         "purges": f"\n{table(('', *titles), rows)}\n\n",
-        "purged-in-five-minutes": f"{budget // 50_000 * 50_000:,.0f}",
+        "purged-in-nine-minutes": f"{budget // 50_000 * 50_000:,.0f}",
         "purge-memory": f"{memory:.0f}",
     }
 

@@ -73,10 +73,14 @@ def fill(
     prefix: str,
     *,
     expired: bool,
+    days: float = SPAN_DAYS,
+    ago: float = 0,
     body_size: int = 1024,
     like: Any = None,
 ) -> None:
-    """Store completed records that expire over 30 days, before now or after.
+    """Store completed records that expire over some days, before now or after.
+
+    What is expired has been so for at least ``ago`` days.
 
     Their keys are the prefix, a hyphen and the numbers from 1. Requests that are
     ``like`` those of a record of the same caller find them, and replay.
@@ -85,13 +89,13 @@ def fill(
     if vendor == "sqlite":
         _teach_sqlite()
     # Not within the next day: what is in force now shall be so in the end.
-    offset = 0 if expired else SPAN_DAYS + 1
+    offset = -ago if expired else SPAN_DAYS + 1
     for first in range(1, count + 1, CHUNK):
         last = min(first + CHUNK - 1, count)
         given = {
             "prefix": f"'{prefix}-'",
             "repeats": body_size // DIGEST,
-            "days": SPAN_DAYS,
+            "days": days,
             "count": count,
         }
         own: dict[str, str] = {}
@@ -112,8 +116,8 @@ def fill(
             "status_code": "201",
             "body_size": str(body_size // DIGEST * DIGEST),
             "expires_at": at.format(offset=offset),
-            "created_at": at.format(offset=offset - 30),
-            "completed_at": at.format(offset=offset - 30),
+            "created_at": at.format(offset=offset - SPAN_DAYS),
+            "completed_at": at.format(offset=offset - SPAN_DAYS),
         }
         names = ", ".join(connection.ops.quote_name(name) for name in columns)
         series = SERIES[vendor].format(first=first, last=last)

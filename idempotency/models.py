@@ -199,20 +199,26 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         batch_size: int | None = None,
         time_budget: timedelta | None = None,
         older_than: timedelta | None = None,
+        no_rest: bool = False,
     ) -> PurgeReport:
         """Delete expired records in batches, each in a short transaction (P2).
 
         ``batch_size`` is the maximum of rows per batch (PURGE_BATCH_SIZE); slow batches
         get smaller. ``time_budget`` is the time after which no batch starts
         (PURGE_TIME_BUDGET). ``older_than`` keeps records that were claimed more
-        recently. If the database can skip locked rows, several purges can run at once;
-        the report's ``more`` ignores skipped rows.
+        recently. ``no_rest`` is for the night: otherwise the purge rests after each
+        batch, less if it is far behind. If the database can skip locked rows, several
+        purges can run at once; the report's ``more`` ignores rows that others hold.
 
         Raise ``RuntimeError`` inside an open transaction, and ``ValueError`` if
         ``batch_size`` is below 1 or ``older_than`` is negative.
         """
         reports = self.purge_in_batches(
-            now, batch_size=batch_size, time_budget=time_budget, older_than=older_than
+            now,
+            batch_size=batch_size,
+            time_budget=time_budget,
+            older_than=older_than,
+            no_rest=no_rest,
         )
         return deque(reports, maxlen=1).pop()
 
@@ -223,6 +229,7 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         batch_size: int | None = None,
         time_budget: timedelta | None = None,
         older_than: timedelta | None = None,
+        no_rest: bool = False,
         rest: Callable[[float], object] | None = None,
     ) -> Iterator[PurgeReport]:
         """Purge as ``purge()`` does, and yield the report so far after each batch.
@@ -236,12 +243,23 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
             raise ValueError(f"batch_size must be at least 1, not {limit}.")
         return purge_in_batches(
             *self._expired_and_purgeable(now, older_than),
+            now=self.model._meta.get_field("expires_at").get_prep_value(now),
             batch_size=limit,
             time_budget=(
                 settings.PURGE_TIME_BUDGET if time_budget is None else time_budget
             ),
+            no_rest=no_rest,
             rest=rest,
         )
+
+    def overdue(self) -> timedelta:
+        """Return the time since the oldest expired record expired, zero if none has.
+
+        This is one look-up in an index.
+        """
+        oldest = self.expired().order_by("expires_at")
+        found = oldest.values_list("expires_at", UTCNow()).first()
+        return found[1] - found[0] if found else timedelta(0)
 
     def count_purgeable(
         self, *, time_budget: timedelta, older_than: timedelta | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,13 +12,13 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models import Case, Value, When
 from django.utils import timezone
 
-from idempotency.database import EXPIRES_AT_INDEX, UTCNow
+from idempotency.database import EXPIRES_AT_INDEX, UTCNow, is_conflict
 from idempotency.signals import RecordsPurged, records_purged
-from idempotency.steps import HALF_DONE
+from idempotency.steps import HALF_DONE, is_in_transaction
 
 if TYPE_CHECKING:
     from idempotency.models import IdempotencyRecordQuerySet
@@ -35,6 +37,14 @@ MAX_BATCH_SECONDS = 0.5
 # without a purge; with 10 times, 1.19.)
 PAUSE_RATIO = 10.0
 SMALL_BATCH_PAUSE_RATIO = 3.0
+# Sleep for less when the oldest expired row is more overdue than this: half as long at
+# twice as much, and so on.
+GENTLE_UNTIL = timedelta(hours=1)
+NO_REST_FROM = timedelta(days=1)
+# Two purges that fail because of each other must not try again at the same time. The
+# maximum of the random sleep doubles with each failure in a row.
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 2.0
 # Rows of one day are counted up to this number.
 MAX_COUNTED = 1_000_000
 # Rows counted between two checks of the time budget.
@@ -46,13 +56,14 @@ class PurgeReport:
     """The result of a purge; ``more`` is true if expired rows may be left.
 
     ``half_done`` of the deleted rows had recorded steps, but no response (E12).
-    ``overdue`` is the time since the oldest of the rows that are left expired. Like
-    ``more``, it ignores rows that others hold.
+    ``skipped`` batches failed for the moment. ``overdue`` is the time since the oldest
+    of the rows that are left expired. Like ``more``, it ignores rows that others hold.
     """
 
     deleted: int = 0
     half_done: int = 0
     batches: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     more: bool = True
     overdue: timedelta = timedelta(0)
@@ -78,6 +89,8 @@ class Window:
 
     begin: datetime | None
     end: datetime | None
+    # How long its first row has been expired.
+    overdue: timedelta = timedelta(0)
 
     @property
     def after(self) -> datetime | None:
@@ -94,92 +107,151 @@ class Window:
 
     @classmethod
     def next(
-        cls, expired: IdempotencyRecordQuerySet, size: int, begin: datetime | None
-    ) -> Window:
-        """Return the window of ``size`` rows, and of all with the last one's expiry."""
-        rest = cls(begin=begin, end=None).of(expired)
+        cls,
+        expired: IdempotencyRecordQuerySet,
+        size: int,
+        since: datetime | None,
+        now: datetime | None = None,
+    ) -> Window | None:
+        """Return the window of ``size`` rows, and of all with the last one's expiry.
+
+        Return None if no row is left. ``now`` replaces the database's clock.
+        """
+        rest = cls(begin=since, end=None).of(expired)
+        first = rest.values_list("expires_at", UTCNow()).first()
+        if first is None:
+            return None
+        oldest, clock = first
         ends = rest.values_list("expires_at", flat=True)[size - 1 : size]
-        return cls(begin=begin, end=ends.first())
+        return cls(begin=since, end=ends.first(), overdue=(now or clock) - oldest)
 
 
 def purge_in_batches(
     expired: IdempotencyRecordQuerySet,
     purgeable: IdempotencyRecordQuerySet,
     *,
+    now: datetime | None,
     batch_size: int,
     time_budget: timedelta,
+    no_rest: bool,
     rest: Callable[[float], object] | None = None,
 ) -> Iterator[PurgeReport]:
     """Delete in batches, and yield the report so far after each.
 
-    ``purgeable`` are the ``expired`` rows to delete. ``rest(seconds)`` replaces
-    ``time.sleep``; the purge ends when it returns a true value.
+    ``purgeable`` are the ``expired`` rows to delete, ``now`` is the time by which they
+    are expired if it isn't the database's. ``rest(seconds)`` replaces ``time.sleep``;
+    the purge ends when it returns a true value.
     """
-    report = PurgeReport()
+    purge = _Purge(expired, purgeable, now, batch_size, no_rest)
     pause, budget = rest or time.sleep, time_budget.total_seconds()
+    report = PurgeReport()
+    started = time.monotonic()
     try:
-        for report in _batches(expired, purgeable, batch_size, budget, pause):
+        if is_in_transaction(connections[purgeable.db]):
+            raise RuntimeError(
+                "A purge can't run in a transaction: each batch is a durable one."
+            )
+        while True:
+            seconds = purge.try_batch()
+            ended = time.monotonic()
+            report = purge.report(ended - started)
             yield report
+            is_late = time.monotonic() - started + seconds >= budget
+            if not report.more or is_late or pause(seconds):
+                return
     finally:
         details = RecordsPurged(database=purgeable.db, **asdict(report))
         records_purged.emit(purgeable.model, details)
 
 
-def _batches(
-    expired: IdempotencyRecordQuerySet,
-    purgeable: IdempotencyRecordQuerySet,
-    batch_size: int,
-    budget: float,
-    rest: Callable[[float], object],
-) -> Iterator[PurgeReport]:
-    began = started = time.monotonic()
-    deleted = half_done = batches = 0
-    size = min(batch_size, FIRST_BATCH_SIZE)
-    since: datetime | None = None
-    while True:
-        window = Window.next(expired, size, since)
-        found, half_done_found, last = _delete_batch(purgeable, window, size)
-        ended = time.monotonic()
-        deleted += found
-        half_done += half_done_found
-        batches += 1
-        if found == size:
-            # The window may have more. Start at the last deleted row, so that the next
-            # batch does not read the index entries of the deleted ones.
-            more, since = True, last or since
-        else:
-            more = window.end is not None
-            since = window.after
-        yield PurgeReport(
-            deleted=deleted,
-            half_done=half_done,
-            batches=batches,
-            seconds=ended - started,
-            more=more,
-            overdue=_overdue(expired, since) if more else timedelta(0),
+class _Purge:
+    """What a purge has done, and where it continues."""
+
+    def __init__(
+        self,
+        expired: IdempotencyRecordQuerySet,
+        purgeable: IdempotencyRecordQuerySet,
+        now: datetime | None,
+        batch_size: int,
+        no_rest: bool,
+    ) -> None:
+        self.expired, self.purgeable, self.now = expired, purgeable, now
+        self.most, self.no_rest = batch_size, no_rest
+        self.size = min(batch_size, FIRST_BATCH_SIZE)
+        self.since: datetime | None = None
+        self.window: Window | None = None
+        self.retry_seconds = FIRST_RETRY_SECONDS
+        self.deleted = self.half_done = self.batches = self.skipped = 0
+        self.more, self.overdue = True, timedelta(0)
+
+    def report(self, seconds: float) -> PurgeReport:
+        """Return the report so far."""
+        return PurgeReport(
+            deleted=self.deleted,
+            half_done=self.half_done,
+            batches=self.batches,
+            skipped=self.skipped,
+            seconds=seconds,
+            more=self.more,
+            overdue=self.overdue,
         )
-        took = ended - began
-        pause = (
-            PAUSE_RATIO if size > FIRST_BATCH_SIZE else SMALL_BATCH_PAUSE_RATIO
-        ) * took
-        if not more or time.monotonic() - started + pause >= budget or rest(pause):
-            return
-        size = _next_size(size, took, batch_size)
-        began = time.monotonic()
+
+    def try_batch(self) -> float:
+        """Delete a batch, and return how long to rest.
+
+        If it fails for the moment, its rows are left for the next one.
+        """
+        size, began = self.size, time.monotonic()
+        try:
+            found = self._batch()
+        except DatabaseError as error:
+            if not is_conflict(error):
+                raise
+            self.skipped += 1
+            self.size = max(1, size // 2)
+            self.window = None
+            seconds = random.uniform(0, self.retry_seconds)  # noqa: S311  # no secret
+            self.retry_seconds = min(2 * self.retry_seconds, LAST_RETRY_SECONDS)
+            return seconds
+        self.retry_seconds = FIRST_RETRY_SECONDS
+        ratio = PAUSE_RATIO if size > FIRST_BATCH_SIZE else SMALL_BATCH_PAUSE_RATIO
+        # Rows that it does not delete are no reason to hurry.
+        haste = _haste(self.overdue) if found else 1.0
+        return 0.0 if self.no_rest else ratio / haste * (time.monotonic() - began)
+
+    def _batch(self) -> int:
+        """Delete a batch, find the next window, and return the number of rows."""
+        window = self.window or self._find_window()
+        if window is None:
+            return 0
+        size, began = self.size, time.monotonic()
+        found, half_done = _delete_batch(self.purgeable, window, size)
+        self.size = _next_size(size, time.monotonic() - began, self.most)
+        self.deleted += found
+        self.half_done += half_done
+        self.batches += 1
+        self.window = None
+        if found < size and window.end is None:
+            self.more, self.overdue = False, timedelta(0)
+            return found
+        # After a full batch, its window has no row before its end. The next batch must
+        # not read the index entries of the deleted ones.
+        self.since = (window.end or self.since) if found == size else window.after
+        self._find_window()
+        return found
+
+    def _find_window(self) -> Window | None:
+        window = Window.next(self.expired, self.size, self.since, self.now)
+        self.window, self.more = window, window is not None
+        self.overdue = timedelta(0) if window is None else window.overdue
+        return window
 
 
-def _overdue(expired: IdempotencyRecordQuerySet, since: datetime | None) -> timedelta:
-    """Return the time since the oldest row from ``since`` on expired.
-
-    Look no further back: the index still has the entries of deleted rows.
-    """
-    rest = Window(begin=since, end=None).of(expired)
-    found = rest.values_list(UTCNow(), "expires_at").first()
-    if found is None:
-        return timedelta(0)  # another purge has deleted the rest
-    now, expired_at = found
-    overdue: timedelta = now - expired_at
-    return max(overdue, timedelta(0))
+def _haste(overdue: timedelta) -> float:
+    """Return by what the rest of a purge is divided that is so far behind."""
+    if overdue >= NO_REST_FROM:
+        return math.inf
+    return max(1.0, overdue / GENTLE_UNTIL)
 
 
 def _next_size(size: int, took: float, most: int) -> int:
@@ -196,11 +268,10 @@ def _next_size(size: int, took: float, most: int) -> int:
 
 def _delete_batch(
     purgeable: IdempotencyRecordQuerySet, window: Window, size: int
-) -> tuple[int, int, datetime | None]:
+) -> tuple[int, int]:
     """Delete up to ``size`` rows of a window.
 
-    Return how many, how many of them were half done, and when the last one expired, or
-    None without row locks.
+    Return how many, and how many of them were half done.
     """
     alias = purgeable.db
     connection: Any = connections[alias]
@@ -217,7 +288,7 @@ def _delete_batch(
             half_done = next_of_purgeable.filter(HALF_DONE)._raw_delete(alias)
             next_rows = rows.values("pk")[: size - half_done]
             others = purgeable.filter(pk__in=next_rows)._raw_delete(alias)
-            return half_done + others, half_done, None
+            return half_done + others, half_done
         if is_outermost:
             with connection.cursor() as cursor:
                 # At higher levels, concurrent purges fail on PostgreSQL, and InnoDB
@@ -228,16 +299,16 @@ def _delete_batch(
         is_mariadb = getattr(connection, "mysql_is_mariadb", False)
         with _in_order_of_expiry(connection) if is_mariadb else nullcontext():
             is_half_done = Case(When(HALF_DONE, then=Value(1)), default=Value(0))
-            mine = list(rows.values_list("pk", "expires_at", is_half_done)[:size])
+            mine = list(rows.values_list("pk", is_half_done)[:size])
         if not mine:
-            return 0, 0, None
-        pks = [pk for pk, *_rest in mine]
-        half_done = sum(each for *_rest, each in mine)
+            return 0, 0
+        pks = [pk for pk, _is_half_done in mine]
+        half_done = sum(each for _pk, each in mine)
         if is_mariadb:
             deleted = _delete_by_primary_key(purgeable, connection, pks)
         else:
             deleted = purgeable.filter(pk__in=pks)._raw_delete(alias)
-        return deleted, half_done, mine[-1][1]
+        return deleted, half_done
 
 
 @contextmanager
@@ -302,8 +373,9 @@ def count_by_day(
         counted = 0
         while begin and counted <= MAX_COUNTED and time.monotonic() < deadline:
             window = Window.next(expired_then, COUNT_BATCH_SIZE, begin)
-            counted += window.of(purgeable_then).count()
-            begin = window.after
+            if window is not None:
+                counted += window.of(purgeable_then).count()
+            begin = window.after if window else None
         is_over = begin is not None and counted <= MAX_COUNTED
         if counted:
             yield ExpiredOnDay(

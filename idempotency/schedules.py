@@ -16,10 +16,10 @@ COMPLETING_TASK = "idempotency.tasks.complete_abandoned_records"
 BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "purge-expired-idempotency-records": {
         "task": PURGE_TASK,
-        "schedule": timedelta(hours=1),
+        "schedule": timedelta(minutes=10),
         # A run that is still queued when the next one comes is not needed. Celery and
         # django-celery-beat have different names for this option.
-        "options": {"expires": 3600, "expire_seconds": 3600},
+        "options": {"expires": 600, "expire_seconds": 600},
     },
 }
 

@@ -62,6 +62,11 @@ def escaped(text: str) -> str:
     )
 
 
+def in_seconds(duration: timedelta) -> timedelta:
+    """Return a duration without fractions of a second, for people."""
+    return duration - duration % timedelta(seconds=1)
+
+
 def extras(event: str, **details: Any) -> dict[str, Any]:
     """Return the extras of a log line, under the app's prefix."""
     return {
@@ -146,28 +151,39 @@ class RecordsPurged:
     """A purge ended; ``more`` says whether expired records are left.
 
     ``half_done`` of the deleted records had recorded steps, but no response (E12).
-    ``overdue`` is the time since the oldest record that is left expired, zero if none
-    is.
+    ``skipped`` batches failed for the moment. ``overdue`` is the time since the oldest
+    record that is left expired, zero if none is.
     """
 
     database: str
     deleted: int
     half_done: int
     batches: int
+    skipped: int = 0
     seconds: float
     more: bool
     overdue: timedelta = timedelta(0)
 
     def __str__(self) -> str:
+        skipped = (
+            f"; {self.skipped} batches failed and were tried again"
+            if self.skipped
+            else ""
+        )
         half_done = (
             f"; {self.half_done} had recorded steps, but no response"
             if self.half_done
             else ""
         )
-        rest = "; more are left for the next run" if self.more else ""
+        rest = (
+            "; more are left for the next run, "
+            f"the oldest expired {in_seconds(self.overdue)} ago"
+            if self.more
+            else ""
+        )
         return (
             f"{self.deleted} expired records in {self.batches} batches "
-            f"and {self.seconds:.1f} s{half_done}{rest}"
+            f"and {self.seconds:.1f} s{skipped}{half_done}{rest}"
         )
 
 

@@ -1,8 +1,8 @@
 """Run the demo project's worker and Beat: ``make beat``.
 
-The settings schedule a purge every hour; ``--every 10`` runs it every ten seconds. The
-default broker, CELERY_BROKER_URL, needs no server. With django-celery-beat, the
-schedule is also in the admin of ``manage.py runserver``.
+The settings schedule a purge every ten minutes; ``--every 10`` runs it every ten
+seconds. The default broker, CELERY_BROKER_URL, needs no server. With
+django-celery-beat, the schedule is also in the admin of ``manage.py runserver``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     """Migrate, then run the worker and Beat until Ctrl-C."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--every", type=int, metavar="SECONDS", help="instead of hourly"
+        "--every", type=int, metavar="SECONDS", help="instead of every ten minutes"
     )
     arguments = parser.parse_args()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")

@@ -174,7 +174,7 @@ class Demo:
         self.check_count(payload, 1)
 
     def purge(self) -> None:
-        """Show the task that Celery Beat sends every hour."""
+        """Show the task that Celery Beat sends every ten minutes."""
         title(7, "Purge a record that is older than 30 days")
         say("The demo makes the first step's record 31 days older, and runs the task.")
         records = IdempotencyRecord.objects.all()

@@ -740,6 +740,20 @@ def test_overview(staff: Client) -> None:
     assert f"{LIST}overview/" in Page(staff.get(LIST)).links("overview")
 
 
+def test_overview_of_what_is_overdue(staff: Client) -> None:
+    """A4, P2: The page says how long the oldest expired record has been so."""
+    label = "The oldest of these expired"
+    make_record(29 * DAY)
+    assert label not in Page(staff.get(f"{LIST}overview/")).text
+    for hours in (3, 51):
+        make_record(30 * DAY + timedelta(hours=hours, minutes=1))
+    overdue = Overview.of(IdempotencyRecord.objects).overdue
+    assert overdue // timedelta(hours=1) == 51
+    text = Page(staff.get(f"{LIST}overview/")).text
+    assert label in text
+    assert "2 days, 3 hours ago" in text.replace("\xa0", " ")
+
+
 def test_overview_of_days_and_endpoints(staff: Client) -> None:
     """A4: A day is one of the reader's, and bars are as long as their numbers."""
     now = datetime(2026, 11, 20, 12, tzinfo=zones.utc)

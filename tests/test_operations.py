@@ -129,13 +129,21 @@ KEPT = purge.Figures(
     kept=(50, 50 * purge.BODY),
     sizes=(None, None),
     alone={"longest": 0.1, "memory_early": 90, "memory_late": 91, "batches": 20},
-    beside={"longest": 0.1, "deleted": 25, "seconds": 1},
+    beside={"longest": 0.1, "deleted": 1200, "seconds": 1},
     purged=purge.Deletion(25, 1, None),
     deleted=purge.Deletion(25, 1, None),
-    purge_p95=(1.5, 1.4, 10.0),
+    purge_p95=(1.25, 1.2, 10.0),
     delete_p95=2,
-    turns=[(0.01, 0.014), (0.01, 0.015), (0.01, 0.1)],
+    turns=[(0.01, 0.012), (0.01, 0.0125), (0.01, 0.1)],
+    backlog={
+        "alone": {"longest": 0.1, "deleted": 2800, "seconds": 1},
+        "beside": {"longest": 0.1, "deleted": 2800, "seconds": 1},
+        "p95": (2.0, 1.9, 2.1),
+        "hours": 0.99,
+    },
+    share=0.9,
 )
+BEHIND = KEPT.backlog or {}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +154,16 @@ KEPT = purge.Figures(
         (replace(KEPT, kept=(50, 49 * purge.BODY)), "of 50 records in force"),
         (replace(KEPT, beside={**KEPT.beside, "longest": 1}), "took 1.000 s"),
         (replace(KEPT, alone={**KEPT.alone, "longest": 2}), "took 2.000 s"),
-        (replace(KEPT, purge_p95=(1.51, 1.4, 1.6)), "requests beside the purge"),
+        (replace(KEPT, purge_p95=(1.26, 1.2, 1.6)), "requests beside the purge"),
+        (replace(KEPT, backlog=None, share=None), None),
+        (replace(KEPT, backlog={**BEHIND, "hours": 1.01}), "a backlog took 1.0 hours"),
+        (
+            replace(
+                KEPT, backlog={**BEHIND, "beside": {**BEHIND["alone"], "longest": 1}}
+            ),
+            "took 1.000 s",
+        ),
+        (replace(KEPT, share=0.8), "only 960 first requests a second"),
         (replace(KEPT, alone={**KEPT.alone, "memory_late": 99}), "memory grew to 1.10"),
     ],
 )

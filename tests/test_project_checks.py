@@ -37,6 +37,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from idempotency.checks import (
+    check_backlog,
     check_callers,
     check_databases,
     check_decorators,
@@ -70,6 +71,7 @@ from idempotency.schedules import (
 )
 from tests.conftest import once
 from tests.support.processes import ROOT, run_python
+from tests.support.record_factories import make_record
 from tests.test_docs import code, table
 
 CHECKS = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
@@ -475,6 +477,11 @@ def w014(project: Project) -> Messages:
     return check_stored_credentials()
 
 
+def w015(project: Project) -> Messages:
+    make_record(timedelta(days=33))
+    return check_backlog(databases=["default"])
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -548,6 +555,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_tested_databases(),
         *check_round_trips(),
         *check_servers(),
+        *check_backlog(),
     ]
     assert found == []
 
@@ -561,13 +569,14 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("I001", "W002", "W004", "W007", "W013", "E012"):
+    for check_id in ("I001", "W002", "W004", "W007", "W013", "W015", "E012"):
         assert when.pop(f"idempotency.{check_id}") == "with a database"
     for check_id in ("W001", "W012"):
         assert when.pop(f"idempotency.{check_id}").startswith("always")
     assert {*when.values()} == {"always"}
     assert deployed == {check_enabled}
     assert databases == {
+        check_backlog,
         check_round_trips,
         check_tested_databases,
         check_servers,

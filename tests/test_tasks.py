@@ -155,10 +155,10 @@ def test_what_make_beat_needs() -> None:
 # Celery has Django check itself first, and some checks ask the database.
 @pytest.mark.usefixtures("database")
 def test_shipped_entry() -> None:
-    """P3: One entry, every hour, for a task that Celery finds by itself."""
+    """P3: One entry, every ten minutes, for a task that Celery finds by itself."""
     (entry,) = BEAT_SCHEDULE.values()
     assert entry["task"] == PURGE_TASK
-    assert entry["schedule"] == timedelta(hours=1)
+    assert entry["schedule"] == timedelta(minutes=10)
     current_app.loader.import_default_modules()
     assert PURGE_TASK in current_app.tasks
     assert current_app.conf.beat_schedule == {**BEAT_SCHEDULE, **COMPLETING_SCHEDULE}
@@ -166,7 +166,7 @@ def test_shipped_entry() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "soft_limit", "minutes"),
-    [(None, 360, 5), (3600, 360, 5), (300, 300, 4), (60, 60, 0.5)],
+    [(None, 600, 9), (3600, 600, 9), (300, 300, 4), (60, 60, 0.5)],
 )
 def test_time_limits(limit: int | None, soft_limit: int, minutes: float) -> None:
     """P3: Whatever limit a project has for all tasks, the purge ends before it."""
@@ -214,7 +214,7 @@ def test_edits_in_the_admin() -> None:
     task = start_beat().get(name=name)
     own = {field.name: getattr(task, field.name) for field in task._meta.fields}
     # What waits longer is dropped by this scheduler, too.
-    assert (str(task.interval), task.expire_seconds) == ("every 3600 seconds", 3600)
+    assert (str(task.interval), task.expire_seconds) == ("every 600 seconds", 600)
     stays = {
         "enabled": False,
         "one_off": True,

@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.models import Case, Count, Q, Sum, Value, When
 from django.db.models.functions import Left
 from django.utils import timezone
+from django.utils.timesince import timesince
 from django.utils.translation import gettext
 
 from idempotency.admin.decoding import presentable
@@ -122,6 +123,7 @@ class Overview:
     callers: tuple[Caller, ...]
     not_kept: int
     expired: int
+    overdue: timedelta
     within_a_day: int
     within_a_week: int
     half_done_within_a_day: int
@@ -130,6 +132,12 @@ class Overview:
     abandoned_is_cut: bool
     in_progress: int
     in_progress_is_cut: bool
+
+    @property
+    def behind(self) -> str:
+        """The time since the oldest expired record expired, in the user's language."""
+        now = timezone.now()
+        return timesince(now - self.overdue, now)
 
     @classmethod
     def of(cls, records: Any, now: datetime | None = None) -> Overview:
@@ -159,6 +167,7 @@ class Overview:
             callers=_callers(rows, factor),
             not_kept=scaled(statuses[Status.NOT_KEPT]),
             expired=scaled(sum(left <= timedelta(0) for left in expiries)),
+            overdue=records.overdue(),
             within_a_day=scaled(_within(expiries, timedelta(days=1))),
             within_a_week=scaled(_within(expiries, timedelta(days=7))),
             half_done_within_a_day=half_done,

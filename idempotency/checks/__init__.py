@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
+    check_backlog,
     check_databases,
     check_round_trips,
     check_servers,
@@ -35,6 +36,7 @@ from idempotency.checks.settings import (
 )
 
 __all__ = [
+    "check_backlog",
     "check_callers",
     "check_databases",
     "check_decorators",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import timedelta
 from typing import Any
 
 from django.core import checks
@@ -14,6 +15,8 @@ from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord
 
 TESTED = ("postgresql", "sqlite")
+# What a purge that runs at least daily does not leave.
+MOST_OVERDUE = timedelta(days=2)
 
 # The table's character set, or the database's before there is a table, and whether a
 # time-out rolls back the whole transaction.
@@ -164,6 +167,38 @@ def _mistakes_of_server(alias: str) -> Iterator[CheckMessage]:
             ),
             id="idempotency.W007",
         )
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_backlog(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn if a purge has not run for days, or does not keep up."""
+    behind = ((alias, _overdue(alias)) for alias in _asked(databases))
+    return [
+        checks.Warning(
+            f"The oldest expired record in the database {alias!r} expired "
+            f"{overdue.days} days ago.",
+            hint=(
+                "Find out whether the purge runs, and what its log lines say. "
+                "docs/operations.md says how it keeps up. If you purge with "
+                "older_than, silence this check."
+            ),
+            id="idempotency.W015",
+        )
+        for alias, overdue in behind
+        if overdue > MOST_OVERDUE
+    ]
+
+
+def _overdue(alias: str) -> timedelta:
+    connection = connections[alias]
+    table = IdempotencyRecord._meta.db_table
+    if table not in connection.introspection.table_names():
+        return timedelta(0)  # not migrated yet
+    records: Any = IdempotencyRecord.objects.using(alias)
+    overdue: timedelta = records.overdue()
+    return overdue
 
 
 def _is_tested(alias: str) -> bool:

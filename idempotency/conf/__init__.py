@@ -82,7 +82,7 @@ class Settings:
     DERIVATION_SECRET: Annotated[str | None, SECRET] = None
     ENCRYPTION_KEYS: Annotated[Sequence[str], ENCRYPTION_KEYS] = ()
     PURGE_BATCH_SIZE: Annotated[int, COUNT] = 1000
-    PURGE_TIME_BUDGET: Annotated[timedelta, DURATION] = timedelta(minutes=5)
+    PURGE_TIME_BUDGET: Annotated[timedelta, DURATION] = timedelta(minutes=9)
 
 
 class Setting(NamedTuple):

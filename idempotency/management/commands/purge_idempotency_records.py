@@ -17,6 +17,7 @@ from django.db import Error, connections
 
 from idempotency.models import IdempotencyRecord
 from idempotency.purging import PurgeReport
+from idempotency.signals import in_seconds
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # Longer durations would lead to dates before the year 1.
@@ -130,6 +131,11 @@ class Command(BaseCommand):
             metavar="ALIAS",
             help="database to purge (default: the one where the app stores records)",
         )
+        parser.add_argument(
+            "--no-rest",
+            action="store_true",
+            help="do not rest between batches, which slows down requests beside it",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Purge, or count for --dry-run."""
@@ -169,6 +175,7 @@ class Command(BaseCommand):
                     batch_size=options["batch_size"],
                     time_budget=options["time_budget"],
                     older_than=options["older_than"],
+                    no_rest=options["no_rest"],
                     rest=interruption.wait,
                 ):
                     self.show_progress(report, options["verbosity"])
@@ -203,7 +210,14 @@ class Command(BaseCommand):
                 f"Deleted {report.deleted} expired idempotency records "
                 f"in {report.batches} batches and {report.seconds:.1f} s."
             )
+            if report.skipped:
+                self.stdout.write(
+                    f"{report.skipped} batches failed and were tried again."
+                )
             if report.half_done:
                 self.stdout.write(
                     f"{report.half_done} of them had recorded steps, but no response."
                 )
+            if report.overdue:
+                expired = in_seconds(report.overdue)
+                self.stdout.write(f"The oldest record left expired {expired} ago.")
