@@ -54,6 +54,16 @@ class KeyWeak(IdempotencyError):
     default_code = "idempotency_key_weak"
 
 
+class LengthRequired(IdempotencyError):
+    """The server hides a body without Content-Length from Django (F3)."""
+
+    status_code = status.HTTP_400_BAD_REQUEST
+    default_detail = _(
+        "This server can't read a chunked body. Send the body with Content-Length."
+    )
+    default_code = "idempotency_length_required"
+
+
 class CallerUnknown(IdempotencyError):
     """The caller is anonymous and the project refuses anonymous keys (S1)."""
 

@@ -142,6 +142,11 @@ def caller_unknown(client: Any, handle: Handle, url: str) -> Any:
         return client.post(url, {}, **key())
 
 
+def length_required(client: Any, handle: Handle, url: str) -> Any:
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    return client.post(url, {}, **key(), **chunked)
+
+
 def quota_exceeded(client: Any, handle: Handle, url: str) -> Any:
     rates = {"DEFAULT_THROTTLE_RATES": {"idempotency": "0/day"}}
     with override_settings(REST_FRAMEWORK={**django_settings.REST_FRAMEWORK, **rates}):
@@ -185,6 +190,7 @@ PROVOKED: list[Callable[[Any, Handle, str], Any]] = [
     key_ambiguous,
     key_weak,
     caller_unknown,
+    length_required,
     quota_exceeded,
     key_reused,
     in_progress,

@@ -269,6 +269,15 @@ def ambiguous(world: World) -> Callable[[], Any]:
     return lambda: world.send(HTTP_IDEMPOTENCY_KEY="another-" + KEY)
 
 
+@scenario(
+    "Chunked body that [Django does not see](contract.md#f3-reading-leaves-no-trace)"
+)
+def hidden(world: World) -> Callable[[], Any]:
+    """F3: under WSGI Django reads nothing without a length."""
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    return lambda: world.send(**chunked)
+
+
 @scenario("Weak key, known caller")
 def weak(world: World) -> Callable[[], Any]:
     """K6: it works, with a warning."""

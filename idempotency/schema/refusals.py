@@ -31,6 +31,7 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
         yield exceptions.CallerUnknown()
     else:
         yield exceptions.KeyWeak()
+    yield exceptions.LengthRequired()
     yield exceptions.InProgress()
     if not policy.atomic:
         yield exceptions.ClaimLost()

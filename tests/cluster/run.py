@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -151,6 +152,7 @@ def set_up(directory: Path, databases: dict[str, Any]) -> None:
     import django  # noqa: PLC0415
 
     django.setup()
+    logging.getLogger("idempotency").setLevel(logging.CRITICAL)
 
     from django.core.management import call_command  # noqa: PLC0415
     from django.db import connections  # noqa: PLC0415

@@ -74,8 +74,11 @@ class Judge:
         attempts, note = asking.attempts, asking.note
         answered = [each for each in attempts if each.status is not None]
         earlier = [each for each in asking.acknowledged if each.how != LAST_RETRY]
-        was_there = bool(self.before.receipts.get(note))
-        is_gone = bool(earlier) and not was_there and note not in self.before.completed
+        # Some answer tells of an effect that is not there any more.
+        is_gone = any(
+            json.loads(each.body)["effect"] not in self.before.receipts.get(note, [])
+            for each in earlier
+        )
         tally = Tally(
             keys=1,
             answers=len(answered),
@@ -90,7 +93,8 @@ class Judge:
             if column == "again":
                 tally.again += 1
                 continue
-            setattr(tally, column, getattr(tally, column) + 1)
+            # Keys, not faults.
+            setattr(tally, column, 1)
             told = f"receipts {self.before.receipts.get(note)}, then "
             told += f"{self.after.receipts.get(note)}; orders {self.after.orders[note]}"
             told += f"; charges {len(self.runs[note])}"
@@ -114,12 +118,15 @@ class Judge:
                 yield "doubled", "Doubled: a held handler acted outside again"
         if len(self.derived[note]) > 1:
             yield "doubled", "Doubled: more than one derived key"
-        if earlier and not self.before.receipts.get(note) and not is_allowed_loss:
+        if is_gone and not is_allowed_loss:
             yield "lost", "Lost: an acknowledged key without its effect"
         yield from self._torn(asking)
-        if not is_allowed_loss:
-            yield from self._stuck(asking)
-        yield from self._wrong(asking, is_allowed_loss=is_allowed_loss)
+        # Without a transaction around both, the effect may outlive the answer.
+        may_differ = is_allowed_loss or (
+            self.loses is not Loses.NOTHING and mode in ("hold", "rerun")
+        )
+        yield from self._stuck(asking, may_differ=may_differ)
+        yield from self._wrong(asking, may_differ=may_differ)
 
     def _torn(self, asking: Asking) -> Iterator[tuple[str, str]]:
         """E1, E12: the effect and the answer are committed together."""
@@ -131,19 +138,18 @@ class Judge:
             ):
                 yield "torn", "An effect without its record, or the other way round"
 
-    def _stuck(self, asking: Asking) -> Iterator[tuple[str, str]]:
+    def _stuck(self, asking: Asking, *, may_differ: bool) -> Iterator[tuple[str, str]]:
         (last,) = [each for each in asking.attempts if each.how == LAST_RETRY]
         if last.is_acknowledged:
             return
         if asking.mode == "hold" and last.code == OUTCOME_UNKNOWN:
-            if not any(left_in_doubt(each) for each in asking.attempts):
+            in_doubt = any(left_in_doubt(each) for each in asking.attempts)
+            if not in_doubt and not may_differ:
                 yield "stuck", "Held, though no run has failed"
             return
         yield "stuck", "Stuck: the last retry has no success"
 
-    def _wrong(
-        self, asking: Asking, *, is_allowed_loss: bool
-    ) -> Iterator[tuple[str, str]]:
+    def _wrong(self, asking: Asking, *, may_differ: bool) -> Iterator[tuple[str, str]]:
         allowed = {(201, ""), *REFUSALS}
         if asking.mode != "atomic":
             allowed |= LEASED_REFUSALS
@@ -155,7 +161,7 @@ class Judge:
                 yield "wrong", f"{each.status} {each.code} is not allowed here"
             if is_refusal(each) and "Retry-After" not in each.headers:
                 yield "wrong", "No Retry-After"
-        if is_allowed_loss:
+        if may_differ:
             return
         told = asking.acknowledged
         if len({each.body for each in told}) > 1:

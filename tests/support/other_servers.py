@@ -15,6 +15,12 @@ from tests.support.processes import running, wait_until
 
 WSGI, ASGI = "tests.wsgi:application", "tests.asgi:application"
 
+# Without a limit, connections that are kept alive keep it from ending.
+GRANIAN = (
+    *("--respawn-failed-workers", "--respawn-interval", "0.1"),
+    *("--workers-kill-timeout", "1"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HTTPServer:
@@ -24,10 +30,12 @@ class HTTPServer:
     package: str
     # ``{}`` stands for the path of the socket.
     command: tuple[str, ...]
-    # Whether the server itself serves: there is no other process to go on.
-    is_alone: bool = False
+    # Whether a worker that was killed has a successor.
+    has_successors: bool = True
     # Whether the header ``Idempotency_Key`` is the header ``Idempotency-Key``.
     takes_underscores: bool = False
+    # Whether Django sees a body that comes in chunks, without its length.
+    shows_chunked_bodies: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -68,12 +76,13 @@ SERVERS = [
             *(WSGI, "--bind", "unix:{}", "--workers", "2", "--threads", "8"),
             *("--graceful-timeout", "1", "--no-control-socket"),
         ),
+        shows_chunked_bodies=False,
     ),
     HTTPServer(
         name="waitress",
         package="waitress",
         command=("--unix-socket={}", "--threads=16", WSGI),
-        is_alone=True,
+        has_successors=False,
     ),
     HTTPServer(
         name="uWSGI",
@@ -83,22 +92,24 @@ SERVERS = [
             *("--processes", "2", "--threads", "8", "--need-app", "--die-on-term"),
         ),
         takes_underscores=True,
+        shows_chunked_bodies=False,
     ),
     HTTPServer(
         name="granian (WSGI)",
         package="granian",
         command=(
             *("--interface", "wsgi", "--uds", "{}", "--workers", "2"),
-            *("--blocking-threads", "8", "--respawn-failed-workers", WSGI),
+            *("--blocking-threads", "8", *GRANIAN, WSGI),
         ),
         takes_underscores=True,
+        shows_chunked_bodies=False,
     ),
     HTTPServer(
         name="granian (ASGI)",
         package="granian",
         command=(
             *("--interface", "asginl", "--uds", "{}", "--workers", "2"),
-            *("--respawn-failed-workers", ASGI),
+            *(*GRANIAN, ASGI),
         ),
     ),
     HTTPServer(
@@ -110,9 +121,13 @@ SERVERS = [
         name="hypercorn",
         package="hypercorn",
         command=(ASGI, "--bind", "unix:{}", "--workers", "2"),
+        has_successors=False,
     ),
     HTTPServer(
-        name="daphne", package="daphne", command=("-u", "{}", ASGI), is_alone=True
+        name="daphne",
+        package="daphne",
+        command=("-u", "{}", ASGI),
+        has_successors=False,
     ),
 ]
 
