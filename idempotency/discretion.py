@@ -177,6 +177,12 @@ def without_values(error: Error) -> Error:
     return error
 
 
+def said_by(error: BaseException) -> str:
+    """Return what a database says of an error, without values."""
+    *_others, driver = causes(error)
+    return " ".join(map(str, _said(driver)))
+
+
 def _said(driver: BaseException) -> tuple[object, ...]:
     """Return the arguments of a driver's error, without values."""
     number, *_rest = driver.args or (None,)

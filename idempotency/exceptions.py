@@ -143,6 +143,18 @@ class TransactionFailed(IdempotencyError):
     wait = 1
 
 
+class DatabaseUnavailable(IdempotencyError):
+    """The database can't be reached or written to; nothing has run (E4)."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_detail = _(
+        "The database is not available at the moment, so this request was not "
+        "executed. Retry with the same idempotency key."
+    )
+    default_code = "idempotency_database_unavailable"
+    wait = 5
+
+
 class QuotaExceeded(IdempotencyError):
     """The caller has used too many new keys; this claim is undone (X1)."""
 
