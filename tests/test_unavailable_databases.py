@@ -839,6 +839,25 @@ class TestGalera:
         assert "Idempotent-Replayed" in post()
         assert here.at_once == here.AT_ONCE
 
+    @pytest.mark.parametrize("knows_galera", [True, False])
+    def test_leased_claim(
+        self, handler: list[Any], monkeypatch: Any, knows_galera: bool
+    ) -> None:
+        """E7: No node repeats a claim by itself: it would tell each that it has won."""
+        here = claims_in("default")
+        if not knows_galera:
+            monkeypatch.setattr(here, "at_once", here.AT_ONCE)
+        asked: list[str] = []
+
+        def note(execute: Any, sql: str, *others: Any) -> Any:
+            asked.append(sql)
+            return execute(sql, *others)
+
+        with connection.execute_wrapper(note):
+            assert post("/rerun/").status_code == 201
+        (claim,) = [sql for sql in asked if "INSERT IGNORE" in sql]
+        assert ("wsrep_retry_autocommit=0 FOR INSERT" in claim) is knows_galera
+
 
 def test_text() -> None:
     """X1: The refusal says nothing of what may have been done."""

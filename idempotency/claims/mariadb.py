@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,10 @@ class MariaDBClaims(MySQLClaims, ReturningClaims):
     # their responses. Without effect on other servers, and after the transaction's
     # first statement.
     AT_ONCE_AND_SYNCED = AT_ONCE.replace("=0", "=0, wsrep_sync_wait=1")
+    # A node of Galera repeats a statement outside a transaction if another node was
+    # first. Of an INSERT with RETURNING the client then gets the row of the first try,
+    # which is in no table: each node would win the claim.
+    AT_ONCE_AND_ONCE = AT_ONCE.replace("=0", "=0, wsrep_retry_autocommit=0")
     INSERT = AT_ONCE + "INSERT IGNORE INTO {} ({}) VALUES ({})"
     SYNTAX_ERROR, UNKNOWN_VARIABLE = 1064, 1193
 
@@ -94,6 +99,18 @@ class MariaDBClaims(MySQLClaims, ReturningClaims):
         return bool(number) and (
             number == self.NOT_SENT or number not in self.CLIENT_ERRORS
         )
+
+    def _insertion(
+        self,
+        sql: str,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
+    ) -> tuple[str, list[Any]]:
+        # The look-up before has found out whether the server knows Galera's variables.
+        if lease is not None and self.at_once == self.AT_ONCE_AND_SYNCED:
+            sql = sql.replace(self.AT_ONCE, self.AT_ONCE_AND_ONCE, 1)
+        return super()._insertion(sql, new_record, retention, lease)
 
     def _send(self, cursor: Any, sql: str, values: list[Any]) -> None:
         if self.begins_with_next:
