@@ -138,6 +138,9 @@ def main() -> int:
             print(f"{name} is left out. {reason}")
     ready = [name for name in clusters if not lacking[name]]
     reports = run_all(arguments, ready)
+    causes: Counter[str] = sum((r.bare_500 for r in reports), Counter())
+    for cause, count in causes.most_common(SHOWN):
+        print(f"{count:6}  bare 500: {cause}")
     faults = [each for report in reports for each in report.faults]
     for fault in faults[:SHOWN]:
         print(fault)

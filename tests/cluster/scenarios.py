@@ -25,7 +25,8 @@ from tests.cluster.galera import Galera, Node
 from tests.cluster.sites import Kind, Site
 from tests.cluster.standbys import Standbys
 from tests.cluster.tables import Fault, Loses, Report, Row, Tally
-from tests.cluster.verdict import Found, Judge
+from tests.cluster.verdict import Found, Judge, is_bare_500
+from tests.soak.ledger import Attempt
 from tests.soak.run import end_leases
 from tests.support.processes import wait_until
 
@@ -110,6 +111,9 @@ class Scenarios:
             place = asking.mode, asking.site.kind
             tallies[place] = tallies.get(place, Tally()) + tally
             where = f"{scenario}, {mode_and_kind(asking)}"
+            self.report.bare_500.update(
+                map(cause_of, filter(is_bare_500, asking.attempts))
+            )
             self.report.faults += [replace(each, where=where) for each in found]
         for (mode, kind), tally in sorted(
             tallies.items(), key=lambda item: (MODES.index(item[0][0]), str(item[0][1]))
@@ -368,7 +372,7 @@ class Scenarios:
         names = {
             Loses.NOTHING: "the primary killed, the synchronous standby promoted",
             Loses.CLAIMS: "the primary killed, an asynchronous standby promoted",
-            Loses.COMMITS: "the same, sessions with synchronous_commit = local",
+            Loses.COMMITS: "the same, with synchronous_commit = local in sessions",
         }
         self.under_load(names[loses], fault, loses)
 
@@ -376,6 +380,12 @@ class Scenarios:
 def mode_and_kind(asking: Asking) -> str:
     """Return what a row of the table is of."""
     return f"{asking.mode}, {asking.site.kind}"
+
+
+def cause_of(attempt: Attempt) -> str:
+    """Return what a 500 says of its cause."""
+    told = attempt.told or {}
+    return f"{told.get('error')}: {told.get('detail')}".splitlines()[0][:120]
 
 
 def contents_of(alias: str) -> tuple[int, int]:

@@ -93,6 +93,8 @@ class Report:
 
     rows: list[Row] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    # What Django's own 500 were, and how often.
+    bare_500: Counter[str] = field(default_factory=Counter)
 
 
 def print_table(rows: list[Row]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from django.db import connection
 
 from idempotency.models import IdempotencyRecord
 from tests.app.models import Effect
@@ -30,6 +31,8 @@ from tests.support.processes import wait_until
 from tests.support.rendezvous import Rendezvous
 
 DUPLICATES = 20
+# One after another.
+REQUESTS = 30
 VIEWS = ["/function/", "/plain/function/"]
 JSON = {"Content-Type": "application/json"}
 
@@ -70,19 +73,19 @@ def headers_of(answer: Answer) -> dict[str, str]:
 
 def post(server: Server, url: str, body: bytes, **headers: str) -> Answer:
     """POST bytes under the key."""
-    connection = UnixConnection(server.address)
+    request = UnixConnection(server.address)
     own = {"X-User": "ada", "Idempotency-Key": KEY, **JSON, **headers}
-    connection.request("POST", url, body, own)
-    return read(connection)
+    request.request("POST", url, body, own)
+    return read(request)
 
 
 def in_chunks(server: Server, url: str, body: bytes, key: str = KEY) -> Answer:
     """POST bytes in chunks, without their length."""
-    connection = UnixConnection(server.address)
+    request = UnixConnection(server.address)
     own = {"X-User": "ada", "Idempotency-Key": key, **JSON}
     chunks = iter([body[:5], body[5:]])
-    connection.request("POST", url, chunks, own, encode_chunked=True)
-    return read(connection)
+    request.request("POST", url, chunks, own, encode_chunked=True)
+    return read(request)
 
 
 def upload(server: Server, content: bytes, boundary: str) -> Answer:
@@ -148,24 +151,24 @@ def test_repeated_headers(server: Server) -> None:
     """K1: A key that comes twice is one key, and two keys are refused."""
     answers = []
     for keys in ([KEY, KEY], [KEY, f"{KEY}-2"]):
-        connection = UnixConnection(server.address)
-        connection.putrequest("POST", "/function/")
+        request = UnixConnection(server.address)
+        request.putrequest("POST", "/function/")
         for name, value in {"X-User": "ada", "Content-Length": "2", **JSON}.items():
-            connection.putheader(name, value)
+            request.putheader(name, value)
         for key in keys:
-            connection.putheader("Idempotency-Key", key)
-        connection.endheaders(b"{}")
-        answers.append(read(connection))
+            request.putheader("Idempotency-Key", key)
+        request.endheaders(b"{}")
+        answers.append(read(request))
     assert [answer.status for answer in answers] == [201, 400]
     assert Effect.objects.count() == 1
 
 
 def test_underscores(server: Server, kind: HTTPServer) -> None:
     """K1: What a server makes of the header's name with an underscore is known."""
-    connection = UnixConnection(server.address)
+    request = UnixConnection(server.address)
     own = {"X-User": "ada", "Idempotency_Key": KEY, **JSON}
-    connection.request("POST", "/function/", b"{}", own)
-    answer = read(connection)
+    request.request("POST", "/function/", b"{}", own)
+    answer = read(request)
     assert answer.status in (201, 400)
     found = IdempotencyRecord.objects.filter(key=KEY).exists()
     assert found is kind.takes_underscores
@@ -239,3 +242,34 @@ def assert_acts_once(server: Server) -> None:
     assert is_replayed(again)
     assert json.loads(again.body) == json.loads(answers[0].body)
     assert Effect.objects.count() == IdempotencyRecord.objects.count() == 1
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="It counts sessions.")
+@pytest.mark.parametrize("age", [0, 60])
+def test_kept_connections_under_asgi(age: int) -> None:
+    """Under ASGI each request leaves a connection behind if connections are kept."""
+    uvicorn = next(each for each in SERVERS if each.name == "uvicorn")
+    if not uvicorn.is_installed:
+        pytest.skip("uvicorn is not installed")
+    with (
+        TemporaryDirectory(prefix="idem") as folder,
+        serving_by(uvicorn, Path(folder), conn_max_age=age) as server,
+    ):
+        for number in range(REQUESTS):
+            assert server.send("/function/", {}, f"{KEY}-{number}").status == 201
+        if age:
+            # Two workers would need two; what Python does not collect stays open.
+            assert sessions() > 2
+        else:
+            wait_until(lambda: sessions() == 0, "the end of all sessions")
+
+
+def sessions() -> int:
+    """Return how many connections the server has to the tests' database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid()"
+        )
+        count: int = cursor.fetchone()[0]
+        return count

@@ -133,11 +133,16 @@ SERVERS = [
 
 
 @contextmanager
-def serving_by(server: HTTPServer, directory: Path) -> Iterator[Server]:
+def serving_by(
+    server: HTTPServer, directory: Path, *, conn_max_age: int = 0
+) -> Iterator[Server]:
     """Serve the tests' views by a server."""
     address, log = directory / "server.sock", directory / "server.log"
     address.unlink(missing_ok=True)
-    variables = {"DJANGO_SETTINGS_MODULE": "tests.support.asgi_settings"}
+    variables = {
+        "DJANGO_SETTINGS_MODULE": "tests.support.asgi_settings",
+        "CONN_MAX_AGE": str(conn_max_age),
+    }
     with running(server.command_line(address), log, **variables):
         found = Server(address)
         wait_until(lambda: is_up(found), f"{server}", {"server": log})
