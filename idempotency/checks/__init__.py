@@ -8,6 +8,7 @@ from __future__ import annotations
 from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
     check_databases,
+    check_durability,
     check_round_trips,
     check_servers,
     check_tested_databases,
@@ -34,6 +35,7 @@ __all__ = [
     "check_callers",
     "check_databases",
     "check_decorators",
+    "check_durability",
     "check_enabled",
     "check_endpoints",
     "check_jobs_are_scheduled",

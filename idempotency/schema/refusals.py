@@ -42,6 +42,7 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
     if Quota.is_set():
         yield exceptions.QuotaExceeded()
     yield exceptions.TransactionFailed()
+    yield exceptions.DatabaseUnavailable()
 
 
 def has_own_format(view: APIView) -> bool:
