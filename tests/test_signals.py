@@ -370,6 +370,7 @@ def test_commit_that_fails(
     assert IdempotencyRecord.objects.count() == 1
 
 
+@pytest.mark.usefixtures("by_statements")
 def test_transient_failure_of_commit(
     client: APIClient, told: Told, atomic_requests: bool
 ) -> None:

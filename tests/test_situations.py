@@ -34,6 +34,7 @@ from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import MixinView, behave
 from tests.conftest import KEY
+from tests.support.read_only_sessions import end_writes
 from tests.test_docs import code, table
 from tests.urls import urlpatterns as usual_urls
 
@@ -503,6 +504,20 @@ def deadlock(world: World) -> Callable[[], Any]:
 
     world.work = work
     return world.send
+
+
+@scenario("Database can't be reached or written to, new key")
+def unavailable(world: World) -> Callable[[], Any]:
+    """E4: nothing has run."""
+
+    def send() -> Any:
+        end_writes()
+        try:
+            return world.send()
+        finally:
+            connection.close()
+
+    return send
 
 
 @scenario("Worker dies before COMMIT")

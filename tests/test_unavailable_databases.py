@@ -43,6 +43,7 @@ from tests.app.models import Effect
 from tests.app.views import behave, create_effect
 from tests.conftest import code_of, key
 from tests.support.failing_commits import commit_fails_with
+from tests.support.read_only_sessions import end_writes
 from tests.support.round_trips import trips_of
 from tests.test_claims import caused, driver_error
 from tests.test_leased import run_case
@@ -352,15 +353,6 @@ def as_success(error: Exception, context: Any) -> Response:
 @pytest.fixture
 def read_only(database: None) -> Iterator[Callable[[], None]]:
     """Return what makes this session read-only, as on a standby."""
-
-    def end_writes() -> None:
-        run(
-            {
-                "postgresql": "SET default_transaction_read_only = on",
-                "mysql": "SET SESSION tx_read_only = 1",
-                "sqlite": "PRAGMA query_only = ON",
-            }[VENDOR]
-        )
 
     yield end_writes
     connection.close()

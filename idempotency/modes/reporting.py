@@ -69,14 +69,14 @@ class Reporter:
         """Log the database's error, and return a refusal that has it as its cause."""
         context, kind = self.keyed.context, error_classes(error)
         logger.warning(
-            "The database failed, and the client may retry (%s): %s: %s. "
-            "Record %s, %s %s",
+            "The database failed, and the client may retry (%s). "
+            "Record %s, %s %s. %s: %s",
             refusal.default_code,
-            kind,
-            escaped(said_by(error)),
             context.record_id,
             self.keyed.method,
             escaped(self.keyed.request.path),
+            kind,
+            escaped(said_by(error)),
             extra=extras(
                 "database_failed",
                 record_id=context.record_id,
