@@ -111,9 +111,8 @@ class Scenarios:
             place = asking.mode, asking.site.kind
             tallies[place] = tallies.get(place, Tally()) + tally
             where = f"{scenario}, {mode_and_kind(asking)}"
-            self.report.bare_500.update(
-                map(cause_of, filter(is_bare_500, asking.attempts))
-            )
+            for attempt in filter(is_bare_500, asking.attempts):
+                self.report.bare_500[f"{asking.mode}, {cause_of(attempt)}"] += 1
             self.report.faults += [replace(each, where=where) for each in found]
         for (mode, kind), tally in sorted(
             tallies.items(), key=lambda item: (MODES.index(item[0][0]), str(item[0][1]))

@@ -45,7 +45,7 @@ def kind(request: pytest.FixtureRequest) -> HTTPServer:
     """Return each server that is installed."""
     found: HTTPServer = request.param
     if not found.is_installed:
-        pytest.skip(f"{found.package} is not installed")
+        pytest.skip(f"{found.package} is not installed (the extra servers, or uwsgi)")
     return found
 
 
