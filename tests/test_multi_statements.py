@@ -333,7 +333,9 @@ class TestWatchers:
             send(client)
         sent = [query["sql"] for query in queries.captured_queries]
         look_up, claim, effect, end = sent
-        assert look_up.startswith("SET STATEMENT innodb_lock_wait_timeout=0 FOR SELECT")
+        assert look_up.startswith(
+            "SET STATEMENT innodb_lock_wait_timeout=0, wsrep_sync_wait=1 FOR SELECT"
+        )
         assert claim.startswith(BEGIN + "SET STATEMENT innodb_lock_wait_timeout=0 FOR ")
         assert effect.startswith("INSERT INTO `app_effect`")
         assert end.startswith("UPDATE")

@@ -25,6 +25,7 @@ from django.test import TestCase, override_settings
 from django.urls import path
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import PermissionDenied
+from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.test import APIClient
@@ -95,6 +96,25 @@ class AuthenticatedSet(IdempotencyMixin, ViewSet):
         return behave(request)
 
 
+class Registers(BasePermission):
+    """Has functions called after the COMMIT, as permissions that write do."""
+
+    functions: list[Callable[[], None]] = []
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        for function in self.functions:
+            transaction.on_commit(function)
+        return True
+
+
+class Registering(APIView):
+    permission_classes = [Registers]
+
+    @idempotent
+    def post(self, request: Request) -> Any:
+        return behave(request)
+
+
 class Leased(APIView):
     @idempotent(atomic=False, on_abandoned="hold")
     def post(self, request: Request) -> Any:
@@ -140,6 +160,7 @@ urlpatterns = [
     path("leased/", transaction.non_atomic_requests(Leased.as_view())),
     path("rerun/", transaction.non_atomic_requests(Rerun.as_view())),
     path("guarded/", Guarded.as_view()),
+    path("registering/", Registering.as_view()),
     path("plain/", plain),
     path("plain/asked/", asked(plain)),
 ]
@@ -620,31 +641,39 @@ class TestCommit:
         assert (response.status_code, response.content) == (201, first.content)
         assert len(handler) == 1
 
-    @pytest.mark.parametrize("when", ["before", "in"])
-    def test_on_commit(self, handle: Handle, when: str) -> None:
+    @pytest.mark.parametrize("status", [201, 404])
+    @pytest.mark.parametrize("when", ["before the claim", "in the handler"])
+    def test_on_commit(
+        self,
+        handle: Handle,
+        monkeypatch: Any,
+        atomic_requests: bool,
+        when: str,
+        status: int,
+    ) -> None:
         """O5: An error after the COMMIT is the project's, and the effects stay."""
+        is_early = when == "before the claim"
+        if is_early and not atomic_requests:
+            pytest.skip("No transaction is open before the claim.")
 
         def fail() -> None:
             error = TRANSIENT[VENDOR]()
             raise error
 
         def act(request: Request) -> Response:
-            transaction.on_commit(fail)
-            if when == "before":
-                # As of a permission that ran before the claim.
-                functions = connection.run_on_commit
-                functions.insert(0, functions.pop())
-                note = functions.pop(1)
-                assert note[1].__name__ == "_note_commit"
-                functions.insert(0, note)
-            return create_effect(request)
+            if not is_early:
+                transaction.on_commit(fail)
+            Effect.objects.create()
+            return Response({}, status=status)
 
         handle(act)
-        response = post()
+        with monkeypatch.context() as patch:
+            patch.setattr(Registers, "functions", [fail] if is_early else [])
+            response = post("/registering/")
         assert response.status_code == 500
         assert "Idempotency-Error" not in response
         assert Effect.objects.count() == 1
-        assert "Idempotent-Replayed" in post()
+        assert IdempotencyRecord.objects.count() == (status == 201)
 
     @pytest.mark.usefixtures("handler")
     def test_other_errors(self) -> None:

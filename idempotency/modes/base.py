@@ -106,9 +106,8 @@ class Mode(ABC):
     def look_up_again(self, record_id: UUID) -> IdempotencyRecord | None:
         """Return the key's record after an error, if it is visible and in force."""
         found = None
-        if not self.connection.needs_rollback:
-            with suppress(Error):
-                found = self.claims.look_up(record_id)
+        with suppress(Error):
+            found = self.claims.look_up(record_id)
         return found if found is not None and found.is_in_force else None
 
     def found_despite(self, error: DatabaseError, record_id: UUID) -> InForce | None:
