@@ -14,7 +14,7 @@ DEMO := $(or $(wildcard $(DEV)),$(VENV)/.demo-$(VERSION))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo beat test check style types imports migrations docs format
-.PHONY: tox dist long soak breaks bench screenshots clean
+.PHONY: tox dist long soak cluster breaks bench screenshots clean
 
 help: ## say what there is to do
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -67,6 +67,9 @@ long: $(DEV) ## the tests that take minutes: crashes at every boundary, hostile 
 
 soak: $(DEV) ## 20 minutes of mixed load while workers, connections and the server die
 	$(BIN)/python -m tests.soak $(ARGS)
+
+cluster: $(DEV) ## Galera and PostgreSQL with standbys, and nodes that fail (ten minutes)
+	$(BIN)/python -m tests.cluster $(ARGS)
 
 breaks: $(DEV) ## break the code on purpose, and see the named test go red
 	$(BIN)/python -m tests.breaks $(ARGS)

@@ -18,6 +18,7 @@ from idempotency.models import default_alias
 from idempotency.steps import JSON, CallResult, StepResult, Steps
 
 if TYPE_CHECKING:
+    from django.http import HttpResponseBase
     from rest_framework.request import Request
 
     from idempotency.models import IdempotencyRecord
@@ -52,6 +53,10 @@ class RequestContext:
     is_released: bool = False
     policy: Policy = field(default_factory=Policy, repr=False)
     steps: Steps | None = field(default=None, repr=False)
+    # Responds to a failed COMMIT of the transaction around the handler (E4).
+    at_commit: Callable[[Exception], HttpResponseBase | None] | None = field(
+        default=None, repr=False
+    )
     _fresh: dict[str, str] = field(default_factory=dict, repr=False)
 
     @discreet

@@ -39,7 +39,10 @@ HIDDEN = "The database's message is left out: it may quote values."
 PLAIN_SPOKEN = ("django", "psycopg", "psycopg2", "sqlite3")
 # Errors of MariaDB and MySQL without values: a server that is full or read-only, locks,
 # deadlocks, and names of tables, columns and users. 2000 to 2999 are the client's.
-HARMLESS = (1020, 1040, 1054, 1114, 1142, 1146, 1153, 1205, 1213, 1290, 1317, 1969)
+HARMLESS = (
+    *(1020, 1040, 1047, 1054, 1114, 1142, 1146, 1153, 1180, 1205, 1213, 1290, 1317),
+    *(1792, 1836, 1969),
+)
 CLIENT = range(2000, 3000)
 
 
@@ -179,6 +182,12 @@ def without_values(error: Error) -> Error:
         each.args = said
         each.__traceback__ = each.__context__ = None
     return error
+
+
+def said_by(error: BaseException) -> str:
+    """Return what a database says of an error, without values."""
+    *_others, driver = causes(error)
+    return " ".join(map(str, _said(driver)))
 
 
 def _said(driver: BaseException) -> tuple[object, ...]:

@@ -54,6 +54,16 @@ class KeyWeak(IdempotencyError):
     default_code = "idempotency_key_weak"
 
 
+class LengthRequired(IdempotencyError):
+    """The server hides a body without Content-Length from Django (F3)."""
+
+    status_code = status.HTTP_411_LENGTH_REQUIRED
+    default_detail = _(
+        "This server can't read a chunked body. Send the body with Content-Length."
+    )
+    default_code = "idempotency_length_required"
+
+
 class CallerUnknown(IdempotencyError):
     """The caller is anonymous and the project refuses anonymous keys (S1)."""
 
@@ -136,6 +146,18 @@ class TransactionFailed(IdempotencyError):
     )
     default_code = "idempotency_transaction_failed"
     wait = 1
+
+
+class DatabaseUnavailable(IdempotencyError):
+    """The database can't be reached or written to; nothing has run (E4)."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_detail = _(
+        "The database is not available at the moment, so this request was not "
+        "executed. Retry with the same idempotency key."
+    )
+    default_code = "idempotency_database_unavailable"
+    wait = 5
 
 
 class QuotaExceeded(IdempotencyError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.http import http_date
 
@@ -25,6 +26,7 @@ from idempotency.exceptions import (
     KeyReused,
     OutcomeUnknown,
     ResponseNotKept,
+    TransactionFailed,
 )
 from idempotency.finalizing import ResponseFinalizer, finalizer_of
 from idempotency.fingerprints import (
@@ -102,8 +104,7 @@ def execute(
                 raise KeyRequired
         return handler()
     except IdempotencyError as refusal:
-        Reporter(keyed).refused(refusal)
-        finalizer_of(keyed).refuse(refusal)
+        _note_refusal(keyed, refusal)
         raise
     finally:
         context.executing = False
@@ -135,6 +136,26 @@ def execute_plain(
         response = view.handle_exception(error)
     finished: HttpResponseBase = view.finalize_response(request, response)
     return finished
+
+
+def respond(
+    keyed: KeyedRequest, outcome: HttpResponseBase | Exception
+) -> HttpResponseBase:
+    """Return the view's response to an outcome outside of its ``dispatch``."""
+    view: Any = keyed.view
+    if isinstance(outcome, IdempotencyError):
+        _note_refusal(keyed, outcome)
+    if isinstance(outcome, Exception):
+        outcome = view.handle_exception(outcome)
+    finished: HttpResponseBase = view.finalize_response(
+        keyed.request, outcome, *view.args, **view.kwargs
+    )
+    return finished
+
+
+def _note_refusal(keyed: KeyedRequest, refusal: IdempotencyError) -> None:
+    Reporter(keyed).refused(refusal)
+    finalizer_of(keyed).refuse(refusal)
 
 
 def ignore_key(
@@ -270,11 +291,17 @@ class Execution:
             raise
         finally:
             self.mode.leave()
+            if self.mode.is_nested:
+                self.context.at_commit = self.end_at_commit
         return self._end(result) if isinstance(result, Ran) else result
 
     def _end(self, ran: Ran) -> HttpResponseBase:
         self.mode.report(ran)
         outcome: Any = ran.outcome
+        if isinstance(outcome, TransactionFailed):
+            replayed = self._replay_winner()
+            if replayed is not None:
+                return replayed
         if isinstance(outcome, BaseException):
             failed = isinstance(outcome, Exception) and self.keyed.is_failure(outcome)
             if failed and ran.is_undone:
@@ -284,6 +311,40 @@ class Execution:
             self._name_expiry(ran.record)
         response: HttpResponseBase = outcome
         return response
+
+    @discreet
+    def end_at_commit(self, error: Exception) -> HttpResponseBase | None:
+        """Return the response if an outer transaction's COMMIT failed (E4), or None.
+
+        That undoes all of the request, so the client may retry.
+        """
+        mode, keyed = self.mode, self.keyed
+        is_undone = isinstance(error, DatabaseError) and not mode.is_committed
+        if not is_undone or not mode.claims.is_transient(error):
+            return None
+        self.finalizer.start_over()
+        outcome: HttpResponseBase | Exception | None
+        try:
+            outcome = self._replay_winner()
+        except Exception as refusal:  # noqa: BLE001  # check_replay may raise any
+            outcome = refusal
+        if outcome is None:
+            self.finalizer.refuse_success()
+            outcome = self.reporter.blamed(TransactionFailed(), error)
+        return respond(keyed, outcome)
+
+    def _replay_winner(self) -> HttpResponseBase | None:
+        """Replay what another request has committed while this one failed (E4)."""
+        if self.mode.connection.in_atomic_block:
+            return None
+        record = self.mode.look_up_again(self.identity.record_id)
+        if (
+            record is None
+            or record.state != State.COMPLETED
+            or not self.identity.is_that_of(record)
+        ):
+            return None
+        return self._replay(record)
 
     def _is_part_of_executed(self) -> bool:
         """Return whether the handler of this key has sent this other request with it.

@@ -88,6 +88,11 @@ class ResponseFinalizer:
             self.view.handle_exception = leave_to_django  # type: ignore[method-assign, assignment]  # of this instance
             raise
 
+    def start_over(self) -> None:
+        """Forget a response of which nothing has remained."""
+        self.headers.clear()
+        self._refuses_success = False
+
     def refuse_success(self) -> None:
         """Replace any response below 400, because its effects are undone (O3).
 

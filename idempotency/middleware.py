@@ -1,4 +1,4 @@
-"""Optional middleware that warns clients about keys without effect (contract K5)."""
+"""Optional middleware for what happens around protected handlers (contract K5, E4)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from idempotency import client_warnings, keys
 from idempotency.client_warnings import KEY_IGNORED, KEY_UNSUPPORTED
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
+from idempotency.failures import response_to_failure
 from idempotency.handlers import parts_of
 from idempotency.protection import protection_of
 
 
 class IdempotencyMiddleware:
-    """Add a warning to the response if the request's key had no effect.
+    """Add a warning if the request's key had no effect, and refuse what may be retried.
 
-    It can stand anywhere in MIDDLEWARE, and makes no query.
+    It can stand anywhere in MIDDLEWARE, and makes no query unless a COMMIT failed.
     """
 
     sync_capable = True
@@ -35,6 +36,12 @@ class IdempotencyMiddleware:
         if context is not None:
             client_warnings.add_to_header(response, context.warnings)
         return response
+
+    def process_exception(
+        self, request: HttpRequest, error: Exception
+    ) -> HttpResponseBase | None:
+        """Refuse the request if the database failed around its protected handler."""
+        return response_to_failure(request, error)
 
     def process_template_response(
         self, request: HttpRequest, response: HttpResponseBase

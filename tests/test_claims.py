@@ -383,7 +383,7 @@ class TestErrors:
         ("postgresql", False, PostgreSQLClaims),
         ("sqlite", False, SQLiteClaims),
         ("mysql", True, MariaDBClaims),
-        ("mysql", False, Claims),
+        ("mysql", False, claims.MySQLClaims),
         ("oracle", False, Claims),
     ],
 )

@@ -394,9 +394,9 @@ class TestCommit:
 
     @postgresql
     def test_serialization_failure(
-        self, handle: Handle, rival: Rival, at_commit: Any, atomic_requests: bool
+        self, handle: Handle, rival: Rival, at_commit: Any
     ) -> None:
-        """E4: At the app's own COMMIT 503, at Django's the project's own 500."""
+        """E4: At the app's own COMMIT and at Django's it is 503."""
         run("SET default_transaction_isolation = 'repeatable read'")
 
         def handler(request: Request) -> Any:
@@ -406,13 +406,11 @@ class TestCommit:
             return act()
 
         handle(handler)
-        assert_undone(post(), 500 if atomic_requests else 503)
+        assert_undone(post())
         assert_retry_runs(handle)
 
     @postgresql
-    def test_deadlock(
-        self, handle: Handle, rival: Rival, at_commit: Any, atomic_requests: bool
-    ) -> None:
+    def test_deadlock(self, handle: Handle, rival: Rival, at_commit: Any) -> None:
         """E4: So with a deadlock that the COMMIT runs into."""
         waiting: list[Future[Any]] = []
 
@@ -432,7 +430,7 @@ class TestCommit:
         answer = post()
         waiting[0].result(PATIENCE)
         rival.run("ROLLBACK")
-        assert_undone(answer, 500 if atomic_requests else 503)
+        assert_undone(answer)
         assert_retry_runs(handle)
 
     @postgresql
@@ -1020,18 +1018,13 @@ class TestOneWriter:
 
     @pytest.mark.parametrize("mode", ["DEFERRED", "IMMEDIATE"])
     def test_at_commit(
-        self,
-        handle: Handle,
-        rival: Rival,
-        opened: Any,
-        mode: str,
-        atomic_requests: bool,
+        self, handle: Handle, rival: Rival, opened: Any, mode: str
     ) -> None:
-        """E4: A COMMIT that a reader blocks is 503, Django's the project's own 500."""
+        """E4: A COMMIT that a reader blocks is 503, Django's, too."""
         opened(mode, "DELETE")
         handle(lambda request: act())
         rival.run("BEGIN DEFERRED", "SELECT * FROM app_effect")
         answer = post()
         rival.run("ROLLBACK")
-        assert_undone(answer, 500 if atomic_requests else 503)
+        assert_undone(answer)
         assert_retry_runs(handle)

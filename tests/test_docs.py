@@ -335,6 +335,7 @@ def test_request_idempotency() -> None:
     named = re.findall(r"`(\w+)`", sentence)
     inner = {"executing", "request", "payload"}
     inner |= {"renew_claim", "has_side_effects", "is_released", "policy", "steps"}
+    inner |= {"at_commit"}
     fields = [f for f in context.RequestContext.__slots__ if f not in inner]
     assert named == [field for field in fields if not field.startswith("_")]
 

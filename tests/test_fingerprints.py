@@ -26,6 +26,7 @@ from rest_framework import parsers
 from rest_framework.exceptions import ParseError, UnsupportedMediaType
 from rest_framework.request import Request
 
+from idempotency.exceptions import LengthRequired
 from idempotency.fingerprints import (
     custom_fingerprint,
     default_fingerprint,
@@ -517,6 +518,20 @@ class TestTheHandlerFindsItAll:
         del request._request.META["CONTENT_LENGTH"]
         assert default_fingerprint(request).digest == digest(CONTENT_TYPE=JSON)
         assert request.data == {}
+
+    def test_hidden_bodies(self) -> None:
+        """F3, F4: What Django does not see of a chunked body would equal any other."""
+        request = make_request(b"[]", HTTP_TRANSFER_ENCODING="chunked")
+        seen = default_fingerprint(request).digest
+        assert seen == digest(b"[]")  # the server has told the length, too
+        hidden = make_request(b"[]", HTTP_TRANSFER_ENCODING="chunked")
+        hidden._request._stream = LimitedStream(BytesIO(b"[]"), 0)
+        hidden._request.META["CONTENT_LENGTH"] = ""
+        with pytest.raises(LengthRequired):
+            default_fingerprint(hidden)
+        # A project's middleware that reads it makes it visible again.
+        hidden._request._body = b"[]"
+        assert default_fingerprint(hidden).digest == seen
 
 
 class TestReadBefore:

@@ -41,6 +41,7 @@ from idempotency.checks import (
     check_callers,
     check_databases,
     check_decorators,
+    check_durability,
     check_enabled,
     check_encryption_keys,
     check_endpoints,
@@ -290,6 +291,13 @@ class Project:
         cursor.__enter__().fetchone.return_value = (charset, int(undoes_all))
         self.patch.setitem(vars(connections["default"]), "cursor", lambda: cursor)
 
+    def with_durability(self, vendor: str, **values: str) -> None:
+        """Let the database be on a server with these settings."""
+        self.on(vendor, mysql_is_mariadb=True)
+        cursor = MagicMock()
+        cursor.__enter__().fetchall.return_value = [*values.items()]
+        self.patch.setitem(vars(connections["default"]), "cursor", lambda: cursor)
+
     def atomic_requests(self, alias: str = "default", **options: Any) -> None:
         database = connections[alias].settings_dict
         self.patch.setitem(database, "ATOMIC_REQUESTS", True)
@@ -482,6 +490,36 @@ def w015(project: Project) -> Messages:
     return check_backlog(databases=["default"])
 
 
+def w016(project: Project) -> Messages:
+    project.urls(leased, sometimes)
+    project.with_durability("postgresql", synchronous_commit="local")
+    return check_durability(databases=["default"])
+
+
+@pytest.mark.parametrize(
+    ("vendor", "values", "said"),
+    [
+        ("postgresql", {"synchronous_commit": "off"}, "synchronous_commit is off"),
+        ("postgresql", {"synchronous_commit": "remote_apply"}, None),
+        ("mysql", {"innodb_flush_log_at_trx_commit": "2"}, "commit is 2"),
+        ("mysql", {"innodb_flush_log_at_trx_commit": "1", "wsrep_on": "OFF"}, None),
+        ("mysql", {"innodb_flush_log_at_trx_commit": "0", "wsrep_on": "ON"}, None),
+        ("sqlite", {}, None),
+    ],
+)
+def test_durability(
+    project: Project, vendor: str, values: dict[str, str], said: str | None
+) -> None:
+    """E7, X2: Only leased endpoints need it, and Galera has it by its other nodes."""
+    project.urls(leased)
+    project.with_durability(vendor, **values)
+    found = [message.msg for message in check_durability(databases=["default"])]
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+    project.urls(sometimes)
+    assert check_durability(databases=["default"]) == []
+
+
 EXAMPLES: dict[str, Callable[[Project], Messages]] = {
     f"idempotency.{name.upper()}": example
     for name, example in sorted(globals().items())
@@ -556,6 +594,7 @@ def test_a_project_without_mistakes(project: Project) -> None:
         *check_round_trips(),
         *check_servers(),
         *check_backlog(),
+        *check_durability(),
     ]
     assert found == []
 
@@ -569,7 +608,7 @@ def test_when_the_checks_run(project: Project) -> None:
     databases = {c for c in at_once if checks.Tags.database in c.tags}  # type: ignore[attr-defined]
     when = {name: row["when"] for name, row in rows().items()}
     assert when.pop("idempotency.W005") == "with `--deploy`"
-    for check_id in ("I001", "W002", "W004", "W007", "W013", "W015", "E012"):
+    for check_id in ("I001", "W002", "W004", "W007", "W013", "W015", "W016", "E012"):
         assert when.pop(f"idempotency.{check_id}") == "with a database"
     for check_id in ("W001", "W012"):
         assert when.pop(f"idempotency.{check_id}").startswith("always")
@@ -580,6 +619,7 @@ def test_when_the_checks_run(project: Project) -> None:
         check_round_trips,
         check_tested_databases,
         check_servers,
+        check_durability,
         check_jobs_are_scheduled_in_database,
     }
     assert at_once - databases == {

@@ -246,6 +246,15 @@ class TestVerdict:
         self.cut()
         assert self.judge(failed) == []
 
+    def test_no_database(self) -> None:
+        """E4: A database that is not available has been cut off, or has crashed."""
+        away = self.ask(1, 2, (503, "idempotency_database_unavailable"))
+        assert "No Retry-After" in self.judge(away)
+        away.headers = {"Retry-After": "5"}
+        assert self.judge(away) == ["No database while nothing was broken"]
+        self.cut()
+        assert self.judge(away) == []
+
     def test_failures(self) -> None:
         """E4, O3: A deadlock is no 500, whatever is broken meanwhile."""
         lost, undone = self.ask(1, 2, (500, LOST)), self.ask(1, 2, (500, DEADLOCK))

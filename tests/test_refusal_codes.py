@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.db import connection
 from django.test import override_settings
 from django.urls import path
 from django.utils import timezone
@@ -26,6 +27,7 @@ from idempotency.models import IdempotencyRecord, State
 from tests.app import views
 from tests.app.views import behave
 from tests.conftest import KEY, key
+from tests.support.read_only_sessions import end_writes
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("atomic_requests"), pytest.mark.urls(__name__)]
@@ -142,6 +144,11 @@ def caller_unknown(client: Any, handle: Handle, url: str) -> Any:
         return client.post(url, {}, **key())
 
 
+def length_required(client: Any, handle: Handle, url: str) -> Any:
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    return client.post(url, {}, **key(), **chunked)
+
+
 def quota_exceeded(client: Any, handle: Handle, url: str) -> Any:
     rates = {"DEFAULT_THROTTLE_RATES": {"idempotency": "0/day"}}
     with override_settings(REST_FRAMEWORK={**django_settings.REST_FRAMEWORK, **rates}):
@@ -174,6 +181,14 @@ def transaction_failed(client: Any, handle: Handle, url: str) -> Any:
     return client.post(url, {}, **key())
 
 
+def database_unavailable(client: Any, handle: Handle, url: str) -> Any:
+    end_writes()
+    try:
+        return client.post(url, {}, **key())
+    finally:
+        connection.close()
+
+
 def claim_lost(client: Any, handle: Handle, url: str) -> Any:
     handle(lose_claim)
     return client.post("/leased/", {}, **key())
@@ -185,12 +200,14 @@ PROVOKED: list[Callable[[Any, Handle, str], Any]] = [
     key_ambiguous,
     key_weak,
     caller_unknown,
+    length_required,
     quota_exceeded,
     key_reused,
     in_progress,
     response_not_kept,
     outcome_unknown,
     transaction_failed,
+    database_unavailable,
     claim_lost,
 ]
 URLS = [

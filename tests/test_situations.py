@@ -34,6 +34,7 @@ from idempotency.models import IdempotencyRecord, State
 from tests.app.models import Effect
 from tests.app.views import MixinView, behave
 from tests.conftest import KEY
+from tests.support.read_only_sessions import end_writes
 from tests.test_docs import code, table
 from tests.urls import urlpatterns as usual_urls
 
@@ -269,6 +270,15 @@ def ambiguous(world: World) -> Callable[[], Any]:
     return lambda: world.send(HTTP_IDEMPOTENCY_KEY="another-" + KEY)
 
 
+@scenario(
+    "Chunked body that [Django does not see](contract.md#f3-reading-leaves-no-trace)"
+)
+def hidden(world: World) -> Callable[[], Any]:
+    """F3: under WSGI Django reads nothing without a length."""
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    return lambda: world.send(**chunked)
+
+
 @scenario("Weak key, known caller")
 def weak(world: World) -> Callable[[], Any]:
     """K6: it works, with a warning."""
@@ -494,6 +504,20 @@ def deadlock(world: World) -> Callable[[], Any]:
 
     world.work = work
     return world.send
+
+
+@scenario("Database can't be reached or written to, new key")
+def unavailable(world: World) -> Callable[[], Any]:
+    """E4: nothing has run."""
+
+    def send() -> Any:
+        end_writes()
+        try:
+            return world.send()
+        finally:
+            connection.close()
+
+    return send
 
 
 @scenario("Worker dies before COMMIT")

@@ -9,6 +9,7 @@ from idempotency.checks.callers import check_callers, check_reading
 from idempotency.checks.databases import (
     check_backlog,
     check_databases,
+    check_durability,
     check_round_trips,
     check_servers,
     check_tested_databases,
@@ -40,6 +41,7 @@ __all__ = [
     "check_callers",
     "check_databases",
     "check_decorators",
+    "check_durability",
     "check_enabled",
     "check_encryption_keys",
     "check_endpoints",

@@ -27,6 +27,21 @@ FROM information_schema.columns
 WHERE table_schema = DATABASE() AND table_name = %s
     AND column_name IN ('scope', 'path')"""
 
+# How far a COMMIT is from loss, and the values for which it is far enough.
+DURABILITY_SQL = {
+    "postgresql": (
+        "SELECT name, setting FROM pg_settings WHERE name = 'synchronous_commit'"
+    ),
+    "mysql": (
+        "SHOW VARIABLES WHERE variable_name IN "
+        "('innodb_flush_log_at_trx_commit', 'wsrep_on')"
+    ),
+}
+DURABLE = {
+    "synchronous_commit": ("on", "remote_apply"),
+    "innodb_flush_log_at_trx_commit": ("1", "3"),
+}
+
 
 def aliases_in_use() -> list[str]:
     """Return the databases that store records, the default one first."""
@@ -199,6 +214,49 @@ def _overdue(alias: str) -> timedelta:
     records: Any = IdempotencyRecord.objects.using(alias)
     overdue: timedelta = records.overdue()
     return overdue
+
+
+@checks.register("idempotency", checks.Tags.database)
+def check_durability(
+    databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Warn if a crash or failover can lose commits of leased endpoints (E7)."""
+    leased = {
+        endpoint.alias
+        for endpoint in find_endpoints()
+        if not endpoint.protection.policy.atomic
+    }
+    return [
+        checks.Warning(
+            f"The database {alias!r} has leased endpoints, but {name} is {value}.",
+            hint=(
+                "After a crash or failover, committed writes can be lost: responses, "
+                "and on MariaDB claims, too. A retry can then act again. "
+                f"Set {name} to {right}."
+            ),
+            id="idempotency.W016",
+        )
+        for alias in _asked(databases)
+        if alias in leased
+        for name, value, right in _risks_of(alias)
+    ]
+
+
+def _risks_of(alias: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the setting by which commits may be lost, its value, and the right one."""
+    connection = connections[alias]
+    asked = DURABILITY_SQL.get(connection.vendor)
+    if asked is None:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(asked)
+        found = dict(cursor.fetchall())
+    if found.get("wsrep_on") == "ON":
+        return  # the other nodes of Galera have them
+    for name, value in found.items():
+        right = DURABLE.get(name, (value,))
+        if value not in right:
+            yield name, value, right[0]
 
 
 def _is_tested(alias: str) -> bool:

@@ -12,6 +12,7 @@ from django.db import connections
 
 from idempotency.claims.base import Claims
 from idempotency.claims.mariadb import MariaDBClaims
+from idempotency.claims.mysql import MySQLClaims
 from idempotency.claims.postgresql import PostgreSQLClaims
 from idempotency.claims.sqlite import SQLiteClaims
 
@@ -35,6 +36,6 @@ def _kind_for(connection: Any) -> type[Claims]:
         return PostgreSQLClaims
     if connection.vendor == "sqlite":
         return SQLiteClaims
-    if connection.vendor == "mysql" and connection.mysql_is_mariadb:
-        return MariaDBClaims
+    if connection.vendor == "mysql":
+        return MariaDBClaims if connection.mysql_is_mariadb else MySQLClaims
     return Claims

@@ -7,9 +7,10 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, Error
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from idempotency.claims.errors import state_of
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
 from idempotency.claims.transactions import Transaction
 from idempotency.database import UTCNow, in_utc
@@ -48,6 +49,8 @@ class Claims(Rows):
     HOLDING = ""
     # Whether a transient error undoes the whole transaction, despite savepoints.
     undoes_all = False
+    # SQLSTATEs: serialization_failure, deadlock_detected
+    TRANSIENT: tuple[str | int, ...] = ("40001", "40P01")
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
@@ -267,13 +270,13 @@ class Claims(Rows):
         """Return whether a body fits into a statement."""
         return True
 
-    def is_busy(self, error: DatabaseError) -> bool:
+    def is_busy(self, error: BaseException) -> bool:
         """Return whether a claim failed because another transaction holds the key."""
         return False
 
-    def is_transient(self, error: DatabaseError) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         """Return whether the transaction was rolled back and may succeed later (E4)."""
-        return False
+        return state_of(error) in self.TRANSIENT
 
     def is_aborted(self) -> bool:
         """Return whether the server refuses every statement, without asking it (E2)."""
@@ -286,8 +289,12 @@ class Claims(Rows):
 
     def _with_lease(self, sql: str, lease: timedelta | None) -> tuple[str, list[Any]]:
         """Return a statement with the end of a lease, and its parameters."""
-        end, values = self.end_of(lease) if lease else ("NULL", [])
+        end, values = self.lease_end(lease)
         return sql.format(lease=end), values
+
+    def lease_end(self, lease: timedelta | None) -> tuple[str, list[Any]]:
+        """Return the end of a lease in SQL, NULL without one, and its parameters."""
+        return self.end_of(lease) if lease else ("NULL", [])
 
     def _insertion(
         self,
@@ -298,7 +305,7 @@ class Claims(Rows):
     ) -> tuple[str, list[Any]]:
         """Return a statement that inserts the record, and its parameters."""
         expiry, expiries = self.end_of(retention)
-        end, ends = self.end_of(lease) if lease else ("NULL", [])
+        end, ends = self.lease_end(lease)
         values = [*self._values(new_record, CLAIMED), *expiries, *ends]
         return sql.format(expiry=expiry, lease=end), values
 

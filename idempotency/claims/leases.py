@@ -12,6 +12,7 @@ from uuid import UUID
 from django.db import DatabaseError, DataError, Error, IntegrityError
 
 from idempotency.claims.base import Claims
+from idempotency.claims.errors import is_read_only
 from idempotency.database import write_with_retry
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
@@ -170,5 +171,9 @@ class Leases:
         """Return whether a claim has certainly failed, and changed nothing."""
         return isinstance(error, REFUSED) or (
             isinstance(error, DatabaseError)
-            and (self.claims.is_busy(error) or self.claims.is_transient(error))
+            and (
+                self.claims.is_busy(error)
+                or self.claims.is_transient(error)
+                or is_read_only(error)
+            )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,26 +11,32 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
 from idempotency.claims.base import ReturningClaims
-from idempotency.claims.errors import causes
+from idempotency.claims.errors import number_of
 from idempotency.claims.multi_statements import (
     BEGIN,
     MultiStatementTransaction,
     why_not,
 )
+from idempotency.claims.mysql import MySQLClaims
 from idempotency.claims.transactions import Transaction
 from idempotency.models import IdempotencyRecord
 
 
-class MariaDBClaims(ReturningClaims):
+class MariaDBClaims(MySQLClaims, ReturningClaims):
     """Claims by row locks: a statement that would have to wait fails at once."""
 
     TOGETHER_BY = "multi-statements"
     AT_ONCE = "SET STATEMENT innodb_lock_wait_timeout=0 FOR "
+    # A node of Galera first applies what other nodes have committed, so that it finds
+    # their responses. Without effect on other servers, and after the transaction's
+    # first statement.
+    AT_ONCE_AND_SYNCED = AT_ONCE.replace("=0", "=0, wsrep_sync_wait=1")
+    # A node of Galera repeats a statement outside a transaction if another node was
+    # first. Of an INSERT with RETURNING the client then gets the row of the first try,
+    # which is in no table: each node would win the claim.
+    AT_ONCE_AND_ONCE = AT_ONCE.replace("=0", "=0, wsrep_retry_autocommit=0")
     INSERT = AT_ONCE + "INSERT IGNORE INTO {} ({}) VALUES ({})"
-    LOCK_WAIT_TIMEOUT, SYNTAX_ERROR = 1205, 1064
-    # Deadlock or certification failure of Galera; record changed since last read.
-    TRANSIENT = (1213, 1020)
-    undoes_all = True
+    SYNTAX_ERROR, UNKNOWN_VARIABLE = 1064, 1193
 
     # Errors of the client, after which a statement may be executed or not, and
     # the one after which it is not, because it was not sent.
@@ -49,7 +56,7 @@ class MariaDBClaims(ReturningClaims):
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)
         # Under SERIALIZABLE each SELECT in a transaction waits for writers.
-        self.select_at_once_sql = self.AT_ONCE + self.select_sql
+        self.at_once = self.AT_ONCE_AND_SYNCED
 
     def transaction(self) -> Transaction:
         connection: Any = self.connection
@@ -65,12 +72,11 @@ class MariaDBClaims(ReturningClaims):
         return why_not(self.connection)
 
     def look_up(self, record_id: UUID) -> IdempotencyRecord | None:
-        return self._fetch(self.select_at_once_sql, self.primary_key(record_id))
+        return self._select_at_once(record_id)
 
     def read_again(self, record_id: UUID) -> IdempotencyRecord | None:
         # A plain SELECT would read the transaction's snapshot under REPEATABLE READ.
-        sql = f"{self.select_at_once_sql} LOCK IN SHARE MODE"
-        return self._fetch(sql, self.primary_key(record_id))
+        return self._select_at_once(record_id, " LOCK IN SHARE MODE")
 
     def can_store(self, body: bytes, *, is_encrypted: bool) -> bool:
         # The driver writes the body into the statement, with these bytes doubled.
@@ -92,18 +98,24 @@ class MariaDBClaims(ReturningClaims):
             size: int = cursor.fetchone()[0]
             return size
 
-    def is_busy(self, error: DatabaseError) -> bool:
-        return self._number(error) == self.LOCK_WAIT_TIMEOUT
-
-    def is_transient(self, error: DatabaseError) -> bool:
-        return any(self._number(cause) in self.TRANSIENT for cause in causes(error))
-
     def is_refused(self, error: Error) -> bool:
         """Return whether the server has certainly not executed a statement."""
-        number = self._number(error)
+        number = number_of(error)
         return bool(number) and (
             number == self.NOT_SENT or number not in self.CLIENT_ERRORS
         )
+
+    def _insertion(
+        self,
+        sql: str,
+        new_record: IdempotencyRecord,
+        retention: timedelta,
+        lease: timedelta | None,
+    ) -> tuple[str, list[Any]]:
+        # The look-up before has found out whether the server knows Galera's variables.
+        if lease is not None and self.at_once == self.AT_ONCE_AND_SYNCED:
+            sql = sql.replace(self.AT_ONCE, self.AT_ONCE_AND_ONCE, 1)
+        return super()._insertion(sql, new_record, retention, lease)
 
     def _send(self, cursor: Any, sql: str, values: list[Any]) -> None:
         if self.begins_with_next:
@@ -111,7 +123,7 @@ class MariaDBClaims(ReturningClaims):
             try:
                 cursor.execute(f"{BEGIN}; {sql}", values)
             except ProgrammingError as error:
-                if self._number(error) != self.SYNTAX_ERROR:
+                if number_of(error) != self.SYNTAX_ERROR:
                     raise
                 self.refuses_multi_statements = True
                 cursor.execute(BEGIN)
@@ -120,5 +132,14 @@ class MariaDBClaims(ReturningClaims):
                 return
         super()._send(cursor, sql, values)
 
-    def _number(self, error: BaseException) -> int | None:
-        return error.args[0] if error.args else None
+    def _select_at_once(
+        self, record_id: UUID, lock: str = ""
+    ) -> IdempotencyRecord | None:
+        values = self.primary_key(record_id)
+        try:
+            return self._fetch(f"{self.at_once}{self.select_sql}{lock}", values)
+        except DatabaseError as error:
+            if number_of(error) != self.UNKNOWN_VARIABLE:
+                raise
+        self.at_once = self.AT_ONCE  # a server that was built without Galera
+        return self._select_at_once(record_id, lock)

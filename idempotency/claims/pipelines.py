@@ -194,13 +194,16 @@ class PipelinedTransaction(Transaction):
         if failure is not None:
             raise failure
         *_others, lock, row = cursor.first_rows
-        is_locked, level, usual_level, began_at, now = lock
+        is_locked, level, usual_level, read_only, began_at, now = lock
         if level != READ_COMMITTED:
             claims.note_isolation(usual_level)
             return super().claim(new_record, retention, seen)
         record = None if row is None else claims.record_of(row)
         if record is not None and not record.is_in_force:
             return super().claim(new_record, retention, record)
+        if record is None and read_only == "on":
+            # Let the server refuse the claim before the handler runs (E4).
+            return super().claim(new_record, retention, None)
         if record is not None or not is_locked or new_record.pk in claims.executing:
             self._leave_savepoint()
             return record

@@ -6,12 +6,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from idempotency.claims.base import TIMES, Claims
-from idempotency.claims.errors import causes
 from idempotency.claims.pipelines import READ_COMMITTED, PipelinedTransaction, why_not
 from idempotency.claims.rows import ATTNAMES, FIELDS, TIME
 from idempotency.claims.transactions import Transaction
@@ -37,8 +35,13 @@ class PostgreSQLClaims(Claims):
     # Waits at most for a take-over's statement, which commits at once.
     HOLDING = f" AND {LOCK.replace('_try_', '_')}::text = ''"
 
-    # serialization_failure, deadlock_detected
-    TRANSIENT = ("40001", "40P01")
+    # Lets the COMMIT of a lease wait for the disk and for synchronous standbys, even if
+    # the session's transactions do not (E7).
+    DURABLY = (
+        "CASE WHEN SET_CONFIG('synchronous_commit', "
+        "CASE CURRENT_SETTING('synchronous_commit') "
+        "WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, TRUE) <> '' THEN {} END"
+    )
     # libpq's PQTRANS_INERROR and PQTRANS_UNKNOWN: an error, or no connection.
     ABORTED = (3, 4)
 
@@ -66,6 +69,7 @@ class PostgreSQLClaims(Claims):
             f"SELECT {self.LOCK.format(table=self.table)}, "
             "CURRENT_SETTING('transaction_isolation'), "
             "CURRENT_SETTING('default_transaction_isolation'), "
+            "CURRENT_SETTING('transaction_read_only'), "
             f"{in_utc('TRANSACTION_TIMESTAMP()', connection)}, "
             f"{in_utc('STATEMENT_TIMESTAMP()', connection)}"
         )
@@ -148,8 +152,9 @@ class PostgreSQLClaims(Claims):
         new_record.expires_at = TIME.from_db_value(expires_at, None, self.connection)
         return new_record
 
-    def is_transient(self, error: DatabaseError) -> bool:
-        return self._has_state(error, self.TRANSIENT)
+    def lease_end(self, lease: timedelta | None) -> tuple[str, list[Any]]:
+        end, values = super().lease_end(lease)
+        return (self.DURABLY.format(end) if lease else end), values
 
     def is_aborted(self) -> bool:
         driver: Any = self.connection.connection
@@ -161,12 +166,6 @@ class PostgreSQLClaims(Claims):
         # As text even in binary results, because Django parses the JSON.
         selected = super()._selected(name)
         return f"{selected}::text AS {selected}" if name == "headers" else selected
-
-    def _has_state(self, error: Exception, states: tuple[str, ...]) -> bool:
-        return any(
-            getattr(cause, "sqlstate", getattr(cause, "pgcode", None)) in states
-            for cause in causes(error)
-        )
 
     def lock_key(self, record_id: UUID) -> list[Any]:
         return [int.from_bytes(record_id.bytes[8:], "big", signed=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.db import DatabaseError, OperationalError
+from django.db import OperationalError
 
 from idempotency.claims.base import ReturningClaims
 
@@ -12,7 +12,7 @@ class SQLiteClaims(ReturningClaims):
 
     INSERT = "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING"
 
-    def is_busy(self, error: DatabaseError) -> bool:
+    def is_busy(self, error: BaseException) -> bool:
         return isinstance(error, OperationalError) and "locked" in str(error)
 
     is_transient = is_busy

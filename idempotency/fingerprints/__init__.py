@@ -15,7 +15,9 @@ from uuid import UUID
 from django.core.exceptions import ImproperlyConfigured
 
 from idempotency.encryption import keyed_digest
+from idempotency.exceptions import LengthRequired
 from idempotency.fingerprints import v1
+from idempotency.fingerprints.bodies import is_hidden
 
 if TYPE_CHECKING:
     from rest_framework.request import Request
@@ -43,7 +45,13 @@ def default_fingerprint(request: Request) -> Fingerprint:
 
 
 def fingerprint_in(request: Request, version: int) -> Fingerprint:
-    """Return the request's fingerprint in one of ``VERSIONS`` (F4)."""
+    """Return the request's fingerprint in one of ``VERSIONS`` (F4).
+
+    Raise ``LengthRequired`` if Django does not see the body: any other body under this
+    key would have the same fingerprint.
+    """
+    if is_hidden(getattr(request, "_request", request)):
+        raise LengthRequired
     return Fingerprint(version, VERSIONS[version](request))
 
 

@@ -31,6 +31,21 @@ def record_body(http_request: Any) -> Recording | None:
     return stream
 
 
+def is_hidden(http_request: Any) -> bool:
+    """Return whether the request has a body that Django does not see.
+
+    Under WSGI Django reads nothing without Content-Length, and several servers pass on
+    chunked bodies without one. Something else may have read the body, and kept it.
+    """
+    meta = http_request.META
+    return (
+        "wsgi.input" in meta
+        and "HTTP_TRANSFER_ENCODING" in meta
+        and not meta.get("CONTENT_LENGTH")
+        and not getattr(http_request, "_body", b"")
+    )
+
+
 def body_length(http_request: Any) -> int:
     """Return the length in bytes of an unread body, or raise ``ValueError``."""
     named = http_request.META.get("CONTENT_LENGTH")

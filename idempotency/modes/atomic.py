@@ -9,7 +9,7 @@ from django.db import DatabaseError, Error, transaction
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponseBase
 
-from idempotency.claims.errors import error_classes
+from idempotency.claims.errors import error_classes, is_unavailable
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
@@ -21,11 +21,6 @@ logger = logging.getLogger("idempotency")
 
 class AtomicMode(Mode):
     """Commits the handler's effects and the stored response together, or neither."""
-
-    # Whether a transaction was open, so that this mode uses a savepoint.
-    is_nested = False
-    # Whether this mode's own transaction has been committed.
-    is_committed = False
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Claim and run in a transaction, or in a savepoint of an open one (E1, E2)."""
@@ -48,13 +43,9 @@ class AtomicMode(Mode):
         except DatabaseError as error:
             if ran is not None:
                 ran.outcome = self._end_of(ran, error)
-            elif self.claims.is_busy(error) and not self.connection.needs_rollback:
-                return Busy()
-            elif self.claims.is_transient(error) or self.claims.is_busy(error):
-                # The latter if the connection and its savepoint were lost meanwhile.
-                raise TransactionFailed from error
             else:
-                raise
+                found = self.found_despite(error, new_record.pk)
+                return found or self.not_claimed(error)
         except BaseException as error:
             if ran is None:
                 raise
@@ -78,9 +69,7 @@ class AtomicMode(Mode):
             return ran.outcome
         if self.claims.is_transient(error):
             ran.fate = ran.fate and Fate.RELEASED
-            failure = TransactionFailed()
-            failure.__cause__ = error
-            return failure
+            return self.reporter.blamed(TransactionFailed(), error)
         if ran.fate is Fate.STORED:
             ran.fate = None  # the outcome of COMMIT is unknown
         return error
@@ -89,9 +78,7 @@ class AtomicMode(Mode):
         """Run the handler, and decide about its effects and the record (O1 to O4)."""
         self.begin(ran)
         claimed = ran.record
-        if not self.is_nested:
-            # Before the handler's own on_commit functions.
-            transaction.on_commit(self._note_commit, using=self.alias)
+        self._await_commit()
         with RollbackWish(self.connection) as wish:
             try:
                 response = self.handler()
@@ -118,6 +105,16 @@ class AtomicMode(Mode):
         else:
             self._complete(ran, response)
         return response
+
+    def _await_commit(self) -> None:
+        """Let the COMMIT be noted, before any on_commit function can raise."""
+        connection = self.connection
+        # Django's private mark of a TestCase's transaction, which has no COMMIT, and
+        # whose on_commit functions tests count.
+        if not connection.atomic_blocks[0]._from_testcase:
+            transaction.on_commit(self._note_commit, using=self.alias)
+            functions = connection.run_on_commit
+            functions.insert(0, functions.pop())
 
     def _note_commit(self) -> None:
         self.is_committed = True
@@ -164,6 +161,8 @@ class AtomicMode(Mode):
     def _undo_because_of(
         self, error: Exception, claimed: IdempotencyRecord
     ) -> NoReturn:
+        if is_unavailable(error) or self.claims.is_transient(error):
+            raise self.reporter.blamed(TransactionFailed(), error)
         kind = error_classes(error)
         logger.error(
             "The response could not be stored, so its effects were rolled back: %s. "

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
+from django.db import DatabaseError, Error, connections
 from django.http import HttpResponseBase
 from rest_framework.response import Response
 
 from idempotency.claims import claims_in
+from idempotency.claims.errors import is_read_only, is_unavailable
+from idempotency.exceptions import DatabaseUnavailable, TransactionFailed
 from idempotency.finalizing import ResponseFinalizer
 from idempotency.keyed_request import Handler, KeyedRequest
 from idempotency.models import IdempotencyRecord
@@ -69,10 +72,20 @@ class Mode(ABC):
     alias: str
     executing: UUID | None = field(default=None, init=False)
 
+    # Whether the handler runs within somebody else's transaction.
+    is_nested = False
+    # Whether the transaction that the handler ran in has been committed.
+    is_committed = False
+
     def __post_init__(self) -> None:
         # The stubs do not know all of its attributes.
         self.connection: Any = connections[self.alias]
-        self.claims = claims_in(self.alias)
+        try:
+            self.claims = claims_in(self.alias)
+        except DatabaseError as error:  # the server says what it is
+            self.finalizer.refuse_success()
+            self._refuse_unavailable(error)
+            raise
         self.policy = self.keyed.policy
         self.context = self.keyed.context
         self.handler = within_quota(self.handler, self.keyed)
@@ -89,6 +102,43 @@ class Mode(ABC):
 
         Raise ``OutcomeUnknown`` if it must stay as it is.
         """
+
+    def look_up_again(self, record_id: UUID) -> IdempotencyRecord | None:
+        """Return the key's record after an error, if it is visible and in force."""
+        found = None
+        with suppress(Error):
+            found = self.claims.look_up(record_id)
+        return found if found is not None and found.is_in_force else None
+
+    def found_despite(self, error: DatabaseError, record_id: UUID) -> InForce | None:
+        """Return the key's record if only writes are refused: reads may be enough."""
+        found = self.look_up_again(record_id) if is_read_only(error) else None
+        return None if found is None else InForce(found)
+
+    def not_claimed(self, error: DatabaseError) -> Busy:
+        """Return what a failed claim means. Nothing has run.
+
+        Raise a refusal if the client may retry, otherwise the error.
+        """
+        self._refuse_unavailable(error)
+        claims, is_lost = self.claims, self.connection.needs_rollback
+        if claims.is_busy(error) and not is_lost:
+            return Busy()
+        # Busy if the connection and its savepoint were lost meanwhile.
+        if claims.is_transient(error) or claims.is_busy(error):
+            raise self.reporter.blamed(TransactionFailed(), error)
+        raise error
+
+    def _refuse_unavailable(self, error: DatabaseError) -> None:
+        """Raise a refusal if the database can't be reached or written to (E4)."""
+        if not is_unavailable(error):
+            return
+        connection = self.connection
+        if not connection.in_atomic_block and connection.autocommit:
+            # So that the retry gets another one, perhaps to another server.
+            with suppress(Error):
+                connection.close()
+        raise self.reporter.blamed(DatabaseUnavailable(), error)
 
     def begin(self, ran: Ran) -> None:
         """Note that this request has won the claim and runs the handler next."""

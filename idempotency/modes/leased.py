@@ -14,7 +14,7 @@ from django.http import HttpResponseBase
 
 from idempotency.claims.errors import error_classes
 from idempotency.claims.leases import Leases
-from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
+from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran
 from idempotency.modes.steps import RecordedSteps
@@ -84,14 +84,15 @@ class LeasedMode(Mode):
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Commit the claim, then run the handler (E7)."""
         new_record.steps = as_text(self.context.payload) if self.resumes else None
-        if is_in_transaction(self.connection):  # E11
-            opt_out = opt_out_of_atomic_requests(self.alias)
-            raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
         try:
+            if is_in_transaction(self.connection):  # E11
+                opt_out = opt_out_of_atomic_requests(self.alias)
+                raise ImproperlyConfigured(OPEN_TRANSACTION.format(opt_out=opt_out))
             policy = self.policy
             record = self.leases.claim(new_record, policy.retention, policy.lease)
         except DatabaseError as error:
-            return self._not_claimed(error)
+            found = self.found_despite(error, new_record.pk)
+            return found or self.not_claimed(error)
         if record is None:
             return Busy()
         if record.token != new_record.token:
@@ -116,17 +117,10 @@ class LeasedMode(Mode):
         try:
             is_taken = self.leases.take_over(abandoned, new_record, self.policy.lease)
         except DatabaseError as error:
-            return self._not_claimed(error)
+            return self.not_claimed(error)
         if not is_taken:
             return Busy()  # another retry has taken over
         return self._run_under(new_record, abandoned)
-
-    def _not_claimed(self, error: DatabaseError) -> Busy:
-        if self.claims.is_busy(error):
-            return Busy()
-        if self.claims.is_transient(error):
-            raise TransactionFailed from error
-        raise error
 
     def _run_under(
         self, claimed: IdempotencyRecord, abandoned: IdempotencyRecord | None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import transaction
 
 from idempotency import signals
+from idempotency.claims.errors import error_classes
+from idempotency.discretion import said_by
 from idempotency.exceptions import IdempotencyError
 from idempotency.keyed_request import KeyedRequest
 from idempotency.models import IdempotencyRecord
 from idempotency.signals import LoggedSignal, RequestDetails, escaped, extras
 
 logger = logging.getLogger("idempotency")
+
+Refusal = TypeVar("Refusal", bound=IdempotencyError)
 
 
 class Reporter:
@@ -60,6 +64,29 @@ class Reporter:
             code=refusal.default_code,
             status_code=refusal.status_code,
         )
+
+    def blamed(self, refusal: Refusal, error: Exception) -> Refusal:
+        """Log the database's error, and return a refusal that has it as its cause."""
+        context, kind = self.keyed.context, error_classes(error)
+        logger.warning(
+            "The database failed, and the client may retry (%s). "
+            "Record %s, %s %s. %s: %s",
+            refusal.default_code,
+            context.record_id,
+            self.keyed.method,
+            escaped(self.keyed.request.path),
+            kind,
+            escaped(said_by(error)),
+            extra=extras(
+                "database_failed",
+                record_id=context.record_id,
+                attempt=context.attempt,
+                code=refusal.default_code,
+                error=kind,
+            ),
+        )
+        refusal.__cause__ = error
+        return refusal
 
     def released(self, status_code: int | None) -> None:
         """Report a run that left no record."""

@@ -31,6 +31,7 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
         yield exceptions.CallerUnknown()
     else:
         yield exceptions.KeyWeak()
+    yield exceptions.LengthRequired()
     yield exceptions.InProgress()
     if not policy.atomic:
         yield exceptions.ClaimLost()
@@ -41,6 +42,7 @@ def refusals_of(policy: Policy) -> Iterator[IdempotencyError]:
     if Quota.is_set():
         yield exceptions.QuotaExceeded()
     yield exceptions.TransactionFailed()
+    yield exceptions.DatabaseUnavailable()
 
 
 def has_own_format(view: APIView) -> bool:

@@ -18,7 +18,10 @@ REUSED = "idempotency_key_reused"
 IN_PROGRESS = "idempotency_in_progress"
 NOT_KEPT = "idempotency_response_not_kept"
 TRANSACTION_FAILED = "idempotency_transaction_failed"
+UNAVAILABLE = "idempotency_database_unavailable"
 CLAIM_LOST = "idempotency_claim_lost"
+# What is welcome to retry, and after how many seconds.
+RETRY_AFTER = {IN_PROGRESS: "1", TRANSACTION_FAILED: "1", UNAVAILABLE: "5"}
 ON_PURPOSE = "on_purpose"
 # Of which handlers a failure is meant.
 FAILING = ("fail", "flaky", "book")
@@ -107,13 +110,15 @@ def judge_attempt(
     elif not is_allowed(story, attempt):
         what = story.what if story else "read"
         yield f"{status} {code} is not allowed here: {what}"
-    elif story is not None and code in (IN_PROGRESS, TRANSACTION_FAILED):
-        if attempt.headers.get("Retry-After") != "1":
+    elif story is not None and code in RETRY_AFTER:
+        if attempt.headers.get("Retry-After") != RETRY_AFTER[code]:
             yield "No Retry-After"
-        judge_it = (
-            judge_in_progress if code == IN_PROGRESS else judge_transaction_failed
-        )
-        yield from judge_it(story, attempt, ledger)
+        judge_it = {
+            IN_PROGRESS: judge_in_progress,
+            TRANSACTION_FAILED: judge_transaction_failed,
+            UNAVAILABLE: judge_unavailable,
+        }
+        yield from judge_it[code](story, attempt, ledger)
     elif story is not None and status == 201:
         yield from judge_headers(story, attempt)
     elif code == CLAIM_LOST and attempt.ended - attempt.started < LEASE.total_seconds():
@@ -169,13 +174,19 @@ def judge_transaction_failed(
         yield "A transaction failed while nothing was broken"
 
 
+def judge_unavailable(story: Story, attempt: Attempt, ledger: Ledger) -> Iterator[str]:
+    """E4: the database must have been away."""
+    if not ledger.faults_met(attempt) & CUTS:
+        yield "No database while nothing was broken"
+
+
 def is_allowed(story: Story | None, attempt: Attempt) -> bool:
     """Return whether the rules know such an answer to such a request."""
     if story is None:
         return attempt.status == 200
     allowed = {(400, ON_PURPOSE)} if story.refuses else {(201, "")}
     if story.keyed:
-        allowed |= {(409, IN_PROGRESS), (503, TRANSACTION_FAILED)}
+        allowed |= {(409, IN_PROGRESS), (503, TRANSACTION_FAILED), (503, UNAVAILABLE)}
         if story.what == "stream":
             allowed.add((409, NOT_KEPT))
         if story.is_in_steps:

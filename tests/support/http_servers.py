@@ -68,7 +68,11 @@ class Server:
         own = {"Content-Type": "application/json", "X-User": "ada", **headers}
         if key is not None:
             own["Idempotency-Key"] = key
-        connection.request("POST", path, json.dumps(data), own)
+        try:
+            connection.request("POST", path, json.dumps(data), own)
+        except OSError:
+            connection.close()
+            raise
         return connection
 
 

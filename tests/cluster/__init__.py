@@ -1,0 +1,1 @@
+"""Clusters of database servers, and what becomes of keys while their nodes fail."""
