@@ -33,7 +33,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSet
 
 from idempotency.checks import check_durability
-from idempotency.claims import claims_in
+from idempotency.claims import Claims, MySQLClaims, claims_in
 from idempotency.claims.errors import is_read_only, is_unavailable
 from idempotency.database import UTCNow
 from idempotency.decorators import idempotent
@@ -850,6 +850,39 @@ def test_check_of_mariadb() -> None:
     ((_name, value),) = run("SHOW VARIABLES LIKE 'innodb_flush_log_at_trx_commit'")
     found = check_durability(databases=["default"])
     assert len(found) == (value not in ("1", "3"))
+
+
+class TestGeneralStatements:
+    """E3, E4: MySQL's errors by the statements that every database supports."""
+
+    def test_errors(self) -> None:
+        """E3, E4: A lock wait that timed out is busy, a deadlock may be retried."""
+        here = MySQLClaims(connection)
+        busy, undone = OperationalError(1205, "wait"), OperationalError(1213, "again")
+        assert (here.is_busy(busy), here.is_busy(undone)) == (True, False)
+        assert (here.is_transient(busy), here.is_transient(undone)) == (False, True)
+
+    def test_sqlstate(self) -> None:
+        """E4: A database that is not known may say so by SQLSTATE."""
+        undone = caused(driver_error(sqlstate="40001"))
+        assert Claims(connection).is_transient(undone)
+
+    @mariadb
+    def test_race(self, handle: Handle, monkeypatch: Any) -> None:
+        """E4: Duplicates of a request that frees its key get no 500 for a deadlock."""
+        monkeypatch.setattr("idempotency.claims._kind_for", lambda _own: MySQLClaims)
+        handle(lambda request: Response({}, status=400))
+
+        def ask(_number: int) -> int:
+            status: int = post().status_code
+            connections.close_all()
+            return status
+
+        with ThreadPoolExecutor(10) as pool:
+            statuses = {*pool.map(ask, range(100))}
+        assert 400 in statuses
+        assert statuses <= {400, 409, 503}
+        assert not IdempotencyRecord.objects.exists()
 
 
 @mariadb

@@ -16,7 +16,7 @@ from idempotency.claims.mysql import MySQLClaims
 from idempotency.claims.postgresql import PostgreSQLClaims
 from idempotency.claims.sqlite import SQLiteClaims
 
-__all__ = ["Claims", "PostgreSQLClaims", "claims_in"]
+__all__ = ["Claims", "MySQLClaims", "PostgreSQLClaims", "claims_in"]
 
 ATTRIBUTE = "_idempotency_claims"
 
