@@ -37,14 +37,24 @@ HEAD = (
     *("package and store", "round trips of a first-time request", "of a replay"),
     *("first-time, of the bare view", "replay, of the bare view"),
 )
+# A key as "manage.py idempotency_encryption_key" prints one, here of zeros.
+ENCRYPTION_KEY = f"0ee2aae1:{'A' * 43}"
 BODY = {"title": "Essay on tides", "due": "2026-12-01", "points": 10}
 
 
 def cases(database: str = "", redis: str = "") -> dict[str, dict[str, Any]]:
     """Return each package with each of its stores, which are at these addresses."""
-    there = PEERS["drf-idempotency"]
+    there, here = PEERS["drf-idempotency"], PEERS["django-idempotency"]
     return {
-        "django-idempotency": PEERS["django-idempotency"],
+        "django-idempotency": here,
+        "django-idempotency-encrypted": {
+            **here,
+            "package": f"{here['package']}[encryption]",
+            "settings": {
+                **here["settings"],
+                "IDEMPOTENCY": {"ENCRYPTION_KEYS": [ENCRYPTION_KEY]},
+            },
+        },
         "idemkit": {
             "package": "idemkit[postgres]==1.0.2",
             "settings": {},
@@ -214,8 +224,10 @@ def run_elsewhere(name: str, package: str) -> dict[str, Any]:
 def title(name: str, package: str) -> str:
     """Return a package's name and version, and its store."""
     name, is_redis, _ = name.partition("-redis")
+    name, is_encrypted, _ = name.partition("-encrypted")
     version = package.partition("==")[2]
-    return f"{name} {version}".strip() + (", Redis" if is_redis else ", PostgreSQL")
+    store = "Redis" if is_redis else "PostgreSQL"
+    return f"{name} {version}".strip() + f", {store}" + is_encrypted.replace("-", ", ")
 
 
 def report(told: dict[str, Any]) -> str:
