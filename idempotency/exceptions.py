@@ -57,7 +57,7 @@ class KeyWeak(IdempotencyError):
 class LengthRequired(IdempotencyError):
     """The server hides a body without Content-Length from Django (F3)."""
 
-    status_code = status.HTTP_411_LENGTH_REQUIRED
+    status_code = status.HTTP_400_BAD_REQUEST
     default_detail = _(
         "This server can't read a chunked body. Send the body with Content-Length."
     )
