@@ -118,7 +118,7 @@ class EncryptedContent:
 
     def _why_without_content(self) -> str:
         """Return why content that has been reloaded is not there, or nothing."""
-        if ENCRYPTED.isdisjoint(vars(self)):
+        if {"encrypted_by", *ENCRYPTED}.isdisjoint(vars(self)):
             return ""
         why = self._why_no_key()
         if why or self.encrypted_by is None:
@@ -129,8 +129,10 @@ class EncryptedContent:
 
     def _has_steps(self) -> bool:
         """Return whether the row has steps."""
-        rows = type(self)._base_manager.using(self._state.db)
-        return rows.filter(pk=self.pk, steps__isnull=False).exists()
+        record: Any = self
+        rows = type(record)._base_manager.using(record._state.db)
+        found: bool = rows.filter(pk=self.pk, steps__isnull=False).exists()
+        return found
 
     def _missing(self) -> str:
         """Return which part of a response is not there any more, or nothing."""

@@ -1262,6 +1262,10 @@ def test_refresh_with_another_key(client: APIClient) -> None:
         first = post(client)
         record, before = IdempotencyRecord.objects.get(), raw()
     with keys(NEW):
+        for name in ("attempt", "encrypted_by", "body"):
+            part = IdempotencyRecord.objects.only(name).get()
+            part.refresh_from_db()
+            assert (key_id(OLD) in part.unreadable) is (name != "attempt")
         record.refresh_from_db()
         assert key_id(OLD) in record.unreadable
         with pytest.raises(Unreadable):
