@@ -75,40 +75,74 @@ class EncryptedContent:
         self, using: Any = None, fields: Any = None, from_queryset: Any = None
     ) -> None:
         """Reload fields; with an encrypted one, what its decryption needs."""
-        is_encrypted = fields is not None and not ENCRYPTED.isdisjoint(fields)
-        if is_encrypted:
+        is_encrypted = fields is None or not ENCRYPTED.isdisjoint(fields)
+        if fields is not None and is_encrypted:
             fields = {*fields, "encrypted_by", "status_code", "body_size"}
         above: Any = super()
         above.refresh_from_db(using, fields, from_queryset)
-        if is_encrypted and self.encrypted_by is not None and not self.unreadable:
-            self.unreadable = self._missing()
+        if fields is None:
+            self.unreadable = ""
+        if is_encrypted and not self.unreadable:
+            # Django copies the fields alone.
+            self._note_unreadable(self._why_without_content())
 
     def _decrypt(self) -> None:
         loaded = [name for name in ENCRYPTED if vars(self).get(name) is not None]
         if not loaded and "encrypted_by" not in vars(self):
             return
+        why = self._why_no_key()
         if self.encrypted_by is not None:
-            self.unreadable = encryption.why_missing(self.encrypted_by)
-        elif vars(self).get("fingerprint_version", 0) >= KEYED:
-            self.unreadable = NOT_SAID
-        else:
-            return
-        for name in loaded:
-            content = None
-            if not self.unreadable:
+            for name in () if why else loaded:
                 try:
-                    content = self._decrypted(name)
+                    setattr(self, name, self._decrypted(name))
                 except Unreadable as error:
-                    self.unreadable = str(error)
-            setattr(self, name, content)
-        if not self.unreadable:
-            self.unreadable = self._missing()
+                    why = str(error)
+            why = why or self._missing()
+        self._note_unreadable(why)
+
+    def _note_unreadable(self, why: str) -> None:
+        """Note why the record can't be read, if so, and keep no part of its content."""
+        if why:
+            self.unreadable = why
+            for name in ENCRYPTED & vars(self).keys():
+                setattr(self, name, None)
+
+    def _why_no_key(self) -> str:
+        """Return why there is no key for the record, or nothing."""
+        if vars(self).get("key") == "":
+            return ""  # an erased record has nothing to read (P4)
+        if self.encrypted_by is not None:
+            return encryption.why_missing(self.encrypted_by)
+        is_keyed = vars(self).get("fingerprint_version", 0) >= KEYED
+        return NOT_SAID if is_keyed else ""
+
+    def _why_without_content(self) -> str:
+        """Return why content that has been reloaded is not there, or nothing."""
+        if {"encrypted_by", *ENCRYPTED}.isdisjoint(vars(self)):
+            return ""
+        why = self._why_no_key()
+        if why or self.encrypted_by is None:
+            return why
+        if vars(self).get("steps", "") is None and self._has_steps():
+            return encryption.CHANGED.format(field="steps")
+        return self._missing()
+
+    def _has_steps(self) -> bool:
+        """Return whether the row has steps."""
+        record: Any = self
+        rows = type(record)._base_manager.using(record._state.db)
+        found: bool = rows.filter(pk=self.pk, steps__isnull=False).exists()
+        return found
 
     def _missing(self) -> str:
         """Return which part of a response is not there any more, or nothing."""
         is_kept = vars(self).get("body_size") is not None
         lost = [n for n in ("headers", "body") if vars(self).get(n, "") is None]
-        return encryption.CHANGED.format(field=lost[0]) if is_kept and lost else ""
+        if not (is_kept and lost):
+            return ""
+        return encryption.CHANGED.format(
+            field=lost[0] if len(lost) == 1 else "response"
+        )
 
     def _decrypted(self, name: str) -> Any:
         """Return the content of a field."""

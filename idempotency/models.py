@@ -484,6 +484,7 @@ class IdempotencyRecord(EncryptedContent, models.Model):
         self._decide(lambda: erase_batch(row, values, 1)[0], mine.exists)
         for name, value in values.items():
             setattr(self, name, value)
+        self.unreadable = ""  # there is nothing to read
 
     @discreet
     def call_returned(self, name: str, result: Any) -> None:

@@ -331,6 +331,15 @@ def test_endpoints_of_one_name(staff: Client, endpoints: None, term: str) -> Non
     assert "tests.test_admin_search.refunds" in Page(staff.get(LIST, {"q": term})).text
 
 
+@pytest.mark.parametrize("query", ["caller=%00", "endpoint=POST+%00", "endpoint=%00+/"])
+def test_nul(staff: Client, query: str) -> None:
+    """A1: An address that was tampered with finds nothing, and is no error."""
+    make_record()
+    response = staff.get(f"{LIST}?{query}")
+    assert response.status_code == 200
+    assert Page(response).links("/change/") == []
+
+
 def test_routes_that_are_gone(staff: Client) -> None:
     """A1: An endpoint is found by its route, though the project has it no more."""
     make_record(key="gone", route="/gone/<pk>/")

@@ -1208,3 +1208,93 @@ def test_levels(client: APIClient, caplog: pytest.LogCaptureFixture) -> None:
     assert line.levelno == logging.ERROR
     assert vars(line)["idempotency_encrypted_by"] == key_id(OLD)
     assert vars(line)["idempotency_record_id"] == raw()["id"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"body": None}, {"body": b"1"}, {"steps": '{"encrypted": "1"}'}],
+    ids=str,
+)
+def test_headers_of_what_is_refused(client: APIClient, columns: dict[str, Any]) -> None:
+    """P5, R4: A refusal has no header of a response that can't be read as a whole."""
+    with keys(OLD):
+        first = post(client)
+        assert first["X-Said"] == SECRET
+        change(**columns)
+        retry = post(client)
+        record = IdempotencyRecord.objects.get()
+    assert code_of(retry) == "idempotency_response_not_kept"
+    assert SECRET not in str(retry.headers)
+    assert "Location" not in retry
+    assert record.unreadable
+    assert (record.headers, record.body, record.steps) == (None, None, None)
+
+
+@pytest.mark.parametrize("field", ["headers", "body", "steps"])
+def test_refresh_of_what_was_changed(client: APIClient, field: str) -> None:
+    """P5: What a refresh can't read is neither taken for missing nor replaced."""
+    with keys(OLD):
+        post(client, "/resuming/")
+        record = IdempotencyRecord.objects.get()
+        late = IdempotencyRecord.objects.defer(field).get()
+        change(
+            **{
+                field: '{"encrypted": "1"}'
+                if field == "steps"
+                else "1"
+                if field == "headers"
+                else b"1"
+            }
+        )
+        before = raw()
+        record.refresh_from_db()
+        assert getattr(late, field) is None
+        for each in (record, late):
+            assert "can't be decrypted" in each.unreadable
+            with pytest.raises(Unreadable):
+                each.save()
+    assert raw() == before
+
+
+def test_refresh_with_another_key(client: APIClient) -> None:
+    """P5: A refresh reads what its key has become, in both directions."""
+    with keys(OLD):
+        first = post(client)
+        record, before = IdempotencyRecord.objects.get(), raw()
+    with keys(NEW):
+        for name in ("attempt", "encrypted_by", "body"):
+            part = IdempotencyRecord.objects.only(name).get()
+            part.refresh_from_db()
+            assert (key_id(OLD) in part.unreadable) is (name != "attempt")
+        record.refresh_from_db()
+        assert key_id(OLD) in record.unreadable
+        with pytest.raises(Unreadable):
+            record.save()
+    assert raw() == before
+    with keys(OLD):
+        record.refresh_from_db()
+        assert record.unreadable == ""
+        assert bytes(record.body or b"") == first.content
+
+
+@pytest.mark.parametrize("place", ["/atomic/", "/rerun/"])
+def test_erased_without_the_key(
+    client: APIClient, caplog: pytest.LogCaptureFixture, enter: Enter, place: str
+) -> None:
+    """P5, P4: Of an erased record no key is missing: there is nothing to read."""
+    with keys(OLD):
+        if place == "/rerun/":
+            cut_off(client, place)
+        else:
+            post(client, place)
+    with keys(NEW):
+        record = IdempotencyRecord.objects.get()
+        assert record.unreadable
+        record.erase()
+        assert record.unreadable == ""
+        retry = post(client, place)
+        assert code_of(retry) == "idempotency_response_not_kept"
+        assert unreadable_lines(caplog) == []
+        text = Page(enter(VIEW, SEE_BODY).get(address(record))).text
+        assert "What this record said of a person is erased." in text
+        assert "can't be read" not in text

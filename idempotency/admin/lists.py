@@ -182,6 +182,11 @@ class ExpiryFilter(RecordFilter):
 class ValueFilter(admin.SimpleListFilter):
     """A filter by a value in the address, which an index finds."""
 
+    def value(self) -> str | None:
+        """Return the value; PostgreSQL refuses to look for a NUL."""
+        value: str | None = super().value()
+        return value and value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
         """Return the chosen value, if any."""
         return [(value, presentable(value))] if (value := self.value()) else []
