@@ -69,7 +69,8 @@ def _new_view(request: HttpRequest) -> tuple[Any, Any]:
     view = parts.cls(**parts.arguments)
     if parts.actions:
         view.action_map = parts.actions
-    view.args, view.kwargs = match.args, match.kwargs
+    # As DRF's views have it while they wrap it: get_authenticators() may read it.
+    view.request, view.args, view.kwargs = request, match.args, match.kwargs
     view.request = view.initialize_request(request, *match.args, **match.kwargs)
     view.headers = view.default_response_headers
     view.format_kwarg = view.get_format_suffix(**match.kwargs)

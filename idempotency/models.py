@@ -244,6 +244,7 @@ class IdempotencyRecordQuerySet(models.QuerySet["IdempotencyRecord"]):
         return purge_in_batches(
             *self._expired_and_purgeable(now, older_than),
             now=self.model._meta.get_field("expires_at").get_prep_value(now),
+            older_than=older_than,
             batch_size=limit,
             time_budget=(
                 settings.PURGE_TIME_BUDGET if time_budget is None else time_budget

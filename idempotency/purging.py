@@ -37,8 +37,8 @@ MAX_BATCH_SECONDS = 0.5
 # without a purge; with 10 times, 1.19.)
 PAUSE_RATIO = 10.0
 SMALL_BATCH_PAUSE_RATIO = 3.0
-# Sleep for less when the oldest expired row is more overdue than this: half as long at
-# twice as much, and so on.
+# Sleep for less when the oldest expired row could have been deleted longer ago than
+# this: half as long at twice as much, and so on.
 GENTLE_UNTIL = timedelta(hours=1)
 NO_REST_FROM = timedelta(days=1)
 # Two purges that fail because of each other must not try again at the same time. The
@@ -89,8 +89,9 @@ class Window:
 
     begin: datetime | None
     end: datetime | None
-    # How long its first row has been expired.
+    # How long its first row has been expired, and how long it may be deleted.
     overdue: timedelta = timedelta(0)
+    late: timedelta = timedelta(0)
 
     @property
     def after(self) -> datetime | None:
@@ -112,18 +113,24 @@ class Window:
         size: int,
         since: datetime | None,
         now: datetime | None = None,
+        older_than: timedelta | None = None,
     ) -> Window | None:
         """Return the window of ``size`` rows, and of all with the last one's expiry.
 
-        Return None if no row is left. ``now`` replaces the database's clock.
+        Return None if no row is left. ``now`` replaces the database's clock. Rows that
+        were claimed less than ``older_than`` ago stay.
         """
         rest = cls(begin=since, end=None).of(expired)
-        first = rest.values_list("expires_at", UTCNow()).first()
+        first = rest.values_list("expires_at", "created_at", UTCNow()).first()
         if first is None:
             return None
-        oldest, clock = first
+        oldest, claimed_at, clock = first
+        clock = now or clock
+        late = overdue = clock - oldest
+        if older_than is not None:
+            late = min(overdue, clock - claimed_at - older_than)
         ends = rest.values_list("expires_at", flat=True)[size - 1 : size]
-        return cls(begin=since, end=ends.first(), overdue=(now or clock) - oldest)
+        return cls(begin=since, end=ends.first(), overdue=overdue, late=late)
 
 
 def purge_in_batches(
@@ -131,6 +138,7 @@ def purge_in_batches(
     purgeable: IdempotencyRecordQuerySet,
     *,
     now: datetime | None,
+    older_than: timedelta | None,
     batch_size: int,
     time_budget: timedelta,
     no_rest: bool,
@@ -139,10 +147,11 @@ def purge_in_batches(
     """Delete in batches, and yield the report so far after each.
 
     ``purgeable`` are the ``expired`` rows to delete, ``now`` is the time by which they
-    are expired if it isn't the database's. ``rest(seconds)`` replaces ``time.sleep``;
-    the purge ends when it returns a true value.
+    are expired if it isn't the database's. Rows that were claimed less than
+    ``older_than`` ago are not late. ``rest(seconds)`` replaces ``time.sleep``; the
+    purge ends when it returns a true value.
     """
-    purge = _Purge(expired, purgeable, now, batch_size, no_rest)
+    purge = _Purge(expired, purgeable, now, older_than, batch_size, no_rest)
     pause, budget = rest or time.sleep, time_budget.total_seconds()
     report = PurgeReport()
     started = time.monotonic()
@@ -172,17 +181,19 @@ class _Purge:
         expired: IdempotencyRecordQuerySet,
         purgeable: IdempotencyRecordQuerySet,
         now: datetime | None,
+        older_than: timedelta | None,
         batch_size: int,
         no_rest: bool,
     ) -> None:
-        self.expired, self.purgeable, self.now = expired, purgeable, now
+        self.expired, self.purgeable = expired, purgeable
+        self.now, self.older_than = now, older_than
         self.most, self.no_rest = batch_size, no_rest
         self.size = min(batch_size, FIRST_BATCH_SIZE)
         self.since: datetime | None = None
         self.window: Window | None = None
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.deleted = self.half_done = self.batches = self.skipped = 0
-        self.more, self.overdue = True, timedelta(0)
+        self.more, self.overdue, self.late = True, timedelta(0), timedelta(0)
 
     def report(self, seconds: float) -> PurgeReport:
         """Return the report so far."""
@@ -216,7 +227,7 @@ class _Purge:
         self.retry_seconds = FIRST_RETRY_SECONDS
         ratio = PAUSE_RATIO if size > FIRST_BATCH_SIZE else SMALL_BATCH_PAUSE_RATIO
         # Rows that it does not delete are no reason to hurry.
-        haste = _haste(self.overdue) if found else 1.0
+        haste = _haste(self.late) if found else 1.0
         return 0.0 if self.no_rest else ratio / haste * (time.monotonic() - began)
 
     def _batch(self) -> int:
@@ -241,17 +252,20 @@ class _Purge:
         return found
 
     def _find_window(self) -> Window | None:
-        window = Window.next(self.expired, self.size, self.since, self.now)
+        window = Window.next(
+            self.expired, self.size, self.since, self.now, self.older_than
+        )
         self.window, self.more = window, window is not None
         self.overdue = timedelta(0) if window is None else window.overdue
+        self.late = timedelta(0) if window is None else window.late
         return window
 
 
-def _haste(overdue: timedelta) -> float:
+def _haste(late: timedelta) -> float:
     """Return by what the rest of a purge is divided that is so far behind."""
-    if overdue >= NO_REST_FROM:
+    if late >= NO_REST_FROM:
         return math.inf
-    return max(1.0, overdue / GENTLE_UNTIL)
+    return max(1.0, late / GENTLE_UNTIL)
 
 
 def _next_size(size: int, took: float, most: int) -> int:

@@ -39,7 +39,7 @@ from tests.support.record_factories import (
 )
 from tests.support.rendezvous import session_id
 from tests.test_lost_connections import end_session
-from tests.test_purge import Clock, in_thread, is_deletion
+from tests.test_purge import HALF_DONE, Clock, in_thread, is_deletion
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -110,6 +110,18 @@ def test_spared_records_are_no_reason_to_hurry(
     clock = Clock(monkeypatch, 0.1, 0.1)
     assert purge(batch_size=2, older_than=90 * DAY).deleted == 0
     assert clock.rests == [pytest.approx(0.3)]
+
+
+@pytest.mark.parametrize(("age", "rests"), [(HOUR / 2, 0.3), (2 * HOUR, 0.15)])
+def test_pace_with_older_than(
+    age: timedelta, rests: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P2: A record is overdue from when a purge with ``older_than`` may delete it."""
+    older_than = RETENTION + 15 * DAY
+    make_records(4, older_than + age)
+    clock = Clock(monkeypatch, 0.1, 0.1)
+    assert purge(batch_size=2, older_than=older_than).deleted == 4
+    assert clock.rests == [pytest.approx(rests, rel=0.01)]
 
 
 def test_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,13 +354,15 @@ def test_batches_that_always_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_with_failed_batches() -> None:
-    """P3: The command tells how many batches failed."""
-    make_records(3, RETENTION + SECOND)
+    """P3: The command tells how many batches failed, after what it has deleted."""
+    make_records(2, RETENTION + SECOND)
+    make_record(RETENTION + SECOND, **HALF_DONE)
     output = StringIO()
     with failing(DEADLOCK, 1):
         call_command("purge_idempotency_records", stdout=output)
-    done, failed = output.getvalue().splitlines()
+    done, half_done, failed = output.getvalue().splitlines()
     assert done.startswith("Deleted 3 expired idempotency records in 1 batches and ")
+    assert half_done == "1 of them had recorded steps, but no response."
     assert failed == "1 batches failed and were tried again."
 
 

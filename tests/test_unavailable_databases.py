@@ -77,8 +77,16 @@ class AsksDatabase(BaseAuthentication):
         ContentType.objects.count()
 
 
-class Authenticated(IdempotencyMixin, APIView):
-    authentication_classes = [AsksDatabase]
+class ChoosesAuthentication:
+    """Authenticates by the request, which views have before they wrap it."""
+
+    request: Any
+
+    def get_authenticators(self) -> list[Any]:
+        return [AsksDatabase()] if self.request.method in ("GET", "POST") else []
+
+
+class Authenticated(ChoosesAuthentication, IdempotencyMixin, APIView):
     idempotency_scope = staticmethod(lambda request: "ada")
 
     def post(self, request: Request) -> Any:
@@ -88,8 +96,7 @@ class Authenticated(IdempotencyMixin, APIView):
         return behave(request)
 
 
-class AuthenticatedSet(IdempotencyMixin, ViewSet):
-    authentication_classes = [AsksDatabase]
+class AuthenticatedSet(ChoosesAuthentication, IdempotencyMixin, ViewSet):
     idempotency_scope = staticmethod(lambda request: "ada")
 
     def create(self, request: Request) -> Any:
@@ -675,6 +682,26 @@ class TestCommit:
         assert Effect.objects.count() == 1
         assert IdempotencyRecord.objects.count() == (status == 201)
 
+    @pytest.mark.parametrize("is_replay", [True, False])
+    def test_on_commit_without_effects(
+        self, handle: Handle, monkeypatch: Any, atomic_requests: bool, is_replay: bool
+    ) -> None:
+        """O5: So it is if the handler did not run, or its effects were undone."""
+        if not atomic_requests:
+            pytest.skip("No transaction is open before the claim.")
+
+        def fail() -> None:
+            error = TRANSIENT[VENDOR]()
+            raise error
+
+        handle(lambda request: Response({}, status=201 if is_replay else 503))
+        first = post("/registering/")
+        monkeypatch.setattr(Registers, "functions", [fail])
+        response = post("/registering/")
+        assert first.status_code == (201 if is_replay else 503)
+        assert response.status_code == 500
+        assert "Idempotency-Error" not in response
+
     @pytest.mark.usefixtures("handler")
     def test_other_errors(self) -> None:
         """E4: Of other errors nobody knows, so they are the project's."""
@@ -752,10 +779,14 @@ class TestErrors:
         assert (is_unavailable(error), is_read_only(error)) == (unavailable, read_only)
 
     @pytest.mark.parametrize(
-        "error", [ValueError("x"), OperationalError(), InterfaceError(0, ""), Error()]
+        "error",
+        [
+            *(ValueError("x"), KeyError(1290)),
+            *(OperationalError(), InterfaceError(0, ""), Error()),
+        ],
     )
     def test_others(self, error: Exception) -> None:
-        """E4: An error that says nothing is the project's."""
+        """E4: An error that says nothing, or is no database's, is the project's."""
         assert not is_unavailable(error)
         assert not is_read_only(error)
 

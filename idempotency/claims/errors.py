@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError
 
 from idempotency.discretion import causes
 
@@ -64,7 +64,8 @@ def is_unavailable(error: BaseException) -> bool:
 
 def is_read_only(error: BaseException) -> bool:
     """Return whether a server refuses writes, but may answer a look-up (E4)."""
-    return (
+    # Other errors may have the same number, such as a KeyError of a mapping by id.
+    return isinstance(error, DatabaseError) and (
         state_of(error) == READ_ONLY_STATE
         or number_of(error) in READ_ONLY_NUMBERS
         or _says(error, READ_ONLY_FILE)

@@ -25,7 +25,10 @@ class AtomicMode(Mode):
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Claim and run in a transaction, or in a savepoint of an open one (E1, E2)."""
         seen = ran = None
-        self.is_nested = self.connection.in_atomic_block
+        if self.connection.in_atomic_block and not self.is_nested:
+            self.is_nested = True
+            # Not in the savepoint, whose rollback would undo that.
+            self._await_commit()
         try:
             if self.claims.select_before_insert:
                 seen = self.claims.look_up(new_record.pk)
@@ -78,7 +81,8 @@ class AtomicMode(Mode):
         """Run the handler, and decide about its effects and the record (O1 to O4)."""
         self.begin(ran)
         claimed = ran.record
-        self._await_commit()
+        if not self.is_nested:
+            self._await_commit()
         with RollbackWish(self.connection) as wish:
             try:
                 response = self.handler()

@@ -210,13 +210,13 @@ class Command(BaseCommand):
                 f"Deleted {report.deleted} expired idempotency records "
                 f"in {report.batches} batches and {report.seconds:.1f} s."
             )
-            if report.skipped:
-                self.stdout.write(
-                    f"{report.skipped} batches failed and were tried again."
-                )
             if report.half_done:
                 self.stdout.write(
                     f"{report.half_done} of them had recorded steps, but no response."
+                )
+            if report.skipped:
+                self.stdout.write(
+                    f"{report.skipped} batches failed and were tried again."
                 )
             if report.overdue:
                 expired = in_seconds(report.overdue)
