@@ -92,8 +92,8 @@ class Reporter:
         """Log that nobody knows whether a response is stored: the COMMIT failed."""
         context, kind = self.keyed.context, error_classes(error)
         logger.warning(
-            "The COMMIT failed, and its outcome is unknown. The client may retry, which "
-            "replays the response if it is stored, and runs the handler if not. "
+            "The COMMIT failed, and its outcome is unknown. The client may retry: "
+            "that replays the response if it is stored, and runs the handler if not. "
             "Record %s, %s %s. %s: %s",
             context.record_id,
             self.keyed.method,
