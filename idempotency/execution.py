@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import DatabaseError, OperationalError
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.http import http_date
 
 from idempotency import keys, scopes
+from idempotency.claims.errors import is_unavailable
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, Policy
@@ -142,9 +143,15 @@ def respond(
     keyed: KeyedRequest, outcome: HttpResponseBase | Exception
 ) -> HttpResponseBase:
     """Return the view's response to an outcome outside of its ``dispatch``."""
-    view: Any = keyed.view
     if isinstance(outcome, IdempotencyError):
         _note_refusal(keyed, outcome)
+    return _respond_again(keyed, outcome)
+
+
+def _respond_again(
+    keyed: KeyedRequest, outcome: HttpResponseBase | Exception
+) -> HttpResponseBase:
+    view: Any = keyed.view
     if isinstance(outcome, Exception):
         outcome = view.handle_exception(outcome)
     finished: HttpResponseBase = view.finalize_response(
@@ -154,6 +161,7 @@ def respond(
 
 
 def _note_refusal(keyed: KeyedRequest, refusal: IdempotencyError) -> None:
+    keyed.refusal = refusal
     Reporter(keyed).refused(refusal)
     finalizer_of(keyed).refuse(refusal)
 
@@ -259,6 +267,9 @@ class Identity:
 class Execution:
     """The decisions about one request with a key."""
 
+    # Whether an open transaction holds a response that the handler has returned.
+    is_answered = False
+
     def __init__(
         self, keyed: KeyedRequest, handler: Handler, key: keys.ClientKey
     ) -> None:
@@ -288,10 +299,11 @@ class Execution:
         except Exception as error:
             if self.keyed.is_failure(error) and not is_part:
                 self.finalizer.refuse_success()  # nothing has run
+                self.mode.refuse_unavailable(error)
             raise
         finally:
             self.mode.leave()
-            if self.mode.is_nested:
+            if not is_part:
                 self.context.at_commit = self.end_at_commit
         return self._end(result) if isinstance(result, Ran) else result
 
@@ -308,19 +320,26 @@ class Execution:
                 self.finalizer.refuse_success()
             raise outcome
         if ran.fate is Fate.STORED:
+            self.is_answered = self.mode.is_nested
             self._name_expiry(ran.record)
         response: HttpResponseBase = outcome
         return response
 
     @discreet
     def end_at_commit(self, error: Exception) -> HttpResponseBase | None:
-        """Return the response if an outer transaction's COMMIT failed (E4), or None.
+        """Return the response if an outer transaction's end failed (E4), or None.
 
-        That undoes all of the request, so the client may retry.
+        A COMMIT that undid all of the request may be retried. A refusal of the app
+        stays, even if the connection that is to be rolled back is lost.
         """
         mode, keyed = self.mode, self.keyed
-        is_undone = isinstance(error, DatabaseError) and not mode.is_committed
-        if not is_undone or not mode.claims.is_transient(error):
+        if not isinstance(error, DatabaseError) or mode.is_committed:
+            return None
+        if keyed.refusal is not None and is_unavailable(error):
+            return _respond_again(keyed, keyed.refusal)
+        if not mode.is_nested or not mode.claims.is_transient(error):
+            if self.is_answered and isinstance(error, OperationalError):
+                self.reporter.in_doubt(error)
             return None
         self.finalizer.start_over()
         outcome: HttpResponseBase | Exception | None

@@ -98,6 +98,8 @@ class KeyedRequest:
     request: Request
     context: RequestContext
     policy: Policy = field(default_factory=Policy)
+    # The app's, once it has refused the request.
+    refusal: IdempotencyError | None = None
 
     @property
     def view_object(self) -> Any:

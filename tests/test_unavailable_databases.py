@@ -14,7 +14,9 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import (
     DatabaseError,
     Error,
+    IntegrityError,
     InterfaceError,
+    InternalError,
     OperationalError,
     connection,
     connections,
@@ -48,6 +50,7 @@ from tests.support.read_only_sessions import end_writes
 from tests.support.round_trips import trips_of
 from tests.test_claims import caused, driver_error
 from tests.test_leased import run_case
+from tests.test_lost_connections import end_session
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
@@ -150,6 +153,11 @@ def plain(request: HttpRequest) -> HttpResponse:
     return HttpResponse(b"plain", status=201)
 
 
+@idempotent(scope=lambda request: f"ada-{ContentType.objects.count()}")
+def plain_of_caller(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(b"plain", status=201)
+
+
 def asked(view: Any) -> Any:
     """Return a plain view that looks something up before it is called."""
 
@@ -170,6 +178,7 @@ urlpatterns = [
     path("registering/", Registering.as_view()),
     path("plain/", plain),
     path("plain/asked/", asked(plain)),
+    path("plain/of-caller/", plain_of_caller),
 ]
 
 
@@ -265,7 +274,7 @@ class TestNoConnection:
         "url",
         [
             *("/function/", "/leased/", "/authenticated/", "/authenticated-set/"),
-            *("/plain/", "/plain/asked/", "/mixin-view/"),
+            *("/plain/", "/plain/asked/", "/plain/of-caller/", "/mixin-view/"),
         ],
     )
     def test_refused(
@@ -372,6 +381,91 @@ class TestNoConnection:
         ]
         assert line["idempotency_code"] == UNAVAILABLE
         assert line["idempotency_view"] == f"{__name__}.Authenticated"
+
+
+@pytest.fixture
+def lose_server(database: None) -> Iterator[Callable[[], None]]:
+    """Return what ends the connection, and lets the next ones be refused."""
+    if VENDOR == "sqlite":
+        pytest.skip("SQLite has no connections to lose.")
+    settings = connection.settings_dict
+    before = dict(settings)
+
+    def lose() -> None:
+        end_session()
+        settings.update(settings_without_connection("port closed"))
+
+    yield lose
+    settings.update(before)
+    connection.close()
+
+
+@pytest.mark.usefixtures("atomic_requests")
+class TestServerGone:
+    """E4: a server that is lost in a transaction, and can't be reached after it.
+
+    Django then fails to connect at the end of the transaction, and raises that.
+    """
+
+    @pytest.fixture
+    def lost_at(self, lose_server: Any) -> Iterator[Callable[[str], None]]:
+        """Let the server be gone at the first of the app's statements with a text."""
+        wanted: list[str] = []
+
+        def lose(execute: Any, sql: str, *others: Any) -> Any:
+            if wanted and wanted[0] in sql and IdempotencyRecord._meta.db_table in sql:
+                wanted.clear()
+                lose_server()
+            return execute(sql, *others)
+
+        with connection.execute_wrapper(lose):
+            yield wanted.append
+        assert not wanted
+
+    @pytest.mark.usefixtures("each_way")
+    @pytest.mark.parametrize("url", ["/function/", "/mixin-view/", "/plain/"])
+    def test_claim(
+        self, lost_at: Any, handler: list[Any], url: str, caplog: Any
+    ) -> None:
+        """E4: Nothing has run, and that is said once."""
+        caplog.set_level(logging.INFO, logger="idempotency")
+        lost_at("")
+        assert_unavailable(post(url))
+        assert handler == []
+        assert len(warnings_of(caplog)) == 1
+        events = [vars(r).get("idempotency_event") for r in caplog.records]
+        assert events.count("request_refused") == 1
+
+    @pytest.mark.usefixtures("by_statements")
+    @pytest.mark.parametrize("url", ["/function/", "/mixin-view/"])
+    def test_response(self, lost_at: Any, handler: list[Any], url: str) -> None:
+        """E4: Before the COMMIT it is certain that all was undone."""
+        lost_at("UPDATE")
+        response = post(url)
+        assert (response.status_code, code_of(response)) == (503, FAILED)
+        assert len(handler) == 1
+
+    def test_handler(self, lose_server: Any, handle: Handle) -> None:
+        """O3: What a handler does not catch is the project's."""
+
+        def lose(request: Any) -> Any:
+            lose_server()
+            return create_effect(request)
+
+        handle(lose)
+        response = post()
+        assert response.status_code == 500
+        assert "Idempotency-Error" not in response
+
+    def test_leased(self, lose_server: Any, handle: Handle) -> None:
+        """E7, E9: After a leased handler nobody knows, so it is the project's."""
+
+        def lose(request: Any) -> Any:
+            lose_server()
+            return create_effect(request)
+
+        handle(lose)
+        assert post("/leased/").status_code == 500
 
 
 def as_success(error: Exception, context: Any) -> Response:
@@ -514,7 +608,12 @@ class TestNotReady:
     @mariadb
     @pytest.mark.parametrize("number", [1180, 2013])
     def test_in_doubt(
-        self, atomic_requests: bool, by_statements: None, handler: Any, number: int
+        self,
+        atomic_requests: bool,
+        by_statements: None,
+        handler: Any,
+        number: int,
+        caplog: Any,
     ) -> None:
         """E4: After 1180 other nodes may commit, so nobody says that it is undone."""
         lost = OperationalError(number, "Got error 6 during COMMIT")
@@ -522,6 +621,9 @@ class TestNotReady:
             response = post()
         assert response.status_code == 500
         assert "Idempotency-Error" not in response
+        (line,) = warnings_of(caplog)
+        assert "its outcome is unknown. The client may retry" in line
+        assert str(number) in line
         assert "Idempotent-Replayed" in post()
 
 
@@ -703,12 +805,17 @@ class TestCommit:
         assert "Idempotency-Error" not in response
 
     @pytest.mark.usefixtures("handler")
-    def test_other_errors(self) -> None:
+    @pytest.mark.parametrize("kind", [OperationalError, IntegrityError])
+    def test_other_errors(self, kind: Any, caplog: Any) -> None:
         """E4: Of other errors nobody knows, so they are the project's."""
-        with commit_fails_with(OperationalError("disk full")):
+        with commit_fails_with(kind("disk full")):
             response = post()
         assert response.status_code == 500
         assert "Idempotency-Error" not in response
+        lines = warnings_of(caplog)
+        assert ["unknown" in each for each in lines] == [True] * (
+            kind is OperationalError
+        )
 
     @pytest.mark.usefixtures("by_statements", "handler")
     def test_without_the_middleware(
@@ -759,6 +866,13 @@ class TestErrors:
         """E4: PostgreSQL's errors by SQLSTATE; the client's have none."""
         error = caused(driver_error(**{attribute: state}), "said")
         assert (is_unavailable(error), is_read_only(error)) == (unavailable, read_only)
+
+    @pytest.mark.parametrize(("state", "unavailable"), [(None, True), ("25P02", False)])
+    def test_out_of_step(self, state: Any, unavailable: bool) -> None:
+        """E4: psycopg calls it internal if a pooler refuses a BEGIN and hangs up."""
+        error = InternalError("received 2 results from command 'BEGIN'")
+        error.__cause__ = driver_error(sqlstate=state)
+        assert is_unavailable(error) is unavailable
 
     @pytest.mark.parametrize(
         ("number", "unavailable", "read_only"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError, InternalError, OperationalError
 
 from idempotency.discretion import causes
 
@@ -48,7 +48,8 @@ def is_unavailable(error: BaseException) -> bool:
 
     The error alone tells, because there may be no connection.
     """
-    if not isinstance(error, OperationalError):
+    # psycopg raises InternalError if PgBouncer refuses a BEGIN and hangs up.
+    if not isinstance(error, (OperationalError, InternalError)):
         return is_read_only(error)
     if any(
         hasattr(cause, "sqlstate") or hasattr(cause, "pgcode")

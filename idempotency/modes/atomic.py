@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import NoReturn
 
-from django.db import DatabaseError, Error, transaction
+from django.db import DatabaseError, Error, OperationalError, transaction
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponseBase
 
@@ -21,6 +21,9 @@ logger = logging.getLogger("idempotency")
 
 class AtomicMode(Mode):
     """Commits the handler's effects and the stored response together, or neither."""
+
+    # What has undone the transaction, even if the way out of it raises another error.
+    failure: TransactionFailed | None = None
 
     def run(self, new_record: IdempotencyRecord) -> Busy | InForce | Ran:
         """Claim and run in a transaction, or in a savepoint of an open one (E1, E2)."""
@@ -42,7 +45,11 @@ class AtomicMode(Mode):
                 if record.token != new_record.token:
                     return InForce(record)
                 ran = Ran(record, Fate.RELEASED)
-                ran.outcome = self._run_handler(ran)
+                try:
+                    ran.outcome = self._run_handler(ran)
+                except TransactionFailed as failure:
+                    self.failure = failure
+                    raise
         except DatabaseError as error:
             if ran is not None:
                 ran.outcome = self._end_of(ran, error)
@@ -68,6 +75,8 @@ class AtomicMode(Mode):
         """Return the outcome of a run that ended in a database error."""
         if self.is_committed:
             return error  # of an on_commit function (O5)
+        if self.failure is not None:
+            return self.failure
         if ran.outcome is not None and self._outlived_savepoint(ran):
             return ran.outcome
         if self.claims.is_transient(error):
@@ -75,6 +84,8 @@ class AtomicMode(Mode):
             return self.reporter.blamed(TransactionFailed(), error)
         if ran.fate is Fate.STORED:
             ran.fate = None  # the outcome of COMMIT is unknown
+            if isinstance(error, OperationalError):
+                self.reporter.in_doubt(error)
         return error
 
     def _run_handler(self, ran: Ran) -> HttpResponseBase | Exception:

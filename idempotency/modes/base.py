@@ -84,7 +84,7 @@ class Mode(ABC):
             self.claims = claims_in(self.alias)
         except DatabaseError as error:  # the server says what it is
             self.finalizer.refuse_success()
-            self._refuse_unavailable(error)
+            self.refuse_unavailable(error)
             raise
         self.policy = self.keyed.policy
         self.context = self.keyed.context
@@ -120,7 +120,7 @@ class Mode(ABC):
 
         Raise a refusal if the client may retry, otherwise the error.
         """
-        self._refuse_unavailable(error)
+        self.refuse_unavailable(error)
         claims, is_lost = self.claims, self.connection.needs_rollback
         if claims.is_busy(error) and not is_lost:
             return Busy()
@@ -129,9 +129,9 @@ class Mode(ABC):
             raise self.reporter.blamed(TransactionFailed(), error)
         raise error
 
-    def _refuse_unavailable(self, error: DatabaseError) -> None:
+    def refuse_unavailable(self, error: Exception) -> None:
         """Raise a refusal if the database can't be reached or written to (E4)."""
-        if not is_unavailable(error):
+        if not isinstance(error, DatabaseError) or not is_unavailable(error):
             return
         connection = self.connection
         if not connection.in_atomic_block and connection.autocommit:

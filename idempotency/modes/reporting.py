@@ -88,6 +88,26 @@ class Reporter:
         refusal.__cause__ = error
         return refusal
 
+    def in_doubt(self, error: Exception) -> None:
+        """Log that nobody knows whether a response is stored: the COMMIT failed."""
+        context, kind = self.keyed.context, error_classes(error)
+        logger.warning(
+            "The COMMIT failed, and its outcome is unknown. The client may retry: "
+            "that replays the response if it is stored, and runs the handler if not. "
+            "Record %s, %s %s. %s: %s",
+            context.record_id,
+            self.keyed.method,
+            escaped(self.keyed.request.path),
+            kind,
+            escaped(said_by(error)),
+            extra=extras(
+                "commit_in_doubt",
+                record_id=context.record_id,
+                attempt=context.attempt,
+                error=kind,
+            ),
+        )
+
     def released(self, status_code: int | None) -> None:
         """Report a run that left no record."""
         self._emit(signals.key_released, signals.KeyReleased, status_code=status_code)
