@@ -21,7 +21,9 @@ from django.db import connection
 from rest_framework.response import Response
 
 from benchmarks import purge
+from idempotency.claims import claims_in
 from idempotency.models import IdempotencyRecord
+from tests.app.models import Effect
 from tests.conftest import code_of, key
 from tests.support.record_factories import RETENTION, left, make_record, make_records
 from tests.test_docs import ROOT
@@ -224,3 +226,38 @@ def test_hash_partitions(cursor: Any, client: Any) -> None:
         "'idempotency_idempotencyrecord'::regclass"
     )
     assert cursor.fetchone()[0] == 4
+
+
+# A primary key must contain the column that tells the partitions apart.
+BY_EXPIRY = """
+    ALTER TABLE idempotency_idempotencyrecord RENAME TO idempotency_before;
+    CREATE TABLE idempotency_idempotencyrecord (
+        LIKE idempotency_before INCLUDING DEFAULTS, PRIMARY KEY (id, expires_at)
+    ) PARTITION BY RANGE (expires_at);
+    CREATE TABLE idempotency_record_past PARTITION OF idempotency_idempotencyrecord
+        FOR VALUES FROM (MINVALUE) TO ('2026-01-01');
+    CREATE TABLE idempotency_record_rest PARTITION OF idempotency_idempotencyrecord
+        DEFAULT;
+"""
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.test_leased")
+@pytest.mark.parametrize("by_expiry", [False, True], ids=["one table", "by expiry"])
+@pytest.mark.parametrize("path", ["/leased/", "/function/"])
+def test_no_partitions_by_time(
+    cursor: Any, client: Any, path: str, by_expiry: bool, monkeypatch: Any
+) -> None:
+    """E1, E7: Such partitions let each retry act, because no index forbids a record."""
+    assert "In partitions by `expires_at`, nothing keeps a key from having two" in PAGE
+    # Atomic mode without pipelines. Leased mode has none.
+    claims = claims_in("default")
+    monkeypatch.setattr(claims, "why_one_by_one", lambda: "a test says so")
+    if by_expiry:
+        cursor.execute(BY_EXPIRY)
+    answers = [client.post(path, {}, **key()) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    replayed = [answer.get("Idempotent-Replayed") for answer in answers]
+    assert replayed == [None, None if by_expiry else "true"]
+    assert IdempotencyRecord.objects.count() == Effect.objects.count()
+    assert Effect.objects.count() == (2 if by_expiry else 1)
