@@ -425,16 +425,17 @@ class Execution:
             raise KeyReused
         if record.status is Status.IN_PROGRESS:
             return Busy()
+        if record.status is not Status.ABANDONED:
+            return self._replay(record)
         if record.unreadable:
             log_unreadable(record, record.unreadable)
-            if record.status is Status.ABANDONED:
-                raise OutcomeUnknown
-        if record.status is Status.ABANDONED:
-            return self.mode.recover(record, new_record)
-        return self._replay(record)
+            raise OutcomeUnknown
+        return self.mode.recover(record, new_record)
 
     def _replay(self, record: IdempotencyRecord) -> HttpResponseBase:
         """Replay a completed record, or refuse if its response was not kept (R4)."""
+        if record.unreadable:
+            log_unreadable(record, record.unreadable)
         if not record.is_erased:  # or a hook would miss what it checks (P4)
             self.keyed.check_replay(record)
         self._name_expiry(record)
