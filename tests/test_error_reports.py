@@ -654,7 +654,7 @@ def typed_in(page: str) -> dict[str, Any]:
     return {
         "resolve": {"status_code": 201, "content_type": "text/plain", "body": ANSWERED},
         "call": {"outcome": "returned", "result": json.dumps(ANSWERED)},
-        "release": {},
+        "release": {"reason": ANSWERED},
     }[page]
 
 
