@@ -278,9 +278,9 @@ BREAKS = (
     Break(
         name="a run that can't read its record",
         file="idempotency/execution.py",
-        old="            if record.status is Status.ABANDONED:\n"
-        "                raise OutcomeUnknown\n",
-        new="",
+        old="            log_unreadable(record, record.unreadable)\n"
+        "            raise OutcomeUnknown\n",
+        new="            log_unreadable(record, record.unreadable)\n",
         test="tests/test_encryption.py::test_lost_key_of_an_abandoned_record",
     ),
     Break(

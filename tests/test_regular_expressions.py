@@ -52,6 +52,7 @@ for pump in [*atoms, *map("".join, itertools.permutations(atoms, 2))]:
 CATEGORIES = {
     constants.CATEGORY_DIGIT: "1",
     constants.CATEGORY_SPACE: " ",
+    constants.CATEGORY_NOT_SPACE: "a",
     constants.CATEGORY_WORD: "a",
 }
 

@@ -344,7 +344,7 @@ DECISIONS: dict[str, Callable[[IdempotencyRecord], object]] = {
     "release": lambda record: record.release(),
     "complete": complete,
 }
-FORM = {"status_code": "204", "content_type": "a/b"}
+FORM = {"status_code": "204", "content_type": "a/b", "reason": "The worker hangs."}
 
 
 @contextmanager
