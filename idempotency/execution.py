@@ -303,8 +303,7 @@ class Execution:
             raise
         finally:
             self.mode.leave()
-            if not is_part:
-                self.context.at_commit = self.end_at_commit
+            self.context.at_commit = None if is_part else self.end_at_commit
         return self._end(result) if isinstance(result, Ran) else result
 
     def _end(self, ran: Ran) -> HttpResponseBase:

@@ -950,3 +950,25 @@ def test_deadlock(client: APIClient, is_caught: bool) -> None:
     handle(book)
     assert post(client).status_code == 201
     assert names() == ["ride", "receipt"]
+
+
+def test_caught_error(client: APIClient) -> None:
+    """E12: A step that undoes what has failed, and goes on, is recorded as always."""
+
+    def ride() -> Any:
+        with suppress(DatabaseError), transaction.atomic():
+            create("undone")
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT * FROM no_such_table")
+        return create("ride")
+
+    def fail(request: Any, steps: Any) -> Any:
+        steps.step("ride", ride)
+        return Response(status=500)
+
+    handle(fail)
+    assert post(client).status_code == 500
+    assert names() == ["ride"]
+    handle(book)
+    assert post(client).status_code == 201
+    assert names() == ["ride", "receipt"]
