@@ -65,7 +65,7 @@ class EncryptedContent:
         """Return the record of a row, decrypted."""
         above: Any = super()
         record = above.from_db(db, field_names, values, **more)
-        found = vars(record)
+        found = record.__dict__
         is_encrypted = found.get("encrypted_by", "") is not None
         if is_encrypted or found.get("fingerprint_version", 0) >= KEYED:
             record._decrypt()

@@ -89,6 +89,8 @@ def current_keys() -> Keys:
 
 def first_key_id() -> str | None:
     """Return the id of the key for new records, or None if they are not encrypted."""
+    if not get_settings().ENCRYPTION_KEYS:
+        return None
     first = current_keys().first
     return None if first is None else first.id
 

@@ -224,7 +224,7 @@ class Identity:
         """
         # An erased record was found by its id, a digest of scope and key.
         theirs = record.scope, record.key
-        if not record.is_erased and theirs != (self.scope, self.key):
+        if theirs != (self.scope, self.key) and not record.is_erased:
             return False
         mine, version = self.fingerprint, record.fingerprint_version
         is_keyed = version >= KEYED
@@ -253,7 +253,7 @@ class Identity:
             # PostgreSQL can't store NUL in text.
             path=self.request.path.replace("\0", "%00"),
             # Not set for requests that the project dispatches by itself.
-            route=route_in(getattr(self.request, "resolver_match", None)),
+            route=route_in(http_request_of(self.request).resolver_match),
             fingerprint=fingerprint.digest,
             fingerprint_version=fingerprint.version,
             encrypted_by=encrypted_by,
@@ -422,9 +422,10 @@ class Execution:
         self.context.attempt = record.attempt
         if not self.identity.is_that_of(record):
             raise KeyReused
-        if record.status is Status.IN_PROGRESS:
+        status = record.status
+        if status is Status.IN_PROGRESS:
             return Busy()
-        if record.status is not Status.ABANDONED:
+        if status is not Status.ABANDONED:
             return self._replay(record)
         if record.unreadable:
             log_unreadable(record, record.unreadable)
@@ -435,7 +436,7 @@ class Execution:
         """Replay a completed record, or refuse if its response was not kept (R4)."""
         if record.unreadable:
             log_unreadable(record, record.unreadable)
-        if not record.is_erased:  # or a hook would miss what it checks (P4)
+        if record.key:  # in an erased one, a hook would miss what it checks (P4)
             self.keyed.check_replay(record)
         self._name_expiry(record)
         stored: Any = record.stored_response

@@ -607,7 +607,7 @@ class IdempotencyRecord(EncryptedContent, models.Model):
             self.state,
             self.body_size,
             is_leased=self.is_leased,
-            is_erased=self.is_erased,
+            is_erased=not self.key,
         )
 
     @property
