@@ -14,7 +14,7 @@ from tests.support.charge_ledger import Ledger
 from tests.support.faults import serving
 from tests.support.http_servers import Server, is_replayed, read
 from tests.support.polling_pauses import HEADER
-from tests.support.processes import wait_until
+from tests.support.processes import PAUSE_FOR_INNODB, wait_until
 from tests.support.rendezvous import Rendezvous, WaitingHandler
 
 DUPLICATES = 4
@@ -72,9 +72,10 @@ def test_no_transaction_while_waiting(
     }
     if connection.vendor != "sqlite":
         assert len(sessions) == DUPLICATES + 1
-    # MariaDB shows what was so a tenth of a second ago.
     wait_until(
-        lambda: not sessions & sessions_in_transactions(), "sessions without them"
+        lambda: not sessions & sessions_in_transactions(),
+        "sessions without them",
+        pause=PAUSE_FOR_INNODB,
     )
     handler.let_go()
     first = read(slow)

@@ -30,7 +30,7 @@ from idempotency.models import IdempotencyRecord
 from idempotency.purging import PurgeReport
 from idempotency.tasks import purge_expired_records
 from tests.support.failing_commits import commit_fails_with
-from tests.support.processes import PATIENCE, wait_until
+from tests.support.processes import PATIENCE, PAUSE_FOR_INNODB, wait_until
 from tests.support.record_factories import (
     RETENTION,
     left,
@@ -430,7 +430,11 @@ def test_deadlock() -> None:
     def meet(execute: Any, sql: str, params: Any, *args: Any) -> Any:
         if is_deletion(sql) and not is_in_batch.is_set():
             is_in_batch.set()
-            wait_until(lambda: is_waiting(sessions[0]), "the other session to wait")
+            wait_until(
+                lambda: is_waiting(sessions[0]),
+                "the other session to wait",
+                pause=PAUSE_FOR_INNODB,
+            )
             key = connection.ops.quote_name("key")
             execute(
                 f"SELECT 1 FROM {TABLE} WHERE {key} = 'young' FOR UPDATE", (), *args

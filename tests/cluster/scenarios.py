@@ -28,7 +28,7 @@ from tests.cluster.tables import Fault, Loses, Report, Row, Tally
 from tests.cluster.verdict import Found, Judge, is_bare_500
 from tests.soak.ledger import Attempt
 from tests.soak.run import end_leases
-from tests.support.processes import wait_until
+from tests.support.processes import PAUSE_FOR_INNODB, wait_until
 
 # How long an executing handler takes, so that others come meanwhile.
 OVERLAP = 0.05
@@ -130,7 +130,11 @@ class Scenarios:
 
     def settle_down(self) -> None:
         """Wait for the end of what still runs, and let an hour pass for leases."""
-        wait_until(lambda: not self.is_busy(), "the end of all transactions")
+        wait_until(
+            lambda: not self.is_busy(),
+            "the end of all transactions",
+            pause=PAUSE_FOR_INNODB,
+        )
         end_leases()
 
     def is_busy(self) -> bool:

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Longer than the slowest machine needs, so that only a mistake gets there.
 PATIENCE = 60
 PAUSE = 0.05
+# MariaDB shows the transactions as they were at the last look, and looks again only
+# if nobody has asked for more than a tenth of a second.
+PAUSE_FOR_INNODB = 0.15
 
 
 def environment() -> dict[str, str]:
@@ -100,7 +103,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until(
-    condition: Callable[[], object], what: str, logs: Mapping[str, Path] | None = None
+    condition: Callable[[], object],
+    what: str,
+    logs: Mapping[str, Path] | None = None,
+    pause: float = PAUSE,
 ) -> None:
     """Look until a condition holds; after a long time fail, and print the logs."""
     give_up_at = time.monotonic() + PATIENCE
@@ -111,4 +117,4 @@ def wait_until(
                 for name, path in (logs or {}).items()
             )
             raise AssertionError(f"Waited {PATIENCE} s for {what}.{told}")
-        time.sleep(PAUSE)
+        time.sleep(pause)
