@@ -85,7 +85,7 @@ def claim(sql: str) -> tuple[datetime, Any]:
     cursor = connection.connection.cursor()
     cursor.execute(f"BEGIN; {sql}")
     cursor.nextset()
-    began_at = cursor.fetchone()[3]
+    *_others, began_at, _now = cursor.fetchone()
     cursor.nextset()
     return began_at.replace(tzinfo=UTC), cursor.fetchone()
 

@@ -12,17 +12,72 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import uuid4
 
 from benchmarks.databases import NAMES, database, settle, table_size
-from benchmarks.figures import shown, spread_of_ratios, table, tell
+from benchmarks.figures import Spread, shown, spread_of_ratios, table, tell
 from benchmarks.records import fill
 
 STEPS = (10_000, 1_000_000, 5_000_000)
 BODY = 1024
+
+
+def stored_request(size: int) -> Any:
+    """Send a request, and return its record, with whose values others are filled."""
+    from benchmarks.wsgi import post  # set up by now
+    from idempotency.models import IdempotencyRecord
+
+    key = str(uuid4())
+    assert post(f"/keyed/{size}/", key)() == 201
+    return IdempotencyRecord.objects.get(key=key)
+
+
+def kinds(size: int, like: Any, stored: Mapping[str, int]) -> list[Any]:
+    """Return the bare request, a first-time one, and replays of all that is stored.
+
+    ``stored`` says by the prefix of their keys how many records are like that one.
+    """
+    from benchmarks import requests  # set up by now
+    from benchmarks.wsgi import post
+
+    draw = random.Random(1)
+
+    def replay(_number: int) -> Any:
+        (prefix,) = draw.choices([*stored], [*stored.values()])
+        return post(like.path, f"{prefix}-{draw.randint(1, stored[prefix])}")
+
+    named = {kind.name: kind for kind in requests.kinds(size, with_leased=False)}
+    return [
+        named[requests.BARE_ATOMIC],
+        named["first-time"],
+        requests.Kind(name="replay", status=201, make=replay),
+    ]
+
+
+def measure(every: Sequence[Any], rounds: int, count: int) -> dict[str, Spread]:
+    """Return the ratios of the later kinds to the first, which is the bare request."""
+    from benchmarks.requests import run  # set up by now
+    from tests.app.models import Effect
+
+    for kind in every:
+        before = Effect.objects.count()
+        run(kind, 50)
+        acted = Effect.objects.count() - before
+        assert acted == (0 if kind.name == "replay" else 50), kind.name
+    settle()
+    taken: list[list[float]] = [[] for _kind in every]
+    for _round in range(rounds):
+        for kind, seconds in zip(every, taken, strict=True):
+            seconds.append(median(run(kind, count)))
+    bare, *others = taken
+    return {
+        kind.name: spread_of_ratios(seconds, bare)
+        for kind, seconds in zip(every[1:], others, strict=True)
+    }
 
 
 def report(told: dict[str, Any]) -> str:
@@ -56,27 +111,11 @@ def main() -> int:
     arguments = parser.parse_args()
     figures: dict[int, dict[str, Any]] = {}
     with database(arguments.database, urls="benchmarks.views"):
-        from benchmarks.requests import BARE_ATOMIC, Kind, kinds, run  # set up by now
-        from benchmarks.wsgi import post
-        from idempotency.models import IdempotencyRecord
-        from tests.app.models import Effect
+        from idempotency.models import IdempotencyRecord  # set up by now
 
-        place, key = f"/keyed/{BODY}/", str(uuid4())
-        assert post(place, key)() == 201
-        like = IdempotencyRecord.objects.get(key=key)
-        draw = random.Random(1)
+        like = stored_request(BODY)
         stored: dict[str, int] = {}
-
-        def replay(_number: int) -> Any:
-            (prefix,) = draw.choices([*stored], [*stored.values()])
-            return post(place, f"{prefix}-{draw.randint(1, stored[prefix])}")
-
-        named = {kind.name: kind for kind in kinds(BODY, with_leased=False)}
-        every = [
-            named[BARE_ATOMIC],
-            named["first-time"],
-            Kind(name="replay", status=201, make=replay),
-        ]
+        every = kinds(BODY, like, stored)
         for step in STEPS:
             if step > arguments.most:
                 break
@@ -85,22 +124,9 @@ def main() -> int:
             stored[f"to-{step}"] = more
             settle()
             size, records = table_size(), IdempotencyRecord.objects.count()
-            for kind in every:
-                before = Effect.objects.count()
-                run(kind, 50)
-                acted = Effect.objects.count() - before
-                assert acted == (0 if kind.name == "replay" else 50), kind.name
-            settle()
-            rounds: dict[str, list[float]] = {kind.name: [] for kind in every}
-            for _round in range(arguments.rounds):
-                for kind in every:
-                    rounds[kind.name].append(median(run(kind, arguments.requests)))
             figures[step] = {
                 "bytes": size and size / records,
-                **{
-                    kind.name: spread_of_ratios(rounds[kind.name], rounds[BARE_ATOMIC])
-                    for kind in every[1:]
-                },
+                **measure(every, arguments.rounds, arguments.requests),
             }
     told = {"database": arguments.database, "growth": figures}
     tell(told, report, arguments.json)

@@ -16,6 +16,7 @@ from benchmarks.__main__ import PARTS
 from benchmarks.publish import PUBLISHED
 from benchmarks.studies.peers import PEERS
 from tests.conftest import once
+from tests.support.database_servers import NotInstalled, find_postgresql
 from tests.support.processes import ROOT
 from tests.test_docs import table
 
@@ -91,6 +92,23 @@ def planted(name: str, where: str, times: float, plus: float = 0) -> list[str]:
     else:
         inner[last] = was * times + plus
     return [*compare.regressions(old, new)]
+
+
+def test_floor() -> None:
+    """R6: The statements of the floor are the app's own, which may change."""
+    try:
+        find_postgresql()
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+    told = run("floor", "--rounds=2", "--requests=5")
+    for name in ("bare", "first-time", "replay"):
+        assert f"| {name} | " in told
+
+
+def test_growth() -> None:
+    """R6: Requests are measured in a table that has been filled."""
+    told = run("growth", "--database=sqlite", "--most=10000", "--rounds=2")
+    assert "| 10,000 | " in told
 
 
 @pytest.mark.parametrize(

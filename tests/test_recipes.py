@@ -23,9 +23,11 @@ from django.urls import include, path
 from rest_framework.decorators import api_view
 from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.views import APIView
 from rest_framework_tracking.models import APIRequestLog
 
 from idempotency.decorators import idempotent
+from idempotency.mixins import IdempotencyMixin
 from idempotency.models import IdempotencyRecord
 from idempotency.tasks import purge_expired_records
 from testproject.celery import app
@@ -457,6 +459,89 @@ class TestSeveralDatabases:
         assert records.count() == 1
         purge_expired_records(**by_ledger["kwargs"])
         assert records.count() == 0
+
+
+class TestDatabaseForEachTenant:
+    HEADING = "A database for each tenant"
+    TENANTS = ("north", "south")
+
+    @pytest.fixture(params=[False, True], ids=["", "ATOMIC_REQUESTS"])
+    def databases(
+        self, request: Any, database: None, alias: Any, tmp_path: Path
+    ) -> None:
+        """Make each tenant's database."""
+        for name in self.TENANTS:
+            alias(
+                name,
+                {
+                    "ENGINE": "django.db.backends.sqlite3",
+                    "NAME": str(tmp_path / name),
+                    "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+                    "ATOMIC_REQUESTS": request.param,
+                },
+            )
+            call_command("migrate", database=name, verbosity=0, skip_checks=True)
+            with connections[name].schema_editor() as editor:
+                if Effect._meta.db_table not in (
+                    connections[name].introspection.table_names()
+                ):
+                    editor.create_model(Effect)
+
+    @pytest.mark.usefixtures("databases")
+    def test_all_of_a_request_is_in_the_tenants_database(
+        self, cook: Cook, serve: Serve, settings: Any
+    ) -> None:
+        """E1, E11: In both modes record and effect are there, and nothing elsewhere."""
+        recipe = cook(self.HEADING)
+        for name in ("ALLOWED_HOSTS", "TENANT_DATABASES", "DATABASE_ROUTERS"):
+            setattr(settings, name, recipe.settings[name])
+        settings.MIDDLEWARE = [*recipe.settings["MIDDLEWARE"], *settings.MIDDLEWARE]
+
+        def act(request: Any) -> Response:
+            effect = Effect.objects.create(note=request.get_host())
+            if request.data.get("fail"):
+                raise RuntimeError
+            return Response({"tenant": effect.note}, status=201)
+
+        atomic = api_view(["POST"])(idempotent(act))
+
+        class Leased(IdempotencyMixin, APIView):
+            idempotency_atomic = False
+            idempotency_on_abandoned = "rerun"
+
+            def post(self, request: Any) -> Response:
+                return act(request)
+
+        client = serve(atomic=atomic, leased=Leased.as_view())
+
+        def send(place: str, tenant: str, **data: Any) -> Any:
+            client.defaults["HTTP_HOST"] = f"{tenant}.example"
+            return client.post(f"/{place}/", data, **key(f"key-of-{place}"))
+
+        with CaptureQueriesContext(connections["default"]) as default:
+            for place in ("atomic", "leased"):
+                for tenant in self.TENANTS:
+                    answers = [send(place, tenant) for _ in range(2)]
+                    assert {a.json()["tenant"] for a in answers} == {
+                        f"{tenant}.example"
+                    }
+                    assert [is_replay(answer) for answer in answers] == [False, True]
+            client.defaults["HTTP_HOST"] = "north.example"
+            failed = client.post("/atomic/", {"fail": 1}, **key("another"))
+            assert failed.status_code == 500
+        assert default.captured_queries == []
+        for name in self.TENANTS:
+            notes = Effect.objects.using(name).values_list("note", flat=True)
+            assert [*notes] == [f"{name}.example"] * 2
+            assert IdempotencyRecord.objects.using(name).count() == 2
+        schedule = recipe.settings["CELERY_BEAT_SCHEDULE"]
+        IdempotencyRecord.objects.using("south").update(
+            expires_at="2020-01-01T00:00:00Z"
+        )
+        for entry in schedule.values():
+            purge_expired_records(**entry["kwargs"])
+        left = [IdempotencyRecord.objects.using(n).count() for n in self.TENANTS]
+        assert left == [2, 0]
 
 
 # Links
