@@ -19,11 +19,11 @@ from rest_framework.settings import api_settings
 
 from idempotency import signals
 from idempotency.claims import claims_in
-from idempotency.claims.errors import error_classes
 from idempotency.claims.leases import Leases
 from idempotency.conf.policy import Policy
 from idempotency.context import RequestContext
 from idempotency.database import UTCNow
+from idempotency.database_errors import error_classes
 from idempotency.discretion import discreet
 from idempotency.encryption import Unreadable, first_key_id
 from idempotency.exceptions import ClaimLost, OutcomeUnknown

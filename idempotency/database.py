@@ -15,15 +15,8 @@ from django.db.models.lookups import Exact
 from django.db.models.sql import Query
 from django.utils import timezone
 
-from idempotency.discretion import causes
-
 UTC = zones.utc
 EXPIRES_AT_INDEX = "idempotency_expires_at"
-
-# PostgreSQL: serialization_failure, deadlock_detected, lock_not_available. MariaDB:
-# deadlock or certification failure of Galera, record changed since last read, lock wait
-# timeout.
-CONFLICTS = ("40001", "40P01", "55P03", 1213, 1020, 1205)
 
 Result = TypeVar("Result")
 
@@ -167,21 +160,6 @@ class WhereNotNull(models.Index):
         has_value = Q((f"{field}__isnull", False))
         partial = models.Index(fields=(field,), name=self.name, condition=has_value)
         return partial.create_sql(model, schema_editor, *args, **kw)
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Return whether a transaction failed because of others, and may succeed later.
-
-    That is so after a deadlock, a failed serialization or certification, and after
-    waiting for a lock for too long.
-    """
-    for cause in causes(error):
-        state = getattr(cause, "sqlstate", getattr(cause, "pgcode", None))
-        number = cause.args[0] if cause.args else None
-        is_locked = type(cause).__module__ == "sqlite3" and "locked" in str(cause)
-        if state in CONFLICTS or number in CONFLICTS or is_locked:
-            return True
-    return False
 
 
 def write_with_retry(

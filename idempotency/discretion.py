@@ -27,8 +27,8 @@ APP = __name__.partition(".")[0]
 INNERMOST = tuple(
     f"{APP}.{name}"
     for name in (
-        *("claims", "database", "encrypted_fields", "encryption"),
-        *("fingerprints", "models"),
+        *("claims", "database", "database_errors", "encrypted_fields"),
+        *("encryption", "fingerprints", "models"),
     )
 )
 

@@ -13,11 +13,11 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.http import http_date
 
 from idempotency import keys, scopes
-from idempotency.claims.errors import is_unavailable
 from idempotency.client_warnings import KEY_IGNORED, KEY_WEAK, key_misspelled
 from idempotency.conf import get_settings
 from idempotency.conf.policy import Options, Policy
 from idempotency.context import RequestContext
+from idempotency.database_errors import is_unavailable
 from idempotency.discretion import discreet
 from idempotency.encryption import Unreadable, first_key_id
 from idempotency.exceptions import (

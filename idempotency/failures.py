@@ -7,9 +7,9 @@ from typing import Any
 from django.http import HttpRequest, HttpResponseBase
 
 from idempotency import keys
-from idempotency.claims.errors import is_unavailable
 from idempotency.conf import get_settings
 from idempotency.context import RequestContext
+from idempotency.database_errors import is_unavailable
 from idempotency.discretion import discreet
 from idempotency.exceptions import DatabaseUnavailable
 from idempotency.execution import respond

@@ -16,7 +16,8 @@ from django.db import DatabaseError, connections, transaction
 from django.db.models import Case, Value, When
 from django.utils import timezone
 
-from idempotency.database import EXPIRES_AT_INDEX, UTCNow, is_conflict
+from idempotency.database import EXPIRES_AT_INDEX, UTCNow
+from idempotency.database_errors import is_conflict
 from idempotency.signals import RecordsPurged, records_purged
 from idempotency.steps import HALF_DONE, is_in_transaction
 

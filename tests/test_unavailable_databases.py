@@ -36,8 +36,8 @@ from rest_framework.viewsets import ViewSet
 
 from idempotency.checks import check_durability
 from idempotency.claims import Claims, MySQLClaims, claims_in
-from idempotency.claims.errors import is_read_only, is_unavailable
 from idempotency.database import UTCNow
+from idempotency.database_errors import is_read_only, is_unavailable
 from idempotency.decorators import idempotent
 from idempotency.exceptions import DatabaseUnavailable
 from idempotency.mixins import IdempotencyMixin
@@ -51,6 +51,7 @@ from tests.support.round_trips import trips_of
 from tests.test_claims import caused, driver_error
 from tests.test_leased import run_case
 from tests.test_lost_connections import end_session
+from tests.test_pipelines import options
 from tests.urls import urlpatterns as usual_urls
 
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.urls(__name__)]
@@ -987,6 +988,22 @@ class TestDurability:
             run(f"SET synchronous_commit = '{setting}'")
             counts.append(trips_of(client, "/leased/", **key(f"{number}-" + "k" * 30)))
         assert counts == [3, 3]
+
+
+@postgresql
+@pytest.mark.parametrize("url", ["/function/", "/leased/", "/plain/"])
+def test_no_connection_in_the_pool(handler: list[Any], url: str) -> None:
+    """E4: Who gets none in time has run nothing, and may retry."""
+    pytest.importorskip("psycopg_pool")
+    one = {"min_size": 0, "max_size": 1, "timeout": 0.2}
+    with options(pool=one):
+        connection.ensure_connection()
+        assert_unavailable(elsewhere(post, url))
+        assert handler == []
+        connection.close()
+        assert elsewhere(post, url).status_code == 201
+        connections.close_all()
+        connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's
 
 
 @mariadb

@@ -10,10 +10,10 @@ from uuid import UUID
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from idempotency.claims.errors import state_of
 from idempotency.claims.rows import ATTNAMES, FIELDS, Rows
 from idempotency.claims.transactions import Transaction
 from idempotency.database import UTCNow, in_utc
+from idempotency.database_errors import UNDONE_STATES, state_of
 from idempotency.discretion import without_values
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
@@ -49,8 +49,7 @@ class Claims(Rows):
     HOLDING = ""
     # Whether a transient error undoes the whole transaction, despite savepoints.
     undoes_all = False
-    # SQLSTATEs: serialization_failure, deadlock_detected
-    TRANSIENT: tuple[str | int, ...] = ("40001", "40P01")
+    TRANSIENT: tuple[str | int, ...] = UNDONE_STATES
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         super().__init__(connection)

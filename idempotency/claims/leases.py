@@ -12,8 +12,8 @@ from uuid import UUID
 from django.db import DatabaseError, DataError, Error, IntegrityError
 
 from idempotency.claims.base import Claims
-from idempotency.claims.errors import is_read_only
 from idempotency.database import write_with_retry
+from idempotency.database_errors import is_read_only
 from idempotency.exceptions import ClaimLost
 from idempotency.models import IdempotencyRecord, State
 from idempotency.responses import StoredResponse

@@ -11,7 +11,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
 from idempotency.claims.base import ReturningClaims
-from idempotency.claims.errors import number_of
 from idempotency.claims.multi_statements import (
     BEGIN,
     MultiStatementTransaction,
@@ -19,6 +18,7 @@ from idempotency.claims.multi_statements import (
 )
 from idempotency.claims.mysql import MySQLClaims
 from idempotency.claims.transactions import Transaction
+from idempotency.database_errors import number_of
 from idempotency.models import IdempotencyRecord
 
 

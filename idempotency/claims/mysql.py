@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from idempotency.claims.base import Claims
-from idempotency.claims.errors import number_of
+from idempotency.database_errors import (
+    LOCKED_NUMBER,
+    NOT_READY,
+    UNDONE_NUMBERS,
+    number_of,
+)
 
 
 class MySQLClaims(Claims):
     """Claims by statements that every Django database supports."""
 
     undoes_all = True
-    LOCK_WAIT_TIMEOUT = 1205
-    # Deadlock, or certification failure of Galera; record changed since last read; a
-    # node of Galera that is not ready, and executes no COMMIT either. Not 1180, error
-    # during COMMIT: the other nodes may have got the transaction, and commit it.
-    TRANSIENT = (1213, 1020, 1047)
+    # A node that is not ready executes no COMMIT either. Not 1180, error during COMMIT:
+    # the other nodes may have got the transaction, and commit it.
+    TRANSIENT = (*UNDONE_NUMBERS, NOT_READY)
 
     def is_busy(self, error: BaseException) -> bool:
-        return number_of(error) == self.LOCK_WAIT_TIMEOUT
+        return number_of(error) == LOCKED_NUMBER
 
     def is_transient(self, error: BaseException) -> bool:
         return number_of(error) in self.TRANSIENT

@@ -9,7 +9,7 @@ from django.db import DatabaseError, Error, OperationalError, transaction
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponseBase
 
-from idempotency.claims.errors import error_classes, is_unavailable
+from idempotency.database_errors import error_classes, is_unavailable
 from idempotency.exceptions import ClaimLost, OutcomeUnknown, TransactionFailed
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran

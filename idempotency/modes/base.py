@@ -14,7 +14,7 @@ from django.http import HttpResponseBase
 from rest_framework.response import Response
 
 from idempotency.claims import claims_in
-from idempotency.claims.errors import is_read_only, is_unavailable
+from idempotency.database_errors import is_read_only, is_unavailable
 from idempotency.exceptions import DatabaseUnavailable, TransactionFailed
 from idempotency.finalizing import ResponseFinalizer
 from idempotency.keyed_request import Handler, KeyedRequest

@@ -12,8 +12,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error
 from django.http import HttpResponseBase
 
-from idempotency.claims.errors import error_classes
 from idempotency.claims.leases import Leases
+from idempotency.database_errors import error_classes
 from idempotency.exceptions import ClaimLost, OutcomeUnknown
 from idempotency.models import IdempotencyRecord
 from idempotency.modes.base import Busy, Fate, InForce, Mode, Ran

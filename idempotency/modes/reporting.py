@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from django.db import transaction
 
 from idempotency import signals
-from idempotency.claims.errors import error_classes
+from idempotency.database_errors import error_classes
 from idempotency.discretion import said_by
 from idempotency.exceptions import IdempotencyError
 from idempotency.keyed_request import KeyedRequest

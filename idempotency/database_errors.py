@@ -9,12 +9,22 @@ from idempotency.discretion import causes
 __all__ = [
     "causes",
     "error_classes",
+    "is_conflict",
     "is_read_only",
     "is_unavailable",
     "number_of",
     "state_of",
 ]
 
+# What undoes a transaction because of others. PostgreSQL: serialization_failure,
+# deadlock_detected. MariaDB and MySQL: deadlock or certification failure of Galera,
+# record changed since last read.
+UNDONE_STATES = ("40001", "40P01")
+UNDONE_NUMBERS = (1213, 1020)
+# Waiting for a lock took too long.
+LOCKED_STATE, LOCKED_NUMBER, LOCKED_FILE = "55P03", 1205, "locked"
+# A node of Galera that is not ready.
+NOT_READY = 1047
 # SQLSTATEs of PostgreSQL. Class 08 are lost connections, and what PgBouncer says while
 # it has no connection to the server.
 READ_ONLY_STATE = "25006"
@@ -28,7 +38,7 @@ UNAVAILABLE_STATES = (
 READ_ONLY_NUMBERS = (1290, 1792, 1836)
 UNAVAILABLE_NUMBERS = (
     *READ_ONLY_NUMBERS,
-    *(1040, 1045, 1047, 1049, 1053, 1129, 1130, 1203, 1226, 1927),
+    *(1040, 1045, NOT_READY, 1049, 1053, 1129, 1130, 1203, 1226, 1927),
     *(2002, 2003, 2005, 2006, 2013, 2026, 2055),
 )
 # SQLite's errors have no code before Python 3.11.
@@ -41,6 +51,19 @@ def error_classes(error: BaseException) -> str:
     For the log, because messages of databases may quote values of rows.
     """
     return ", ".join(type(each).__name__ for each in causes(error))
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return whether a statement failed because of others, and may succeed later (P2).
+
+    That is so after a deadlock, a failed serialization or certification, and after
+    waiting for a lock for too long.
+    """
+    return (
+        state_of(error) in (*UNDONE_STATES, LOCKED_STATE)
+        or number_of(error) in (*UNDONE_NUMBERS, LOCKED_NUMBER)
+        or _says(error, LOCKED_FILE)
+    )
 
 
 def is_unavailable(error: BaseException) -> bool:
