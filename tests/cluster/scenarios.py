@@ -78,6 +78,7 @@ class Scenarios:
         loses: Loses = Loses.NOTHING,
         *,
         breaks: Callable[[], int] = lambda: 0,
+        steady: bool = False,
     ) -> Iterator[list[tuple[str, str]]]:
         """Judge all that is asked in the block.
 
@@ -94,9 +95,8 @@ class Scenarios:
         clients.retry_all(asked)
         self.settle_down()
         after = Found.now(asked)
-        self.add_rows(
-            scenario, asked, Judge(before, after, self.charges, loses), breaks()
-        )
+        judge = Judge(before, after, self.charges, loses, steady=steady)
+        self.add_rows(scenario, asked, judge, breaks())
         for _mode, what in wrong:
             self.report.faults.append(Fault(what, scenario))
         self.compare_nodes(scenario)
@@ -184,7 +184,7 @@ class Scenarios:
             self.clients.ask_at_once(asking, servers)
             self.clients.settle(draw, asking)
 
-        with self.judged("the same key on all nodes at once"):
+        with self.judged("the same key on all nodes at once", steady=True):
             self.clients.in_parallel(play, self.of_each(self.size.keys))
 
     def stale_reads(self) -> None:
@@ -201,7 +201,7 @@ class Scenarios:
             self.clients.ask_at_once(asking, others, "right after the answer")
             self.clients.settle(draw, asking)
 
-        with self.judged("a retry on another node, at once"):
+        with self.judged("a retry on another node, at once", steady=True):
             self.clients.in_parallel(play, self.of_each(2 * self.size.keys))
 
     def under_load(

@@ -55,14 +55,24 @@ class Found:
 
 
 class Judge:
-    """Judges keys; ``before`` and ``after`` are around the last retries."""
+    """Judges keys; ``before`` and ``after`` are around the last retries.
+
+    ``steady`` says that nothing has failed meanwhile.
+    """
 
     def __init__(
-        self, before: Found, after: Found, charges: Path, loses: Loses
+        self,
+        before: Found,
+        after: Found,
+        charges: Path,
+        loses: Loses,
+        *,
+        steady: bool = False,
     ) -> None:
         self.before = before
         self.after = after
         self.loses = loses
+        self.steady = steady
         self.runs: dict[str, set[str]] = defaultdict(set)
         self.derived: dict[str, set[str]] = defaultdict(set)
         for charge in Ledger(charges).charges():
@@ -116,6 +126,8 @@ class Judge:
                 yield "again", "Acted outside again after a lost claim"
             else:
                 yield "doubled", "Doubled: a held handler acted outside again"
+        if self.steady and mode != "atomic" and len(self.runs[note]) > 1:
+            yield "wrong", "Ran more than once, though its claim was committed before"
         if len(self.derived[note]) > 1:
             yield "doubled", "Doubled: more than one derived key"
         if is_gone and not is_allowed_loss:
