@@ -16,8 +16,10 @@ Spread = tuple[float, float, float]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the median and the quartiles."""
-    low, middle, high = quantiles(values, n=4)
+    """Return the median and the quartiles, which lie between the values."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = quantiles(values, n=4, method="inclusive")
     return middle, low, high
 
 

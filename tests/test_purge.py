@@ -348,12 +348,12 @@ def test_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pace_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P2: After more than a few rows others have ten times as long."""
+    """P2: After more than a few rows others have twenty times as long."""
     make_records(6, EXPIRED)
     monkeypatch.setattr(purging, "FIRST_BATCH_SIZE", 1)
     clock = Clock(monkeypatch, 0.001, 0.015, 0.012, 0.011)
     assert purge(batch_size=2).deleted == 6
-    assert clock.rests == pytest.approx([0.003, 0.15, 0.12])
+    assert clock.rests == pytest.approx([0.003, 0.3, 0.24])
 
 
 def test_rest_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

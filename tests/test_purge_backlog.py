@@ -89,7 +89,7 @@ def test_pace_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     make_records(4, RETENTION + 2 * HOUR)
     clock = Clock(monkeypatch, 0.001, 0.015, 0.015)
     assert purge(batch_size=2).deleted == 4
-    assert clock.rests == pytest.approx([0.0015, 0.075], rel=0.01)
+    assert clock.rests == pytest.approx([0.0015, 0.15], rel=0.01)
 
 
 def test_gentle_again(monkeypatch: pytest.MonkeyPatch) -> None:
