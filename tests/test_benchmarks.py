@@ -193,6 +193,21 @@ def test_tables(name: str) -> None:
         assert printed == f"{module.report(figures)}\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("peers-network", "peers_network"),
+        ("scale-postgresql", "scale"),
+        ("scale-mariadb", "scale"),
+    ],
+)
+def test_tables_of_studies(name: str, module: str) -> None:
+    """The same holds for what is measured more rarely."""
+    figures = json.loads((PUBLISHED / f"{name}.json").read_text())
+    study = import_module(f"benchmarks.studies.{module}")
+    assert (PUBLISHED / f"{name}.txt").read_text() == f"{study.report(figures)}\n"
+
+
 def test_page() -> None:
     """The figures that documents name are those that the commands have written."""
     figures = publish.named(PUBLISHED)

@@ -493,16 +493,19 @@ class TestDatabaseForEachTenant:
     ) -> None:
         """E1, E11: In both modes record and effect are there, and nothing elsewhere."""
         recipe = cook(self.HEADING)
-        for name in ("ALLOWED_HOSTS", "TENANT_DATABASES", "DATABASE_ROUTERS"):
+        names = ("ALLOWED_HOSTS", "TENANT_DATABASES", "DATABASE_ROUTERS", "IDEMPOTENCY")
+        for name in names:
             setattr(settings, name, recipe.settings[name])
         settings.MIDDLEWARE = [*recipe.settings["MIDDLEWARE"], *settings.MIDDLEWARE]
 
         def act(request: Any) -> Response:
             effect = Effect.objects.create(note=request.get_host())
+            derived.add(request.idempotency.derive("charge"))
             if request.data.get("fail"):
                 raise RuntimeError
             return Response({"tenant": effect.note}, status=201)
 
+        derived: set[str] = set()
         atomic = api_view(["POST"])(idempotent(act))
 
         class Leased(IdempotencyMixin, APIView):
@@ -526,7 +529,12 @@ class TestDatabaseForEachTenant:
                         f"{tenant}.example"
                     }
                     assert [is_replay(answer) for answer in answers] == [False, True]
-            client.defaults["HTTP_HOST"] = "north.example"
+            # One for each tenant and key.
+            assert len(derived) == 4
+            settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, "east.example"]
+            client.defaults["HTTP_HOST"] = "east.example"
+            assert client.post("/atomic/", {}, **key()).status_code == 404
+            client.defaults["HTTP_HOST"] = "North.Example:8000"
             failed = client.post("/atomic/", {"fail": 1}, **key("another"))
             assert failed.status_code == 500
         assert default.captured_queries == []

@@ -7,13 +7,13 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from threading import Barrier
+from contextlib import closing, contextmanager
+from threading import Barrier, Event
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.urls import path
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
@@ -63,8 +63,8 @@ class PgBouncer:
             return False
         return True
 
-    def pool(self) -> dict[str, Any]:
-        """Return what the console says of the tests' pool, nothing if there is none."""
+    @contextmanager
+    def console(self) -> Iterator[psycopg.ClientCursor[Any]]:
         with closing(
             psycopg.connect(
                 host="127.0.0.1", port=self.port, user="console", dbname="pgbouncer"
@@ -72,7 +72,22 @@ class PgBouncer:
         ) as console:
             console.autocommit = True
             # The console knows simple queries only.
-            cursor = psycopg.ClientCursor(console)
+            yield psycopg.ClientCursor(console)
+
+    @contextmanager
+    def query_wait_timeout(self, seconds: int) -> Iterator[None]:
+        """Let clients wait for a server no longer than that."""
+        with self.console() as cursor:
+            cursor.execute(f"SET query_wait_timeout = {seconds}")
+        try:
+            yield
+        finally:
+            with self.console() as cursor:
+                cursor.execute(f"SET query_wait_timeout = {PATIENCE}")
+
+    def pool(self) -> dict[str, Any]:
+        """Return what the console says of the tests' pool, nothing if there is none."""
+        with self.console() as cursor:
             cursor.execute("SHOW POOLS")
             names = [column.name for column in cursor.description or ()]
             rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -104,6 +119,7 @@ def bouncer(
         "listen_port": port,
         "unix_socket_dir": "",
         "auth_type": "any",
+        "admin_users": "console",
         "default_pool_size": SERVERS,
     }
     if os.geteuid() == 0:
@@ -256,6 +272,34 @@ def test_duplicates_at_once(server_sessions: list[int | None]) -> None:
     assert {answer.status_code for answer in answers} <= {201, 409}
     contents = {answer.content for answer in answers if answer.status_code == 201}
     assert len(contents) == Effect.objects.count() == len(server_sessions) == 1
+
+
+@pytest.mark.parametrize("url", ["/function/", "/leased/"])
+def test_no_server_in_time(
+    pooled: PgBouncer, server_sessions: list[int | None], url: str
+) -> None:
+    """E4: Who waits for a server for too long has run nothing, and may retry."""
+    are_all_held, may_end = Barrier(SERVERS + 1), Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Effect.objects.count()
+            are_all_held.wait(PATIENCE)
+            assert may_end.wait(PATIENCE)
+
+    with pooled.query_wait_timeout(1), ThreadPoolExecutor(1) as holders:
+        held = holders.submit(elsewhere, *[hold] * SERVERS)
+        try:
+            are_all_held.wait(PATIENCE)
+            refusal = post(url, {}, "the-same-key")
+        finally:
+            may_end.set()
+        held.result(PATIENCE)
+    assert code_of(refusal) == "idempotency_database_unavailable"
+    assert (refusal.status_code, refusal["Retry-After"]) == (503, "5")
+    assert server_sessions == []
+    assert post(url, {}, "the-same-key").status_code == 201
+    assert Effect.objects.count() == 1
 
 
 def test_leased(pooled: PgBouncer, monkeypatch: Any) -> None:

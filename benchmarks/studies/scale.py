@@ -4,12 +4,12 @@
 
 Fills the table in steps. At each it measures first requests and replays as ratios to
 the bare view, a purge that keeps up and one that is far behind, all pages of the admin,
-the log of a first request, and the size and depth of each index. Replays draw from
-records spread over the whole table. The second table is arithmetic: what the measured
-bytes and depths become with more records, and with more requests for a retention.
+the log of a first request with what its view inserts, and the pages of each index.
+Replays draw from one record in twenty. The other tables are arithmetic: what the bytes
+and pages of the last step become with more records, and with more requests a day.
 
 MariaDB's pool is made smaller before anything is measured, so that the table at the
-last step is several times as large.
+last step is several times as large. PostgreSQL has the operating system's cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from uuid import uuid4
 
 from django.db import connection
@@ -47,59 +47,74 @@ MORE = (100_000_000, 1_000_000_000)
 PER_SECOND, DAYS = (100, 1_000, 10_000), (30, 7, 1)
 DAY = 86_400
 ADMIN_URLS = "tests.urls"
-NUMBERS = dict[str, float]
+PAGE = {"postgresql": 8192, "mariadb": 16_384}
+# Indexes to which records are added where the last ones are.
+IN_ORDER = ("_expires_at", "_endpoint", "_lease")
 
 
-def shapes() -> dict[str, NUMBERS]:
-    """Return of each index its levels, the pages of its leaves, and the others."""
-    found = {}
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
+class Shape(TypedDict):
+    """The pages of an index."""
+
+    levels: int | None
+    leaves: int
+    inner: int
+
+
+def shapes() -> dict[str, Shape]:
+    """Return of each index its levels, the pages of its leaves, and the others.
+
+    MariaDB does not tell levels.
+    """
+    if connection.vendor == "postgresql":
+        names = "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = "
+        found = {}
+        with connection.cursor() as cursor:
             cursor.execute("CREATE EXTENSION IF NOT EXISTS pgstattuple")
-            cursor.execute(
-                "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = "
-                "%s::regclass",
-                [TABLE],
-            )
+            cursor.execute(f"{names} %s::regclass", [TABLE])
             for (name,) in cursor.fetchall():
                 cursor.execute(
                     "SELECT tree_level + 1, leaf_pages, internal_pages "
                     "FROM pgstatindex(%s)",
                     [name],
                 )
-                found[name] = cursor.fetchone()
-        else:
-            cursor.execute(
-                "SELECT index_name, "
-                "SUM(IF(stat_name = 'n_leaf_pages', stat_value, 0)), "
-                "SUM(IF(stat_name = 'size', stat_value, 0)) "
-                "FROM mysql.innodb_index_stats WHERE table_name = %s "
-                "AND database_name = DATABASE() GROUP BY index_name",
-                [TABLE],
-            )
-            for name, leaves, pages in cursor.fetchall():
-                inner = max(float(pages - leaves), 1)
-                # The server does not tell levels; with this many pages there are two
-                # above the leaves, unless the root alone leads to all of them.
-                found[name] = (2 if inner == 1 else 3, leaves, inner)
-    return {
-        name: {"levels": int(levels), "leaves": int(leaves), "inner": int(inner)}
-        for name, (levels, leaves, inner) in found.items()
-    }
+                levels, leaves, inner = cursor.fetchone()
+                found[name] = Shape(levels=levels, leaves=leaves, inner=inner)
+        return found
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT index_name, "
+            "SUM(IF(stat_name = 'n_leaf_pages', stat_value, 0)), "
+            "SUM(IF(stat_name = 'size', stat_value, 0)) "
+            "FROM mysql.innodb_index_stats WHERE table_name = %s "
+            "AND database_name = DATABASE() GROUP BY index_name",
+            [TABLE],
+        )
+        return {
+            name: Shape(levels=None, leaves=int(leaves), inner=int(pages - leaves))
+            for name, leaves, pages in cursor.fetchall()
+        }
 
 
-def levels_with(shape: NUMBERS, records: float, more: float) -> int:
-    """Return the levels of an index that grows from some records to more."""
-    leaves = shape["leaves"] * more / records
+def primary_key(step: dict[str, Any]) -> Shape:
+    """Return the shape of the index by which each request looks up its record."""
+    shapes: dict[str, Shape] = step["indexes"]
+    (name,) = (name for name in shapes if name == "PRIMARY" or name.endswith("_pkey"))
+    return shapes[name]
+
+
+def levels_with(shape: Shape, times: float) -> int:
+    """Return the levels of an index with so many times as many records."""
     # The root has few entries, so it says nothing.
     fanout = shape["leaves"] / max(shape["inner"] - 1, 1)
-    return max(int(shape["levels"]), 1 + math.ceil(math.log(leaves, fanout)))
+    levels = 1 + math.ceil(math.log(shape["leaves"] * times, fanout))
+    return max(shape["levels"] or 0, levels)
 
 
-def largest(step: dict[str, Any]) -> NUMBERS:
-    """Return the shape of the index with most pages."""
-    shapes: list[NUMBERS] = list(step["indexes"].values())
-    return max(shapes, key=lambda shape: shape["leaves"])
+def cache(told: dict[str, Any], step: dict[str, Any]) -> int:
+    """Return the bytes of the pages of which first requests change any."""
+    shapes: dict[str, Shape] = step["indexes"]
+    pages = [s["leaves"] for name, s in shapes.items() if not name.endswith(IN_ORDER)]
+    return PAGE[told["database"]] * sum(pages)
 
 
 def logs_of_first_requests(place: str, count: int = 500) -> list[float]:
@@ -162,53 +177,52 @@ def report(told: dict[str, Any]) -> str:
                 *(f"{step['purge'][name]:,.0f}" for name in ("kept up", "behind")),
                 f"{middle:.2f} ({worst:.2f}), {slowest}",
                 f"{step['bytes']:,.0f}",
-                "-".join(f"{each:,.0f}" for each in step["log"]),
-                int(largest(step)["levels"]),
+                " to ".join(f"{each:,.0f}" for each in step["log"]),
             )
         )
     head = (
         "records",
-        "first-time",
+        "first request",
         "replay",
         "purge, rows/s",
         "far behind, rows/s",
         "slowest page, s",
         "bytes per record",
-        "log per first request",
-        "levels",
+        "log bytes per first request",
     )
-    last_count, last = list(steps.items())[-1]
-    more_rows = [
+    count, last = list(steps.items())[-1]
+    sizes = [
         (
             f"{more:,}",
-            f"{last['bytes'] * more / 2**30:,.0f} GiB",
-            levels_with(largest(last), int(last_count), more),
+            gib(last["bytes"] * more),
+            gib(cache(told, last) * more / int(count)),
+            levels_with(primary_key(last), more / int(count)),
         )
-        for more in MORE
+        for more in (int(count), *MORE)
     ]
-    per_day = [
+    rates = [
         (
             f"{rate:,}",
-            f"{rate * DAY * last['bytes'] / 2**30:,.0f} GiB",
-            "-".join(f"{rate * DAY * each / 2**30:,.0f}" for each in last["log"])
-            + " GiB",
-            *(
-                f"{rate * DAY * days / 1e6:,.0f} million, "
-                f"{rate * DAY * days * last['bytes'] / 2**30:,.0f} GiB"
-                for days in DAYS
-            ),
+            f"{rate * DAY / 1e6:,.1f} million",
+            " to ".join(gib(rate * DAY * each) for each in last["log"]),
+            *(gib(rate * DAY * days * last["bytes"]) for days in DAYS),
         )
         for rate in PER_SECOND
     ]
-    days = [f"{count} days kept" if count > 1 else "1 day kept" for count in DAYS]
+    kept = [f"{days} days kept" if days > 1 else "1 day kept" for days in DAYS]
     return "\n\n".join(
         [
             f"{told['database']}, bodies of {SIZE} bytes",
             table(head, rows),
-            table(("records", "on disk", "levels"), more_rows),
-            table(("first requests/s", "records/day", "log/day", *days), per_day),
+            table(("records", "on disk", "cache", "levels"), sizes),
+            table(("first requests/s", "records/day", "log/day", *kept), rates),
         ]
     )
+
+
+def gib(size: float) -> str:
+    """Return bytes as the tables have them."""
+    return f"{size / 2**30:,.0f} GiB"
 
 
 def main() -> int:
