@@ -6,16 +6,6 @@ from django.db import DatabaseError, InternalError, OperationalError
 
 from idempotency.discretion import causes
 
-__all__ = [
-    "causes",
-    "error_classes",
-    "is_conflict",
-    "is_read_only",
-    "is_unavailable",
-    "number_of",
-    "state_of",
-]
-
 # What undoes a transaction because of others. PostgreSQL: serialization_failure,
 # deadlock_detected. MariaDB and MySQL: deadlock or certification failure of Galera,
 # record changed since last read.
